@@ -1,0 +1,35 @@
+"""The key-value cache of cached decoding."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+@chex.dataclass(frozen=True)
+class KVCache:
+  """Keys and values of a batch of prompts and of their growing responses.
+
+  Kept in two parts so that all rows write a new token to the same column of
+  the response part, whatever the lengths of their prompts: one cheap
+  dynamic_update_slice and no scatter. Arrays are head-major, in the compute
+  dtype, and each tuple has one for every layer.
+
+  Attributes:
+    prompt_k: keys [B, K, P, H]; columns from a row's prompt length on are
+      padding.
+    prompt_v: their values.
+    response_k: keys [B, K, T, H]; column t belongs to response token t.
+    response_v: their values.
+    prompt_lengths_B: int32.
+  """
+
+  prompt_k: tuple[jax.Array, ...]
+  prompt_v: tuple[jax.Array, ...]
+  response_k: tuple[jax.Array, ...]
+  response_v: tuple[jax.Array, ...]
+  prompt_lengths_B: jax.Array
+
+
+def repeat(cache: KVCache, n: int) -> KVCache:
+  """Repeats each row n times in place: several samples of one prompt."""
+  return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), cache)

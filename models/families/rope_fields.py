@@ -1,0 +1,124 @@
+"""The rope fields of a config.json, in both of their styles.
+
+Since version 5 transformers writes `rope_parameters`, which holds the base as
+well; older checkpoints have `rope_theta` beside `rope_scaling`, and their kind
+may be called `type`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from reft_jax.models import config as configs
+from reft_jax.models import errors
+
+
+def read(fields: Mapping[str, Any], max_positions: int) -> configs.RopeConfig:
+  """The RopeConfig of a config.json.
+
+  Raises:
+    UnsupportedModelError: the kind is unknown or lacks a number it needs.
+  """
+  rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+  kind = rope.get("rope_type") or rope.get("type") or "default"
+  if kind not in configs.ROPE_KINDS:
+    raise errors.UnsupportedModelError(
+      f"config.json: rope type {kind!r} is not one of "
+      f"{', '.join(configs.ROPE_KINDS)}."
+    )
+  partial = rope.get("partial_rotary_factor")
+  partial = partial or fields.get("partial_rotary_factor") or 1.0
+  if partial != 1.0:
+    raise errors.UnsupportedModelError(
+      f"config.json: partial_rotary_factor={partial} is not supported; "
+      "all of a head must rotate."
+    )
+
+  def need(name):
+    if rope.get(name) is None:
+      raise errors.UnsupportedModelError(
+        f"config.json: rope type {kind!r} needs the field {name!r}."
+      )
+    return rope[name]
+
+  original = (
+    fields.get("original_max_position_embeddings")
+    or rope.get("original_max_position_embeddings")
+    or max_positions
+  )
+  numbers: dict[str, Any] = {}
+  match kind:
+    case "linear" | "dynamic":
+      numbers = {"factor": need("factor")}
+    case "llama3":
+      numbers = {
+        "factor": need("factor"),
+        "original_max_positions": original,
+        "low_freq_factor": need("low_freq_factor"),
+        "high_freq_factor": need("high_freq_factor"),
+      }
+    case "yarn":
+      factor = rope.get("factor") or max_positions / original
+      numbers = {
+        "factor": factor,
+        "original_max_positions": original,
+        "attention_factor": _yarn_attention_factor(rope, factor),
+        "beta_fast": rope.get("beta_fast") or 32.0,
+        "beta_slow": rope.get("beta_slow") or 1.0,
+        "truncate": rope.get("truncate", True),
+      }
+    case "longrope":
+      factor = rope.get("factor") or max_positions / original
+      numbers = {
+        "factor": factor,
+        "original_max_positions": original,
+        "attention_factor": _longrope_attention_factor(rope, factor, original),
+        "short_factor": tuple(need("short_factor")),
+        "long_factor": tuple(need("long_factor")),
+      }
+  theta = rope.get("rope_theta") or fields.get("rope_theta") or 10000.0
+  return configs.RopeConfig(kind=kind, theta=theta, **numbers)
+
+
+def write(rope: configs.RopeConfig) -> dict[str, Any]:
+  """The `rope_parameters` of a config.json."""
+  fields: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
+  if rope.kind != "default":
+    fields["factor"] = rope.factor
+  if rope.kind in ("llama3", "yarn", "longrope"):
+    fields["original_max_position_embeddings"] = rope.original_max_positions
+  if rope.kind == "llama3":
+    fields["low_freq_factor"] = rope.low_freq_factor
+    fields["high_freq_factor"] = rope.high_freq_factor
+  if rope.kind in ("yarn", "longrope"):
+    fields["attention_factor"] = rope.attention_factor
+  if rope.kind == "yarn":
+    fields["beta_fast"] = rope.beta_fast
+    fields["beta_slow"] = rope.beta_slow
+    fields["truncate"] = rope.truncate
+  if rope.kind == "longrope":
+    fields["short_factor"] = list(rope.short_factor)
+    fields["long_factor"] = list(rope.long_factor)
+  return fields
+
+
+def _yarn_attention_factor(rope, factor) -> float:
+  """Given, or 0.1 m ln(factor) + 1, or a ratio of two such (DeepSeek)."""
+  if rope.get("attention_factor") is not None:
+    return rope["attention_factor"]
+
+  def scale(m):
+    return 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0
+
+  if rope.get("mscale") and rope.get("mscale_all_dim"):
+    return scale(rope["mscale"]) / scale(rope["mscale_all_dim"])
+  return scale(1.0)
+
+
+def _longrope_attention_factor(rope, factor, original) -> float:
+  """Given, or sqrt(1 + ln(factor) / ln(original context))."""
+  if rope.get("attention_factor") is not None:
+    return rope["attention_factor"]
+  if factor <= 1:
+    return 1.0
+  return math.sqrt(1 + math.log(factor) / math.log(original))

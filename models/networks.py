@@ -1,0 +1,153 @@
+"""Networks: the pure functions that the rest of the program sees."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reft_jax.models import cache as caches
+from reft_jax.models import config as configs
+from reft_jax.models import layers, partition, transformer
+
+Params = dict[str, Any]
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+REMATS = ("none", *transformer.REMAT_POLICIES)
+VALUE_KINDS = ("shared", "separate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """A policy and its value function, as pure functions of parameters.
+
+  Parameters are plain dicts of fp32 arrays. A policy is
+
+      {"trunk": {"embed_VD", "blocks": {...}, "norm_D"}, "lm_DV"}
+
+  without lm_DV where the head is tied; arrays under "blocks" have a leading
+  layer axis that their names do not show. A value function is {"head"} when
+  it reads the policy's trunk ("shared") and {"trunk", "head"} when it has its
+  own ("separate"): which trunk is read is the caller's choice of subtree.
+
+  Attributes:
+    config: the architecture.
+    compute_dtype: of activations, and of weights where they are used.
+    remat: what a training forward keeps of each block for the backward pass:
+      "none" keeps everything, "dots" the results of matrix products, "block"
+      nothing but the block's input.
+  """
+
+  config: configs.ModelConfig
+  compute_dtype: str = "float32"
+  remat: str = "none"
+
+  def __post_init__(self):
+    _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+    _check_choice("remat", self.remat, REMATS)
+    _check_choice("activation", self.config.activation, layers.ACTIVATIONS)
+    _check_choice("rope kind", self.config.rope.kind, configs.ROPE_KINDS)
+
+  @property
+  def _trunk(self) -> transformer.Trunk:
+    return transformer.Trunk(self.config, self.compute_dtype, self.remat)
+
+  def init(self, key: jax.Array) -> Params:
+    """A fresh policy: normal weights, norms 1, biases 0."""
+    trunk_key, head_key = jax.random.split(key)
+    tokens_BS = jnp.zeros((1, 1), jnp.int32)
+    lengths_B = jnp.ones((1,), jnp.int32)
+    trunk = self._trunk.init(trunk_key, tokens_BS, lengths_B)["params"]
+    if self.config.tied_head:
+      return {"trunk": trunk}
+    shape = self.config.shape("lm_DV")
+    lm_DV = self.config.init_scale * jax.random.normal(head_key, shape)
+    return {"trunk": trunk, "lm_DV": lm_DV}
+
+  def init_value(self, policy: Params, kind: str) -> Params:
+    """A value function that starts at zero everywhere.
+
+    Args:
+      policy: the policy; a "separate" value function starts from a copy of its
+        trunk.
+      kind: one of VALUE_KINDS.
+    """
+    _check_choice("value", kind, VALUE_KINDS)
+    head = {
+      "w_D": jnp.zeros(self.config.shape("w_D"), jnp.float32),
+      "b": jnp.zeros((), jnp.float32),
+    }
+    if kind == "shared":
+      return {"head": head}
+    return {"trunk": jax.tree.map(jnp.copy, policy["trunk"]), "head": head}
+
+  def hidden(
+    self, trunk: Params, tokens_BS: jax.Array, lengths_B: jax.Array
+  ) -> jax.Array:
+    """hidden_BSD after the final norm, of rows padded on the right."""
+    return self._trunk.apply({"params": trunk}, tokens_BS, lengths_B)
+
+  def logits(self, policy: Params, hidden_xD: jax.Array) -> jax.Array:
+    """fp32 next-token logits_xV; x is any number of leading axes.
+
+    Takes a policy or its published form. Products are in the compute dtype,
+    their sums in fp32.
+    """
+    if self.config.tied_head:
+      name, weight, axes = "embed_VD", policy["trunk"]["embed_VD"], "VD"
+    else:
+      name, weight, axes = "lm_DV", policy["lm_DV"], "DV"
+    return jnp.einsum(
+      f"...D,{axes}->...V",
+      hidden_xD.astype(self.compute_dtype),
+      partition.gather(name, weight.astype(self.compute_dtype)),
+      preferred_element_type=jnp.float32,
+    )
+
+  def values(self, head: Params, hidden_xD: jax.Array) -> jax.Array:
+    """fp32 values_x, w . hidden + b; x is any number of leading axes."""
+    hidden_xD = hidden_xD.astype(jnp.float32)
+    return jnp.einsum("...D,D->...", hidden_xD, head["w_D"]) + head["b"]
+
+  def publish(self, policy: Params) -> Params:
+    """The policy as the sampler reads it, to be jitted by the caller.
+
+    Cast to the compute dtype, blocks unstacked to a tuple. Always new arrays:
+    a published policy outlives the donation of the master it came from.
+    """
+
+    def layer(index):
+      return jax.tree.map(lambda w: w[index], policy["trunk"]["blocks"])
+
+    blocks = tuple(layer(index) for index in range(self.config.layers))
+    unstacked = {**policy, "trunk": {**policy["trunk"], "blocks": blocks}}
+    return jax.tree.map(lambda w: jnp.array(w, self.compute_dtype), unstacked)
+
+  def prefill(
+    self,
+    published: Params,
+    tokens_BP: jax.Array,
+    lengths_B: jax.Array,
+    response_tokens: int,
+  ) -> tuple[jax.Array, caches.KVCache]:
+    """hidden_BD at each last prompt token, and room for a response."""
+    return transformer.prefill(
+      self.config, published["trunk"], tokens_BP, lengths_B, response_tokens
+    )
+
+  def decode(
+    self,
+    published: Params,
+    cache: caches.KVCache,
+    token_B: jax.Array,
+    step: jax.Array,
+  ) -> tuple[jax.Array, caches.KVCache]:
+    """hidden_BD at response token number `step`, and the cache with it."""
+    return transformer.decode(
+      self.config, published["trunk"], cache, token_B, step
+    )
+
+
+def _check_choice(name, value, choices) -> None:
+  if value not in choices:
+    raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}.")

@@ -1,0 +1,218 @@
+"""Hugging Face folders to parameters and back, on the host.
+
+A folder holds config.json and safetensors, in one file or in shards that
+model.safetensors.index.json lists.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from reft_jax.models import config as configs
+from reft_jax.models import errors, layers
+from reft_jax.models.families import llama, table
+
+UnsupportedModelError = errors.UnsupportedModelError
+
+_FAMILIES = {"llama": llama}
+_CONFIG = "config.json"
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_DTYPES = ("F32", "F16", "BF16")
+_LISTED = 5  # Problems an error message spells out before it counts the rest.
+
+
+def read_config(path: str | pathlib.Path) -> configs.ModelConfig:
+  """The architecture of the model in a folder.
+
+  Raises:
+    UnsupportedModelError: no readable config.json, or one that asks for
+      something these networks do not do.
+  """
+  file = pathlib.Path(path) / _CONFIG
+  fields = _read_json(file)
+  family = _family(fields.get("model_type"), file)
+  if fields.get("quantization_config"):
+    raise UnsupportedModelError(
+      f"{file}: quantized weights cannot be trained; use the original model."
+    )
+  try:
+    config = family.read_config(fields)
+  except KeyError as missing:
+    raise UnsupportedModelError(
+      f"{file}: the field {missing} is missing."
+    ) from None
+  except UnsupportedModelError as error:
+    raise UnsupportedModelError(f"{file}: {error}") from None
+  if config.activation not in layers.ACTIVATIONS:
+    raise UnsupportedModelError(
+      f"{file}: hidden_act {config.activation!r} is not one of "
+      f"{', '.join(layers.ACTIVATIONS)}."
+    )
+  return config
+
+
+def load(
+  path: str | pathlib.Path,
+) -> tuple[configs.ModelConfig, dict[str, Any]]:
+  """Reads a model: its architecture and its policy in fp32 numpy arrays.
+
+  Stored fp16 and bf16 weights are widened, which is exact.
+
+  Raises:
+    UnsupportedModelError: as `read_config`; or a file is missing; or tensors
+      are missing, unexpected, of another shape or of no known type, listed by
+      the checkpoint's names and ours.
+  """
+  config = read_config(path)
+  folder = pathlib.Path(path)
+  family = _FAMILIES[config.family]
+  files = _tensor_files(folder)
+  rows = family.tensors(config)
+  _check_tensors(folder, config, rows, files, family.IGNORED)
+  policy: dict[str, Any] = {}
+  for row in rows:
+    names = row.names(config.layers)
+    array = np.empty((len(names), *config.shape(row.path)), np.float32)
+    for layer, name in enumerate(names):
+      array[layer] = row.from_stored(files[name].get_tensor(name), config.sizes)
+    table.put(policy, row.path, array if row.stacked else array[0])
+  return config, policy
+
+
+def save(
+  path: str | pathlib.Path,
+  config: configs.ModelConfig,
+  policy: Mapping[str, Any],
+  *,
+  extra: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes a folder that AutoModelForCausalLM.from_pretrained opens, in fp32.
+
+  Args:
+    path: the folder, made if need be; its model files are replaced.
+    config: the architecture.
+    policy: the parameters, in host or device memory.
+    extra: more fields of config.json; the tokenizer's `bos_token_id`,
+      `eos_token_id` and `pad_token_id` belong here, and are null otherwise.
+  """
+  folder = pathlib.Path(path)
+  folder.mkdir(parents=True, exist_ok=True)
+  family = _FAMILIES[config.family]
+  params = dict(table.walk(policy))
+  stored = {}
+  for row in family.tensors(config):
+    array = np.asarray(params[row.path], np.float32)
+    names = row.names(config.layers)
+    arrays = array if row.stacked else array[None]
+    for name, one in zip(names, arrays, strict=True):
+      stored[name] = row.to_stored(one, config.sizes)
+  # "pt" is what transformers insists on; the layout has no other meaning.
+  safetensors.numpy.save_file(
+    stored, folder / _WEIGHTS, metadata={"format": "pt"}
+  )
+  fields = {
+    **family.write_config(config),
+    "dtype": "float32",
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    **(extra or {}),
+  }
+  (folder / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def _family(model_type, file):
+  if model_type not in _FAMILIES:
+    raise UnsupportedModelError(
+      f"{file}: model_type {model_type!r} is not supported; "
+      f"supported: {', '.join(_FAMILIES)}."
+    )
+  return _FAMILIES[model_type]
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    content = json.loads(file.read_text())
+  except FileNotFoundError:
+    raise UnsupportedModelError(
+      f"{file} does not exist; give a folder in the Hugging Face layout, "
+      "with config.json and model.safetensors."
+    ) from None
+  except (OSError, ValueError) as error:
+    raise UnsupportedModelError(f"{file} cannot be read: {error}.") from None
+  if not isinstance(content, dict):
+    raise UnsupportedModelError(f"{file} does not hold a JSON object.")
+  return content
+
+
+def _tensor_files(folder: pathlib.Path) -> dict[str, Any]:
+  """The open file that holds each tensor."""
+  if (folder / _WEIGHTS).is_file():
+    shards = [_WEIGHTS]
+  elif (folder / _INDEX).is_file():
+    index = _read_json(folder / _INDEX)
+    shards = sorted(set(index.get("weight_map", {}).values()))
+  else:
+    raise UnsupportedModelError(
+      f"{folder} holds neither {_WEIGHTS} nor {_INDEX}; pickled weights "
+      "(pytorch_model.bin) must be saved again with safetensors first."
+    )
+  files = {}
+  for shard in shards:
+    file = _open(folder / shard)
+    files.update(dict.fromkeys(file.keys(), file))
+  return files
+
+
+def _open(file: pathlib.Path):
+  try:
+    return safetensors.safe_open(file, framework="np")
+  except (OSError, safetensors.SafetensorError) as error:
+    raise UnsupportedModelError(f"{file} cannot be read: {error}.") from None
+
+
+def _check_tensors(folder, config, rows, files, ignored) -> None:
+  """Raises an error that lists all that is wrong with a checkpoint."""
+  expected = {name: row for row in rows for name in row.names(config.layers)}
+  problems = [
+    *_problems(config, expected, files),
+    *(
+      f"{name} is unexpected"
+      for name in sorted(files.keys() - expected.keys())
+      if not re.fullmatch(ignored, name)
+      # Some tied checkpoints store the head all the same.
+      and not (config.tied_head and name == "lm_head.weight")
+    ),
+  ]
+  if problems:
+    more = len(problems) - _LISTED
+    listed = problems[:_LISTED] + ([f"and {more} more"] if more > 0 else [])
+    raise UnsupportedModelError(
+      f"{folder}: the tensors do not fit config.json: {'; '.join(listed)}."
+    )
+
+
+def _problems(config, expected, files) -> Iterator[str]:
+  for name, row in expected.items():
+    if name not in files:
+      yield f"{name} ({row.path}) is missing"
+      continue
+    tensor = files[name].get_slice(name)
+    shape = row.stored_shape(config.sizes)
+    if tuple(tensor.get_shape()) != shape:
+      yield (
+        f"{name} ({row.path}) has shape {tuple(tensor.get_shape())} "
+        f"and not {shape}"
+      )
+    elif tensor.get_dtype() not in _DTYPES:
+      yield (
+        f"{name} ({row.path}) has type {tensor.get_dtype()} and not one of "
+        f"{', '.join(_DTYPES)}"
+      )

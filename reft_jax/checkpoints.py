@@ -1,0 +1,102 @@
+"""Orbax checkpoints that a killed run finds again, whole or not at all."""
+
+import logging
+import pathlib
+import time
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from reft_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+  """The newest states of one loop, and what the host must remember of it.
+
+  Args:
+    directory: where the checkpoints lie; made if missing.
+    keep: how many are kept, the newest.
+  """
+
+  def __init__(self, directory: pathlib.Path, *, keep: int):
+    self._directory = pathlib.Path(directory).resolve()
+    self._keep = keep
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
+      ),
+    )
+
+  def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
+    """Saves in the background; durable after `wait`, `close` or a next save.
+
+    The state may be donated as soon as this returns.
+    """
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+      ),
+    )
+
+  def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The newest usable state, placed as `like` is, and its notes.
+
+    A checkpoint that cannot be read is set aside as `damaged-...` and the one
+    before it is tried. None where there never was a checkpoint.
+
+    Raises:
+      UserError: if there are checkpoints and none can be read.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        restored = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract),
+            notes=ocp.args.JsonRestore(),
+          ),
+        )
+      except Exception as error:  # Orbax has no common type for damage.
+        _log.warning("checkpoint %s cannot be read: %s", step, error)
+        self._set_aside(step)
+      else:
+        return restored.state, restored.notes
+    if steps:
+      raise UserError(
+        f"{self._directory}: none of the checkpoints {steps} can be read (they "
+        "are kept as damaged-*); remove the run's folder to start over."
+      )
+    return None
+
+  def notes(self) -> dict[str, Any] | None:
+    """The notes beside the newest state; None where nothing is saved."""
+    step = self._manager.latest_step()
+    if step is None:
+      return None
+    return self._manager.restore(
+      step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
+    ).notes
+
+  def _set_aside(self, step: int) -> None:
+    self._manager.close()
+    damaged = self._directory.parent / f"damaged-{step}-{int(time.time())}"
+    (self._directory / str(step)).rename(damaged)
+    self._manager = self._open()
+
+  def wait(self) -> None:
+    """Returns when everything saved so far is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then releases Orbax's threads."""
+    self._manager.close()

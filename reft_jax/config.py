@@ -1,0 +1,700 @@
+"""The run's settings: a frozen tree, its files, its command line, its checks.
+
+Defaults are the paper's (7B models, natural-language chains of thought). An
+experiment is a YAML file laid over them; the ones in `launch/experiments`
+travel inside the package and can be named without their path. A run that
+names none is the `embedded` experiment.
+"""
+
+import collections
+import dataclasses
+import difflib
+import math
+import operator
+import pathlib
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import omegaconf
+import yaml
+
+from reft_jax import errors
+
+Stage = Literal["base", "warmup", "sft", "reft"]
+STAGES: tuple[Stage, ...] = typing.get_args(Stage)
+
+USAGE = "[--config FILE]... [key=value]... [--print-config] [--help]"
+
+# In a checkout the experiments lie beside the launch scripts; installed, they
+# lie inside this package.
+_PACKAGED = pathlib.Path(__file__).resolve().parent / "experiments"
+EXPERIMENTS = (
+  _PACKAGED
+  if _PACKAGED.is_dir()
+  else _PACKAGED.parent.parent / "launch" / "experiments"
+)
+DEFAULT_EXPERIMENT = "embedded"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """The numbers a setting may take, in words and as a test."""
+
+  text: str
+  holds: Callable[[float], bool]
+
+
+_POSITIVE = Range("above 0", lambda x: x > 0)
+_NOT_NEGATIVE = Range("0 or more", lambda x: x >= 0)
+_SHARE = Range("between 0 and 1", lambda x: 0 <= x <= 1)
+_DECAY = Range("at least 0 and below 1", lambda x: 0 <= x < 1)
+_AXIS = Range("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
+
+
+def _setting(default: Any, text: str, allowed: Range | None = None) -> Any:
+  """A field with its line of help and the range of its numbers."""
+  return dataclasses.field(
+    default=default, metadata={"help": text, "range": allowed}
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """The problems, and how they become tokens."""
+
+  train: str = _setting(
+    "embedded", "training problems: embedded, a file, or hub:owner/name[:split]"
+  )
+  test: str | None = _setting(
+    None, "held-out problems, as for train (embedded brings its own)"
+  )
+  task: str | None = _setting(
+    None, "gsm8k, svamp, mathqa ...; null: read from the problems' ids"
+  )
+  dev_size: int = _setting(
+    200, "training problems set aside to choose models on", _NOT_NEGATIVE
+  )
+  train_limit: int | None = _setting(
+    None, "keep this many training problems", _POSITIVE
+  )
+  test_limit: int | None = _setting(
+    None, "keep this many test problems", _POSITIVE
+  )
+  reasoning: Literal["nl"] = _setting(
+    "nl", "kind of chain of thought: nl, natural language"
+  )
+  answers: Literal["strict", "official"] = _setting(
+    "strict", "answer matching; official repeats the released code's rules"
+  )
+  add_bos: bool = _setting(
+    False, "start prompts with the beginning-of-sequence token"
+  )
+  max_prompt_tokens: int = _setting(
+    300, "prompt slots; longer problems are left out", _POSITIVE
+  )
+  max_response_tokens: int = _setting(
+    400, "response slots; sampling ends there", _POSITIVE
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedConfig:
+  """The generated word problems, for runs that need no files."""
+
+  questions: int = _setting(500, "training questions", _POSITIVE)
+  test: int = _setting(1000, "held-out questions", _POSITIVE)
+  merge: float = _setting(
+    0.7, "chance that an annotation merges two steps into one", _SHARE
+  )
+  documents: int = _setting(
+    89_600, "documents the base model is trained on", _POSITIVE
+  )
+  noise: float = _setting(0.4, "share of documents with a mistake", _SHARE)
+  answer_phrase: float = _setting(
+    0.15, "share of documents that end in the answer phrase", _SHARE
+  )
+  min_events: int = _setting(3, "fewest events in a question", _POSITIVE)
+  max_events: int = _setting(4, "most events in a question", _POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The pretrained model and how it is run."""
+
+  path: str | None = _setting(
+    None, "Hugging Face folder; null: the base stage trains one"
+  )
+  compute_dtype: Literal["float32", "bfloat16"] = _setting(
+    "float32", "activations; weights and losses stay float32"
+  )
+  remat: Literal["none", "block", "dots"] = _setting(
+    "none", "what the backward pass computes again to save memory"
+  )
+  value: Literal["shared", "separate"] = _setting(
+    "shared", "the critic's trunk: the policy's, or its own"
+  )
+  logit_chunk: int = _setting(
+    1024, "token rows that meet the vocabulary at once", _POSITIVE
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How the devices are laid out; -1 takes those that are left."""
+
+  data: int = _setting(1, "copies of the weights, batch split", _AXIS)
+  fsdp: int = _setting(-1, "shards of the weights, batch split", _AXIS)
+  tensor: int = _setting(1, "shards of heads and hidden units", _AXIS)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """One optimizer and its schedule."""
+
+  kind: Literal["adamw", "muon"] = _setting(
+    "adamw", "muon: Muon for matrices, AdamW for the rest"
+  )
+  learning_rate: float = _setting(
+    1e-5, "peak; with muon, that of the matrices", _POSITIVE
+  )
+  adam_learning_rate: float = _setting(
+    3e-3, "with muon, the peak of everything else", _POSITIVE
+  )
+  schedule: Literal["constant", "linear", "cosine"] = _setting(
+    "linear", "the way down from the peak"
+  )
+  warmup_fraction: float = _setting(
+    0.1, "share of the steps that climb to the peak", _SHARE
+  )
+  final_fraction: float = _setting(
+    0.0, "share of the peak that is left at the end", _SHARE
+  )
+  weight_decay: float = _setting(0.0, "decoupled weight decay", _NOT_NEGATIVE)
+  b1: float = _setting(0.9, "decay of the first moment", _DECAY)
+  b2: float = _setting(0.999, "decay of the second moment", _DECAY)
+  eps: float = _setting(1e-8, "added to the second moment's root", _POSITIVE)
+  clip_norm: float | None = _setting(
+    1.0, "largest global norm of a gradient; null: any", _POSITIVE
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig:
+  """The small model that is trained from scratch for embedded runs."""
+
+  layers: int = _setting(2, "transformer blocks", _POSITIVE)
+  width: int = _setting(64, "size of the residual stream", _POSITIVE)
+  heads: int = _setting(4, "query heads", _POSITIVE)
+  kv_heads: int = _setting(4, "key and value heads", _POSITIVE)
+  ffn: int = _setting(172, "hidden units of a feed-forward layer", _POSITIVE)
+  steps: int = _setting(1400, "optimizer steps", _POSITIVE)
+  batch_size: int = _setting(64, "documents in a step", _POSITIVE)
+  cache: str | None = _setting(
+    None, "folder of trained base models; null: ~/.cache/reft_jax"
+  )
+  optimizer: OptimizerConfig = OptimizerConfig(
+    kind="muon", learning_rate=0.015, schedule="cosine", warmup_fraction=0.0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedConfig:
+  """Fine-tuning on the annotated chains of thought."""
+
+  epochs: int = _setting(40, "passes over the training problems", _POSITIVE)
+  batch_size: int = _setting(48, "problems in a step, all devices", _POSITIVE)
+  micro_batch_size: int | None = _setting(
+    None, "problems held in memory at once; null: the batch", _POSITIVE
+  )
+  learning_rates: tuple[float, ...] | None = _setting(
+    None,
+    "tried one by one, the best on dev stays; null: the optimizer's",
+    _POSITIVE,
+  )
+  start: Literal["base", "warmup"] = _setting(
+    "base", "model to start from: base is model.path or the base stage's"
+  )
+  evaluate_every: int = _setting(1, "epochs between evaluations", _POSITIVE)
+  optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReftConfig:
+  """Reinforced fine-tuning by PPO."""
+
+  steps: int | None = _setting(
+    None, "steps of sampling and learning; null: as epochs says", _POSITIVE
+  )
+  epochs: int = _setting(300, "passes, where steps is null", _POSITIVE)
+  batch_size: int = _setting(32, "rollouts in a step, all devices", _POSITIVE)
+  samples_per_question: int = _setting(
+    1, "rollouts of one question in a step", _POSITIVE
+  )
+  minibatch_size: int | None = _setting(
+    None, "rollouts in an update; null: the batch", _POSITIVE
+  )
+  micro_batch_size: int | None = _setting(
+    None, "rollouts held in memory at once; null: the minibatch", _POSITIVE
+  )
+  ppo_epochs: int = _setting(2, "passes over the rollouts of a step", _POSITIVE)
+  temperature: float = _setting(1.0, "of the rollouts", _POSITIVE)
+  gamma: float = _setting(1.0, "discount of rewards", _SHARE)
+  lam: float = _setting(0.95, "lambda of the advantages", _SHARE)
+  kl_coef: float = _setting(
+    0.05, "cost of drifting from the starting model", _NOT_NEGATIVE
+  )
+  clip: float = _setting(0.2, "clip range of the ratio", _POSITIVE)
+  value_clip: float = _setting(0.2, "clip range of the values", _POSITIVE)
+  vf_coef: float = _setting(5.0, "weight of the value loss", _NOT_NEGATIVE)
+  whiten: bool = _setting(True, "whiten the advantages of a step")
+  partial_reward: float = _setting(
+    0.1, "reward of a wrong answer, where a right one earns 1", _SHARE
+  )
+  evaluate_every: int = _setting(100, "steps between evaluations", _POSITIVE)
+  optimizer: OptimizerConfig = OptimizerConfig(
+    learning_rate=3e-7, schedule="constant", warmup_fraction=0.0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """How models are compared."""
+
+  batch_size: int = _setting(64, "problems answered at once", _POSITIVE)
+  dev_limit: int | None = _setting(
+    None, "dev problems in an evaluation during training", _POSITIVE
+  )
+  majority_samples: int = _setting(
+    16, "samples in the final vote; 0: no vote", _NOT_NEGATIVE
+  )
+  majority_temperature: float = _setting(1.0, "of those samples", _POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+  """What is told along the way."""
+
+  every: int = _setting(1, "steps between lines of metrics", _POSITIVE)
+  sample_every: int = _setting(
+    10, "steps between samples shown; 0: never", _NOT_NEGATIVE
+  )
+  tensorboard: bool = _setting(True, "write TensorBoard files too")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """What survives an interruption."""
+
+  every: int = _setting(50, "steps between checkpoints", _POSITIVE)
+  keep: int = _setting(2, "newest checkpoints kept", _POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that defines a run."""
+
+  name: str = _setting("embedded", "what the run is called")
+  seed: int = _setting(0, "every random choice follows from it", _NOT_NEGATIVE)
+  output: str | None = _setting(None, "run folder; null: runs/NAME-seedSEED")
+  resume: Literal["auto", "never"] = _setting(
+    "auto", "auto goes on where the run folder's last checkpoint ends"
+  )
+  stages: tuple[Stage, ...] = _setting(STAGES, "what is run, in this order")
+  data: DataConfig = DataConfig()
+  embedded: EmbeddedConfig = EmbeddedConfig()
+  model: ModelConfig = ModelConfig()
+  mesh: MeshConfig = MeshConfig()
+  base: BaseConfig = BaseConfig()
+  warmup: SupervisedConfig = SupervisedConfig(epochs=2)
+  sft: SupervisedConfig = SupervisedConfig()
+  reft: ReftConfig = ReftConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+  logging: LoggingConfig = LoggingConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """A command line, understood."""
+
+  config: Config
+  action: Literal["run", "help", "print-config"]
+  overrides: tuple[str, ...]
+
+
+def parse(argv: Sequence[str]) -> Command:
+  """Reads a command line: `--config FILE`, `key=value`, `--print-config`.
+
+  Files are laid over the defaults in their order, then the overrides. The
+  result has the right types; `validate` and `check_files` say if it makes
+  sense.
+
+  Raises:
+    UserError: An unknown argument or key, a value of the wrong type, a file
+      that is missing or is not YAML.
+  """
+  files, overrides, action = [], [], "run"
+  arguments = collections.deque(argv)
+  while arguments:
+    argument = arguments.popleft()
+    if argument in ("-h", "--help"):
+      return Command(config=Config(), action="help", overrides=())
+    if argument == "--print-config":
+      action = "print-config"
+    elif argument == "--config":
+      if not arguments:
+        raise errors.UserError("--config needs a file after it")
+      files.append(arguments.popleft())
+    elif argument.startswith("--config="):
+      files.append(argument.removeprefix("--config="))
+    elif "=" in argument and not argument.startswith("-"):
+      overrides.append(argument)
+    else:
+      raise errors.UserError(f"unknown argument {argument!r}; expected {USAGE}")
+  config = load(files or [DEFAULT_EXPERIMENT], overrides)
+  return Command(config=config, action=action, overrides=tuple(overrides))
+
+
+def load(files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
+  """Lays files, then `key=value` overrides, over the defaults.
+
+  Raises:
+    UserError: See `parse`.
+  """
+  tree = omegaconf.OmegaConf.structured(Config)
+  _unlock(tree)
+  for file in files:
+    _overlay(tree, _read(file), where=file)
+  for override in overrides:
+    try:
+      layer = omegaconf.OmegaConf.from_dotlist([override])
+    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+      raise errors.UserError(
+        f"command line: cannot read {override!r}; quote its value"
+      ) from error
+    _overlay(tree, layer, where="command line")
+  try:
+    return omegaconf.OmegaConf.to_object(tree)
+  except omegaconf.errors.OmegaConfBaseException as error:
+    raise errors.UserError(_first_line(error)) from error
+
+
+def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+  """Every setting below a node: dotted key, dataclass field and value."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from settings(value, f"{prefix}{field.name}.")
+    else:
+      yield f"{prefix}{field.name}", field, value
+
+
+def to_yaml(config: Config) -> str:
+  """The whole tree as YAML that `load` reads back to an equal config."""
+  return yaml.safe_dump(_plain(config), sort_keys=False)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+  """What changed, one `key: old -> new` for each setting."""
+  pairs = zip(settings(old), settings(new), strict=True)
+  return [
+    f"{key}: {_show(was)} -> {_show(now)}"
+    for (key, _, was), (_, _, now) in pairs
+    if was != now
+  ]
+
+
+def run_directory(config: Config) -> pathlib.Path:
+  """Where the run writes everything it leaves behind."""
+  return pathlib.Path(config.output or f"runs/{config.name}-seed{config.seed}")
+
+
+def validate(config: Config) -> None:
+  """Checks that the settings fit each other.
+
+  Raises:
+    UserError: One line for every problem found.
+  """
+  # Sizes are compared only once each is known to be a sensible number.
+  problems = list(_out_of_range(config)) or list(_misfits(config))
+  if problems:
+    raise errors.UserError("\n".join(problems))
+
+
+def check_files(config: Config) -> None:
+  """Checks that the files and folders a run starts from exist.
+
+  Raises:
+    UserError: One line for everything that is missing.
+  """
+  problems = [
+    f"{key}={source}: no such file in {pathlib.Path.cwd()}"
+    for key, source in (
+      ("data.train", config.data.train),
+      ("data.test", config.data.test),
+    )
+    if _is_file(source) and not pathlib.Path(source).is_file()
+  ]
+  path = config.model.path
+  if path and not (pathlib.Path(path) / "config.json").is_file():
+    problems.append(
+      f"model.path={path}: no Hugging Face model there (a folder with"
+      " config.json, *.safetensors and tokenizer.json)"
+    )
+  if problems:
+    raise errors.UserError("\n".join(problems))
+
+
+def print_help(program: str) -> None:
+  """Prints the usage and every setting with its default and meaning."""
+  import rich.console
+  import rich.table
+
+  groups = collections.defaultdict(list)
+  for key, field, value in settings(Config()):
+    group, _, name = key.rpartition(".")
+    groups[group].append((name, _show(value), field.metadata["help"]))
+  table = rich.table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+  table.add_column("setting", no_wrap=True)
+  table.add_column("default", style="cyan", max_width=10)
+  table.add_column("meaning", ratio=1)
+  for group, rows in groups.items():
+    if group:
+      about = operator.attrgetter(group)(Config()).__doc__
+      table.add_row()
+      table.add_row(f"{group}.", "", about, style="bold")
+    for name, default, text in rows:
+      table.add_row(f"  {name}" if group else name, default, text)
+
+  console = rich.console.Console(highlight=False, markup=False)
+  console.print(f"Usage: python -m {program} {USAGE}\n", soft_wrap=True)
+  console.print(
+    "A FILE is YAML, or the name of a packaged experiment:"
+    f" {', '.join(_experiments())}. Later files win, then key=value, as in"
+    f" reft.steps=20. Without --config the run is {DEFAULT_EXPERIMENT}.\n"
+  )
+  console.print(table)
+
+
+def _plain(value: Any) -> Any:
+  """Dataclasses and tuples as the dicts and lists of YAML."""
+  if dataclasses.is_dataclass(value):
+    return {
+      field.name: _plain(getattr(value, field.name))
+      for field in dataclasses.fields(value)
+    }
+  return list(value) if isinstance(value, tuple) else value
+
+
+def _show(value: Any) -> str:
+  """A setting's value as it is written in an override."""
+  if isinstance(value, tuple | list):
+    return f"[{', '.join(map(_show, value))}]"
+  if value is None or isinstance(value, bool):
+    return {None: "null", True: "true", False: "false"}[value]
+  return str(value)
+
+
+def _experiments() -> list[str]:
+  return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+def _read(file: str) -> omegaconf.DictConfig:
+  """A YAML file, or the packaged experiment of that name."""
+  path = pathlib.Path(file)
+  if not path.is_file() and file in _experiments():
+    path = EXPERIMENTS / f"{file}.yaml"
+  if not path.is_file():
+    raise errors.UserError(
+      f"--config {file}: no such file; packaged experiments are"
+      f" {', '.join(_experiments())}"
+    )
+  try:
+    layer = omegaconf.OmegaConf.load(path)
+  except yaml.MarkedYAMLError as error:
+    raise errors.UserError(
+      f"{file} line {error.problem_mark.line + 1}: not valid YAML:"
+      f" {error.problem}"
+    ) from error
+  except (
+    OSError,
+    ValueError,
+    yaml.YAMLError,
+    omegaconf.errors.OmegaConfBaseException,
+  ) as error:
+    raise errors.UserError(f"{file}: {_first_line(error)}") from error
+  if not isinstance(layer, omegaconf.DictConfig):
+    raise errors.UserError(f"{file}: expected a mapping of settings")
+  return layer
+
+
+def _unlock(node: omegaconf.DictConfig) -> None:
+  """Lets a tree of frozen dataclasses be changed while it is put together."""
+  omegaconf.OmegaConf.set_readonly(node, False)
+  for child in node.values():
+    if isinstance(child, omegaconf.DictConfig):
+      _unlock(child)
+
+
+def _overlay(
+  tree: omegaconf.DictConfig, layer: omegaconf.DictConfig, where: str
+) -> None:
+  """Lays one file or override over the tree, setting by setting."""
+  for key, value in _leaves(
+    omegaconf.OmegaConf.to_container(layer, resolve=False)
+  ):
+    kind = _type_of(key, where)
+    if dataclasses.is_dataclass(kind):
+      if value in (None, {}):  # A group whose settings are all commented out.
+        continue
+      raise errors.UserError(
+        f"{where}: {key} is a group, set {key}.{_names(kind)[0]} and so on"
+      )
+    nullable = types.NoneType in typing.get_args(kind)
+    try:
+      omegaconf.OmegaConf.update(
+        tree, key, None if nullable and value in ("None", "none") else value
+      )
+    except omegaconf.errors.OmegaConfBaseException as error:
+      raise errors.UserError(
+        f"{where}: {key}={_show(value)} should be {_expected(kind)}"
+      ) from error
+
+
+def _leaves(layer: dict[Any, Any], prefix: str = "") -> Iterator[Any]:
+  """Dotted keys and values of a nested mapping."""
+  for key, value in layer.items():
+    if isinstance(value, dict) and value:
+      yield from _leaves(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _names(kind: type) -> list[str]:
+  return [field.name for field in dataclasses.fields(kind)]
+
+
+def _type_of(key: str, where: str) -> Any:
+  """The declared type of a dotted key; `where` it was read, for the error."""
+  kind, group = Config, ""
+  for part in key.split("."):
+    names = _names(kind) if dataclasses.is_dataclass(kind) else []
+    if part not in names:
+      last = key.rpartition(".")[2]
+      close = [
+        other
+        for other, _, _ in settings(Config())
+        if other.rpartition(".")[2] == last
+      ] or [group + name for name in difflib.get_close_matches(part, names)]
+      if close:
+        remedy = f"did you mean {' or '.join(close)}?"
+      elif names:
+        remedy = f"{group[:-1] or 'the top'} holds {', '.join(names)}"
+      else:
+        remedy = f"{group[:-1]} is not a group"
+      raise errors.UserError(f"{where}: unknown setting {key}; {remedy}")
+    kind = typing.get_type_hints(kind)[part]
+    group += f"{part}."
+  return kind
+
+
+def _expected(kind: Any) -> str:
+  """A type, in words."""
+  if typing.get_origin(kind) is Literal:
+    return "one of " + ", ".join(typing.get_args(kind))
+  if typing.get_origin(kind) is tuple:
+    return f"a list (each {_expected(typing.get_args(kind)[0])})"
+  if isinstance(kind, types.UnionType):
+    members = (k for k in typing.get_args(kind) if k is not types.NoneType)
+    return " or ".join([*map(_expected, members), "null"])
+  return {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+  }[kind]
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).partition("\n")[0]
+
+
+def _is_file(source: str | None) -> bool:
+  """Whether a data source is a file, not generated or on the hub."""
+  return bool(source) and source != "embedded" and source[:4] != "hub:"
+
+
+def _out_of_range(config: Config) -> Iterator[str]:
+  """Numbers outside their setting's range."""
+  for key, field, value in settings(config):
+    allowed = field.metadata["range"]
+    numbers = value if isinstance(value, tuple) else (value,)
+    for number in numbers:
+      if isinstance(number, float) and not math.isfinite(number):
+        yield f"{key}={number} must be finite"
+      elif allowed and number is not None and not allowed.holds(number):
+        yield f"{key}={_show(number)} must be {allowed.text}"
+
+
+def _misfits(config: Config) -> Iterator[str]:
+  """Settings that do not fit each other."""
+  data, embedded, reft = config.data, config.embedded, config.reft
+  if not config.name or set(config.name) & set("/\\"):
+    yield f"name={config.name!r} must be a folder's name"
+
+  if not config.stages:
+    yield "stages=[] must name at least one stage"
+  if config.stages != tuple(s for s in STAGES if s in config.stages):
+    yield f"stages={_show(config.stages)} must keep the order {_show(STAGES)}"
+  if "base" in config.stages:
+    if data.train != "embedded":
+      yield (
+        f"data.train={data.train}: the base stage is for embedded data only;"
+        " set model.path and stages=[warmup, sft, reft]"
+      )
+    if config.model.path:
+      yield (
+        f"model.path={config.model.path}: the base stage would train another"
+        " model; set stages=[warmup, sft, reft] or model.path=null"
+      )
+  elif not config.model.path:
+    yield "model.path=null needs the base stage, or set a model folder"
+  if config.warmup.start != "base":
+    yield "warmup.start=warmup must be base"
+  starts_warm = "sft" in config.stages and config.sft.start == "warmup"
+  if starts_warm and "warmup" not in config.stages:
+    yield "sft.start=warmup needs the warmup stage, or set sft.start=base"
+
+  for stage in ("warmup", "sft"):
+    rates = getattr(config, stage).learning_rates
+    if rates == ():
+      yield f"{stage}.learning_rates=[] must hold a number, or be null"
+    elif rates and len(rates) > 1 and not data.dev_size:
+      yield f"{stage}.learning_rates are chosen on dev: data.dev_size=0"
+
+  if embedded.min_events > embedded.max_events:
+    yield (
+      f"embedded.min_events={embedded.min_events} must not exceed"
+      f" embedded.max_events={embedded.max_events}"
+    )
+  if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
+    yield "mesh: only one axis can be -1, the rest of the devices"
+
+  sizes = {key: value for key, _, value in settings(config)}
+  if reft.minibatch_size is None:
+    sizes["reft.minibatch_size"] = reft.batch_size
+  for whole, part in (
+    ("base.width", "base.heads"),
+    ("base.heads", "base.kv_heads"),
+    ("warmup.batch_size", "warmup.micro_batch_size"),
+    ("sft.batch_size", "sft.micro_batch_size"),
+    ("reft.batch_size", "reft.samples_per_question"),
+    ("reft.batch_size", "reft.minibatch_size"),
+    ("reft.minibatch_size", "reft.micro_batch_size"),
+  ):
+    if sizes[part] is not None and sizes[whole] % sizes[part]:
+      yield (
+        f"{whole}={sizes[whole]} must be a multiple of {part}={sizes[part]}"
+      )

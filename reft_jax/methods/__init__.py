@@ -1,0 +1,1 @@
+"""The training methods: each loop reads like the paper's algorithm box."""

@@ -1,0 +1,286 @@
+"""What a training loop does besides learning: tell, choose, keep, resume."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from reft_jax import checkpoints, terminal, types
+from reft_jax.methods import answering
+from reft_jax.methods.run import Run
+
+Examine = Callable[[Any], list[answering.Answer]]
+
+
+class PreemptedError(Exception):
+  """The run was asked to stop, and has saved where it is."""
+
+
+class DivergedError(Exception):
+  """Updates are no longer finite."""
+
+
+_MOST_SKIPPED = 20
+
+_stop = threading.Event()
+
+
+def stop_on_signals() -> None:
+  """Makes SIGTERM save and stop at the end of the step under way."""
+  signal.signal(signal.SIGTERM, lambda *_: _stop.set())
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A policy that a stage ends with, and where in the stage it was best."""
+
+  policy: Any
+  dev_accuracy: float | None
+  best_step: int
+  seconds: float
+  learning_rate: float
+
+
+class Loop:
+  """One stage's loop of numbered steps, which a killed run takes up again.
+
+  Use as a context; `restore` first, `end_step` after every step, `result` at
+  the end. Step n, wherever it is logged or saved, is the state after n steps.
+
+  Args:
+    run: the run.
+    name: the stage's, also its folder's.
+    steps: how many there are.
+    evaluate_every: steps between evaluations on dev; the last step is always
+      evaluated.
+    examine: a policy's answers to the dev questions; the policy that does
+      best is kept. None where there is no dev set: then the last is.
+  """
+
+  def __init__(
+    self,
+    run: Run,
+    name: str,
+    *,
+    steps: int,
+    evaluate_every: int = 1,
+    examine: Examine | None = None,
+  ):
+    self._run = run
+    self._name = name
+    self._steps = steps
+    self._evaluate_every = evaluate_every
+    self._examine = examine
+    self._log_every = run.config.logging.every or max(1, steps // 50)
+    folder = stage_directory(run, name)
+    self._latest = checkpoints.Checkpoints(
+      folder / "checkpoints", keep=run.config.checkpoint.keep
+    )
+    self._kept = checkpoints.Checkpoints(folder / "best", keep=1)
+    self._samples = Samples(run, name)
+    self.best_step, self.best_accuracy = self._kept_notes()
+    self._seconds_before = 0.0
+    self._started = time.monotonic()
+    self._pending: dict[str, types.Mean] = {}
+    self._skipped = 0
+    self._exit = contextlib.ExitStack()
+    self._progress: terminal.Stage | None = None
+
+  def __enter__(self) -> "Loop":
+    self._exit.callback(self._latest.close)
+    self._exit.callback(self._kept.close)
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._exit.__exit__(*error)
+
+  @property
+  def seconds(self) -> float:
+    """Time spent in this loop, an earlier process's share included."""
+    return self._seconds_before + time.monotonic() - self._started
+
+  def restore(self, state: types.TrainState) -> tuple[types.TrainState, int]:
+    """The newest saved state and the number of steps it has behind it."""
+    restored = self._latest.restore(state)
+    step = 0
+    if restored is not None:
+      state, notes = restored
+      step = notes["step"]
+      self._seconds_before = notes["seconds"]
+      self._run.terminal.line(f"{self._name}: goes on after step {step}")
+    next_step = step + 1 if step else 0
+    self._run.recorder.rewind(self._name, next_step)
+    self._samples.rewind(next_step)
+    self._progress = self._exit.enter_context(
+      self._run.terminal.stage(self._name, self._steps, step)
+    )
+    if step == 0:
+      self._evaluate(0, state)
+    return state, step
+
+  def end_step(
+    self,
+    step: int,
+    state: types.TrainState,
+    metrics: Mapping[str, types.Mean],
+    sampled: Sequence[answering.Answer] = (),
+  ) -> None:
+    """Tells, evaluates and saves as the config asks; stops if asked to.
+
+    Args:
+      step: steps done, this one included.
+      state: the state after it.
+      metrics: this step's; summed until they are due.
+      sampled: completions of this step, of which one is shown now and then.
+
+    Raises:
+      PreemptedError: after SIGTERM, when the state is saved.
+      DivergedError: when too many updates in a row were not finite.
+    """
+    self._pending = merged(self._pending, metrics)
+    last = step == self._steps
+    values = None
+    if last or step % self._log_every == 0:
+      values = self._read()
+      self._log(step, values)
+    self._progress.step(step - 1, values)
+    every = self._run.config.logging.sample_every
+    if sampled and every and (step == 1 or last or step % every == 0):
+      self._samples.write(step, sampled, show=True)
+    if last or step % self._evaluate_every == 0:
+      self._evaluate(step, state)
+    if last or _stop.is_set() or step % self._run.config.checkpoint.every == 0:
+      self._save(step, state)
+    if _stop.is_set() and not last:
+      self._latest.wait()
+      raise PreemptedError(
+        f"stopped by a signal; {self._name} step {step} is saved"
+      )
+
+  def result(self, state: types.TrainState, learning_rate: float) -> Trained:
+    """What the stage ends with: the policy that did best on dev.
+
+    The last one where there is no dev set.
+    """
+    policy = state.params["policy"]
+    if self._examine is not None:
+      policy, _ = self._kept.restore(policy)
+    return Trained(
+      policy=policy,
+      dev_accuracy=self.best_accuracy if self._examine else None,
+      best_step=self.best_step,
+      seconds=self.seconds,
+      learning_rate=learning_rate,
+    )
+
+  def _kept_notes(self) -> tuple[int, float]:
+    notes = self._kept.notes() or {"step": 0, "accuracy": -1.0}
+    return notes["step"], notes["accuracy"]
+
+  def _read(self) -> dict[str, float]:
+    """The metrics since they were last read, as numbers."""
+    means = jax.device_get(self._pending)
+    self._pending = {}
+    skipped = means.get("skipped_updates")
+    if skipped is not None:
+      everything = skipped.total == skipped.count
+      self._skipped = self._skipped + int(skipped.total) if everything else 0
+      if self._skipped >= _MOST_SKIPPED:
+        raise DivergedError(
+          f"{self._name}: the last {self._skipped} updates were not finite and "
+          "were skipped; lower the learning rate, or raise kl_coef."
+        )
+    return {name: mean.value() for name, mean in means.items()}
+
+  def _log(self, step: int, values: Mapping[str, float]) -> None:
+    self._run.recorder.log(step, values, stage=self._name)
+
+  def _evaluate(self, step: int, state: types.TrainState) -> None:
+    """Greedy accuracy on dev; the best parameters so far are kept."""
+    if self._examine is None:
+      return
+    graded = self._examine(state.params["policy"])
+    accuracy = answering.accuracy(graded)
+    self._log(step, {"dev/accuracy": accuracy})
+    self._progress.note(f"step {step}: {accuracy:.1%} of dev correct")
+    self._samples.write(step, graded[:8], show=False)
+    if accuracy > self.best_accuracy:
+      self.best_accuracy, self.best_step = accuracy, step
+      self._kept.save(
+        step, state.params["policy"], {"step": step, "accuracy": accuracy}
+      )
+
+  def _save(self, step: int, state: types.TrainState) -> None:
+    self._kept.wait()
+    self._latest.save(
+      step,
+      state,
+      {"step": step, "seconds": self.seconds},
+    )
+
+
+class Samples:
+  """Completions of one stage with their verdicts, as JSON lines."""
+
+  def __init__(self, run: Run, name: str):
+    self._run = run
+    self._name = name
+    self._path = run.directory / "samples" / f"{name}.jsonl"
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+
+  def write(
+    self, step: int, sampled: Sequence[answering.Answer], *, show: bool
+  ) -> None:
+    """Appends completions of a step; the first is shown if asked to."""
+    with self._path.open("a", encoding="utf-8") as file:
+      file.writelines(
+        json.dumps({"step": step, **answer.row()}) + "\n" for answer in sampled
+      )
+    if show:
+      first = sampled[0]
+      self._run.terminal.sample(
+        self._name,
+        step - 1,
+        first.example.problem.question,
+        first.solution(),
+        first.example.problem.answer,
+      )
+
+  def replace(self, answered: Sequence[answering.Answer]) -> None:
+    """Makes these the file's only rows."""
+    self._path.write_text(
+      "".join(json.dumps(answer.row()) + "\n" for answer in answered),
+      encoding="utf-8",
+    )
+
+  def rewind(self, next_step: int) -> None:
+    """Drops the rows of steps that will be done again, and a torn line."""
+    if self._path.exists():
+      lines = self._path.read_text(encoding="utf-8").splitlines(True)
+      whole = [line for line in lines if line.endswith("\n")]
+      kept = [line for line in whole if json.loads(line)["step"] < next_step]
+      self._path.write_text("".join(kept), encoding="utf-8")
+
+
+def stage_directory(run: Run, name: str) -> pathlib.Path:
+  """Where a stage keeps its checkpoints and its result."""
+  return run.directory / "stages" / name
+
+
+def merged(
+  a: Mapping[str, types.Mean], b: Mapping[str, types.Mean]
+) -> dict[str, types.Mean]:
+  """Metrics of two spans together."""
+  return {
+    name: a[name] + b[name]
+    if name in a and name in b
+    else a.get(name, b.get(name))
+    for name in {**a, **b}
+  }

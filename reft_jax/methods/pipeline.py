@@ -1,0 +1,135 @@
+"""The stages of a run, in their order: each trains, is kept, and is tested."""
+
+import dataclasses
+import json
+from typing import Any
+
+from reft_jax.methods import answering, pretrain, reft, sft
+from reft_jax.methods import loop as loop_lib
+from reft_jax.methods.run import Run
+from reft_jax.models import pretrained
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What is known of a finished stage; accuracies are None without such data.
+
+  Attributes:
+    test_accuracy: greedy, on the test problems.
+    majority_accuracy: of a vote among sampled answers to the same problems.
+    dev_accuracy: greedy, of the kept parameters.
+    best_step: the step they are from.
+    learning_rate: the one they were trained with.
+    seconds: training with its evaluations; a cached base model's were spent
+      by the run that trained it.
+    cached: whether the model was there already.
+  """
+
+  test_accuracy: float | None
+  majority_accuracy: float | None
+  dev_accuracy: float | None
+  best_step: int
+  learning_rate: float
+  seconds: float
+  cached: bool = False
+
+
+class Pipeline:
+  """Runs a run's stages, skipping those that an earlier process finished."""
+
+  def __init__(self, run: Run):
+    self._run = run
+    evaluation = run.config.evaluation
+    self._greedy = answering.Answerer(run, samples=1, temperature=0.0)
+    self._vote = None
+    if evaluation.majority_samples:
+      self._vote = answering.Answerer(
+        run,
+        samples=evaluation.majority_samples,
+        temperature=evaluation.majority_temperature,
+      )
+
+  def __call__(self, policy: Any | None) -> dict[str, Result]:
+    """Runs all stages; `policy` is the pretrained one, None with a base stage.
+
+    SFT and ReFT start where the config says; ReFT from the warmed-up policy,
+    or from the pretrained one in a run without a warm-up.
+    """
+    config = self._run.config
+    policies, results = {"base": policy}, {}
+    for name in config.stages:
+      match name:
+        case "base":
+          start = None
+        case "warmup":
+          start = policies["base"]
+        case "sft":
+          start = policies[config.sft.start]
+        case "reft":
+          start = policies.get("warmup", policies["base"])
+      policies[name], results[name] = self._stage(name, start)
+    return results
+
+  def _stage(self, name: str, start: Any | None) -> tuple[Any, Result]:
+    """A stage's policy and result; from disk if it is finished."""
+    run = self._run
+    model = run.directory / "models" / name
+    report = loop_lib.stage_directory(run, name) / "result.json"
+    if report.exists():
+      result = Result(**json.loads(report.read_text()))
+      run.terminal.line(f"{name}: finished before, kept in {model}")
+      return pretrained.load(model)[1], result
+    trained, cached = self._train(name, start)
+    pretrain.keep(model, run.networks.config, trained.policy, run.tokenizer)
+    accuracy, majority = self._test(name, trained.policy)
+    result = Result(
+      test_accuracy=accuracy,
+      majority_accuracy=majority,
+      dev_accuracy=trained.dev_accuracy,
+      best_step=trained.best_step,
+      learning_rate=trained.learning_rate,
+      seconds=round(trained.seconds, 1),
+      cached=cached,
+    )
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    return trained.policy, result
+
+  def _train(self, name, start) -> tuple[loop_lib.Trained, bool]:
+    """Trains a stage, or takes the base model that an earlier run kept."""
+    config, examine = self._run.config, self._examine
+    match name:
+      case "base":
+        return pretrain.train_once(self._run, name)
+      case "warmup" | "sft":
+        settings = getattr(config, name)
+        return sft.train(self._run, name, start, settings, examine), False
+      case "reft":
+        return reft.train(self._run, name, start, config.reft, examine), False
+
+  @property
+  def _examine(self) -> loop_lib.Examine | None:
+    """Greedy answers to the dev questions, during training."""
+    run = self._run
+    examples = run.dev[: run.config.evaluation.dev_limit]
+    if not examples:
+      return None
+    return lambda policy: self._answer_greedily(policy, examples)
+
+  def _answer_greedily(self, policy, examples) -> list[answering.Answer]:
+    groups = self._greedy(policy, examples, self._run.key("greedy"))
+    return [group[0] for group in groups]
+
+  def _test(self, name, policy) -> tuple[float | None, float | None]:
+    """Greedy and majority accuracy on the test problems; completions kept."""
+    run = self._run
+    if not run.test:
+      return None, None
+    graded = self._answer_greedily(policy, run.test)
+    loop_lib.Samples(run, f"test-{name}").replace(graded)
+    if self._vote is None:
+      return answering.accuracy(graded), None
+    groups = self._vote(policy, run.test, run.key(name, "vote"))
+    first = [group[0] for group in groups]
+    loop_lib.Samples(run, f"test-{name}-sampled").replace(first)
+    return answering.accuracy(graded), answering.majority_accuracy(groups)

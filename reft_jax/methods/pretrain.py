@@ -1,0 +1,148 @@
+"""The embedded run's base model: the stand-in for a pretrained one.
+
+It is trained once on a generated corpus and kept as a Hugging Face folder
+outside the run, for later runs with the same base settings.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+import tempfile
+
+from reft_jax import config as config_lib
+from reft_jax import optim, steps, types
+from reft_jax import tokenizer as tokenizer_lib
+from reft_jax.methods import loop as loop_lib
+from reft_jax.methods import sft
+from reft_jax.methods.run import Run
+from reft_jax.models import config as model_config
+from reft_jax.models import pretrained
+from reft_jax.tasks import embedded
+
+# Part of the cache's key: raise it when the corpus or the model changes.
+_VERSION = 1
+
+
+def architecture(
+  config: config_lib.Config, vocab_size: int
+) -> model_config.ModelConfig:
+  """The base model's shape: Llama-like, with a tied head."""
+  base, data = config.base, config.data
+  return model_config.ModelConfig(
+    vocab_size=vocab_size,
+    width=base.width,
+    layers=base.layers,
+    heads=base.heads,
+    kv_heads=base.kv_heads,
+    head_size=base.width // base.heads,
+    ffn=base.ffn,
+    tied_head=True,
+    max_positions=data.max_prompt_tokens + data.max_response_tokens,
+  )
+
+
+def cached(config: config_lib.Config) -> pathlib.Path:
+  """The folder that holds, or will hold, this config's base model."""
+  root = pathlib.Path(config.base.cache or "~/.cache/reft_jax").expanduser()
+  relevant = {
+    "version": _VERSION,
+    "seed": config.seed,
+    "base": dataclasses.asdict(config.base) | {"cache": None},
+    # The annotator's habits touch neither the corpus nor what it leaves out.
+    "embedded": dataclasses.asdict(config.embedded) | {"merge": None},
+    "dev_size": config.data.dev_size,
+  }
+  text = json.dumps(relevant, sort_keys=True)
+  return root / f"base-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def train_once(run: Run, name: str) -> tuple[loop_lib.Trained, bool]:
+  """The base model and whether it was in the cache; it is there afterwards."""
+  folder = cached(run.config)
+  notes = folder / "training.json"
+  if notes.exists():
+    run.terminal.line(f"{name}: taken from {folder}")
+    _, policy = pretrained.load(folder)
+    return loop_lib.Trained(
+      policy=policy, **json.loads(notes.read_text())
+    ), True
+  trained = train(run, name)
+  keep(folder, run.networks.config, trained.policy, run.tokenizer)
+  facts = {
+    field.name: getattr(trained, field.name)
+    for field in dataclasses.fields(trained)
+    if field.name != "policy"
+  }
+  notes.write_text(json.dumps(facts, indent=2) + "\n")
+  return trained, False
+
+
+def train(run: Run, name: str) -> loop_lib.Trained:
+  """Trains the base model on the corpus, next token by next token."""
+  base = run.config.base
+  batch = sft.batches(run, corpus(run), base.batch_size)
+  optimizer = optim.build(base.optimizer, base.steps)
+  schedule = optim.schedule(base.optimizer, base.steps)
+  policy = run.networks.init(run.key(name, "init"))
+  state = run.place(steps.init_state({"policy": policy}, optimizer))
+  update = steps.supervised(
+    run.networks,
+    optimizer,
+    micro_batch_size=base.batch_size,
+    logit_chunk=run.config.model.logit_chunk,
+  )
+  with loop_lib.Loop(run, name, steps=base.steps) as loop:
+    state, start = loop.restore(state)
+    for step in range(start, base.steps):
+      state, metrics = update(state, batch(step))
+      metrics["learning_rate"] = types.Mean(total=schedule(step), count=1)
+      loop.end_step(step + 1, state, metrics)
+    return loop.result(state, base.optimizer.learning_rate)
+
+
+def corpus(run: Run) -> list[sft.Row]:
+  """The documents as ids, each a target without a prompt, ending in EOS.
+
+  No document holds a dev or test problem.
+  """
+  settings = run.config.embedded
+  held_out = [example.problem for example in (*run.dev, *run.test)]
+  texts = embedded.corpus(
+    settings.documents,
+    run.config.seed,
+    noise=settings.noise,
+    answer_phrase=settings.answer_phrase,
+    min_events=settings.min_events,
+    max_events=settings.max_events,
+    exclude=embedded.signatures(held_out),
+  )
+  end = run.tokenizer.eos_ids[0]
+  return [((), [*ids, end]) for ids in run.tokenizer.encode_all(texts)]
+
+
+def keep(
+  folder: pathlib.Path,
+  config: model_config.ModelConfig,
+  policy,
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> None:
+  """Writes a model's folder in one move: it is there whole or not at all."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    new = pathlib.Path(scratch) / folder.name
+    pretrained.save(
+      new,
+      config,
+      policy,
+      extra={
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.eos_ids),
+        "pad_token_id": tokenizer.pad_id,
+      },
+    )
+    tokenizer.save(new)
+    if folder.exists():
+      shutil.rmtree(folder)
+    new.rename(folder)

@@ -1,0 +1,90 @@
+"""Supervised fine-tuning (paper section 3.1): imitate annotated solutions."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from reft_jax import batching, devices, optim, steps, types
+from reft_jax import config as config_lib
+from reft_jax.methods import loop as loop_lib
+from reft_jax.methods.run import Run
+
+# The ids of a prompt, and those of the answer to be learnt.
+Row = tuple[Sequence[int], Sequence[int]]
+
+
+def train(
+  run: Run,
+  name: str,
+  policy: Any,
+  config: config_lib.SupervisedConfig,
+  examine: loop_lib.Examine | None,
+) -> loop_lib.Trained:
+  """Fine-tunes a policy; with several learning rates, the best on dev stays."""
+  rates = config.learning_rates or (config.optimizer.learning_rate,)
+  results = []
+  for rate in rates:
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
+    one = dataclasses.replace(config, optimizer=optimizer)
+    part = name if len(rates) == 1 else f"{name}-lr{rate:g}"
+    results.append(_train_at(run, part, policy, one, examine))
+  best = max(results, key=lambda result: result.dev_accuracy)
+  return dataclasses.replace(
+    best, seconds=sum(result.seconds for result in results)
+  )
+
+
+def _train_at(run, name, policy, config, examine) -> loop_lib.Trained:
+  """Fine-tunes at one learning rate."""
+  examples = [each for each in run.train if each.target is not None]
+  rows = [(example.prompt, example.target) for example in examples]
+  epoch = -(-len(rows) // config.batch_size)
+  total = epoch * config.epochs
+
+  batch = batches(run, rows, config.batch_size)
+  optimizer = optim.build(config.optimizer, total)
+  state = run.place(steps.init_state({"policy": policy}, optimizer))
+  update = steps.supervised(
+    run.networks,
+    optimizer,
+    micro_batch_size=config.micro_batch_size or config.batch_size,
+    logit_chunk=run.config.model.logit_chunk,
+  )
+  schedule = optim.schedule(config.optimizer, total)
+  with loop_lib.Loop(
+    run,
+    name,
+    steps=total,
+    evaluate_every=epoch * config.evaluate_every,
+    examine=examine,
+  ) as loop:
+    state, start = loop.restore(state)
+    for step in range(start, total):
+      state, metrics = update(state, batch(step))
+      metrics["learning_rate"] = types.Mean(total=schedule(step), count=1)
+      loop.end_step(step + 1, state, metrics)
+    return loop.result(state, config.optimizer.learning_rate)
+
+
+def batches(
+  run: Run, rows: Sequence[Row], batch: int
+) -> Callable[[int], types.SupervisedBatch]:
+  """A step's rows, on the devices; an epoch's last batch is filled up.
+
+  All batches are as wide as the longest row: one width, one compilation.
+  """
+  slots = batching.round_up(max(len(prompt) + len(ids) for prompt, ids in rows))
+
+  def at(step: int) -> types.SupervisedBatch:
+    chosen = batching.epoch_rows(
+      len(rows), seed=run.config.seed, step=step, batch=batch
+    )
+    host = batching.supervised(
+      [rows[index] for index in chosen],
+      batch=batch,
+      slots=slots,
+      pad_id=run.tokenizer.pad_id,
+    )
+    return devices.put_batch(run.mesh, host)
+
+  return at

@@ -1,0 +1,108 @@
+"""Metrics on the host: one JSON line a row, and TensorBoard."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from reft_jax import errors
+
+FILE = "metrics.jsonl"
+
+
+class Recorder:
+  """Writes a run's metrics into its folder.
+
+  A row is a JSON object: `stage`, `step` (counted from 0 in each stage) and
+  the metrics, as plain numbers. JSON knows no nan or inf; they become null.
+  """
+
+  def __init__(
+    self, directory: str | os.PathLike[str], *, tensorboard: bool = True
+  ):
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    self._path = directory / FILE
+    # What follows a line torn by a crash would be lost with it.
+    _replace(self._path, _lines(self._path))
+    self._file = self._path.open("ab")
+    self._board = _board(directory / "tensorboard") if tensorboard else None
+
+  def log(self, step: int, values: Mapping[str, float], *, stage: str) -> None:
+    """Appends one row; it is on its way to the disk when this returns."""
+    row = {name: float(value) for name, value in values.items()}
+    finite = {k: v for k, v in row.items() if math.isfinite(v)}
+    line = {"stage": stage, "step": int(step)}
+    line |= {name: finite.get(name) for name in row}
+    self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+    self._file.flush()
+    if self._board:
+      for name, value in finite.items():
+        self._board.add_scalar(f"{stage}/{name}", value, step)
+
+  def rewind(self, stage: str, next_step: int) -> None:
+    """Forgets a stage's rows from `next_step` on, which are to be run again.
+
+    The file is replaced in one move: a crash leaves the old or the new one.
+    TensorBoard keeps what it was given.
+    """
+    self._file.close()
+    kept = (
+      line
+      for line, row in zip(
+        _lines(self._path), read(self._path.parent), strict=True
+      )
+      if row["stage"] != stage or row["step"] < next_step
+    )
+    _replace(self._path, kept)
+    self._file = self._path.open("ab")
+
+  def close(self) -> None:
+    """Flushes and closes; nothing can be logged afterwards."""
+    self._file.close()
+    if self._board:
+      self._board.close()
+
+
+def read(directory: str | os.PathLike[str]) -> list[dict]:
+  """A run's rows in the order they were logged; null is read as nan.
+
+  Raises:
+    UserError: A line that is not JSON (a torn last one is left out).
+  """
+  path = pathlib.Path(directory) / FILE
+  rows = []
+  for number, line in enumerate(_lines(path), start=1):
+    try:
+      row = json.loads(line)
+    except ValueError as error:
+      raise errors.UserError(f"{path} line {number}: not JSON") from error
+    rows.append({k: math.nan if v is None else v for k, v in row.items()})
+  return rows
+
+
+def _lines(path: pathlib.Path) -> list[bytes]:
+  """The complete lines of a file; none if it does not exist."""
+  if not path.exists():
+    return []
+  with path.open("rb") as file:
+    return [line for line in file if line.endswith(b"\n")]
+
+
+def _replace(path: pathlib.Path, lines: Iterable[bytes]) -> None:
+  """Gives a file new content in one move."""
+  new = path.with_name(f"{path.name}.new")
+  with new.open("wb") as file:
+    file.writelines(lines)
+    file.flush()
+    os.fsync(file.fileno())
+  new.replace(path)
+
+
+def _board(directory: pathlib.Path) -> Any:
+  """A TensorBoard writer, imported only when one is wanted."""
+  import tensorboardX
+
+  return tensorboardX.SummaryWriter(str(directory), write_to_disk=True)

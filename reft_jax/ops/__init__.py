@@ -1,0 +1,1 @@
+"""Pure maths: arrays and numbers in, arrays out."""

@@ -1,0 +1,62 @@
+"""Drawing tokens: one uniform number a row and step, by inverse CDF.
+
+A row's randomness is `fold_in(fold_in(key, request), step)`. It depends on
+neither the row's place in the batch, nor the batch's size, nor the devices.
+"""
+
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 128
+
+
+def row_keys(key: jax.Array, requests_B: jax.Array) -> jax.Array:
+  """One key a request."""
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, requests_B)
+
+
+def uniforms(keys_B: jax.Array, step: jax.Array) -> jax.Array:
+  """One number in [0, 1) a row for this step."""
+
+  def one(key):
+    return jax.random.uniform(jax.random.fold_in(key, step))
+
+  return jax.vmap(one)(keys_B)
+
+
+def inverse_cdf(logits_BV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
+  """The first token whose cumulative probability exceeds the uniform number.
+
+  Two levels: sums of blocks of the vocabulary choose a block, then tokens
+  inside it. Twice as accurate in fp32 as one long cumulative sum, and cheap:
+  no V random numbers a row as Gumbel-argmax draws. Tokens of probability 0
+  are never drawn.
+  """
+  batch, vocabulary = logits_BV.shape
+  probs_BV = jax.nn.softmax(logits_BV.astype(jnp.float32), axis=-1)
+  probs_BGK = jnp.pad(probs_BV, ((0, 0), (0, -vocabulary % _BLOCK))).reshape(
+    batch, -1, _BLOCK
+  )
+  blocks_BG = jnp.sum(probs_BGK, axis=-1)
+  target_B = uniforms_B * jnp.sum(blocks_BG, axis=-1)
+  block_B, before_B = _first_above(blocks_BG, target_B)
+  inside_BK = jnp.take_along_axis(probs_BGK, block_B[:, None, None], axis=1)
+  rest_B = jnp.maximum(target_B - before_B, 0.0)
+  token_B, _ = _first_above(inside_BK[:, 0], rest_B)
+  return (block_B * _BLOCK + token_B).astype(jnp.int32)
+
+
+def _first_above(masses_BK, target_B):
+  """First index whose running sum exceeds target, and the sum before it.
+
+  Rounding may put the target past the last running sum: then the last index
+  that holds any mass.
+  """
+  sums_BK = jnp.cumsum(masses_BK, axis=-1)
+  index_B = jnp.sum(sums_BK <= target_B[:, None], axis=-1)
+  slots_K = jnp.arange(masses_BK.shape[1])
+  last_B = jnp.max(jnp.where(masses_BK > 0, slots_K[None, :], 0), axis=-1)
+  index_B = jnp.minimum(index_B, last_B)
+  before_BK = sums_BK - masses_BK
+  before_B = jnp.take_along_axis(before_BK, index_B[:, None], axis=-1)[:, 0]
+  return index_B, before_B

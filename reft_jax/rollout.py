@@ -1,0 +1,175 @@
+"""The sampler: prompts -> Rollout.
+
+Prefill runs once over the right-padded prompts. Then a jitted loop decodes a
+chunk of tokens at a time into a donated cache and stops early when all rows
+are done; the host looks at that flag one chunk late, so the device never
+waits for it. Layers are unrolled, keys and values lie head-major in a prompt
+part and a response part with one shared write column.
+"""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from reft_jax import types
+from reft_jax.models import cache as cache_lib
+from reft_jax.models import networks as networks_lib
+from reft_jax.models import partition
+from reft_jax.ops import sampling
+
+
+@chex.dataclass(frozen=True)
+class _DecodeState:
+  """Rows half sampled. `hidden_BD` predicts the token of column `step`."""
+
+  step: chex.Array
+  cache: cache_lib.KVCache
+  hidden_BD: chex.Array
+  keys_B: chex.Array
+  response_BT: chex.Array
+  logprobs_BT: chex.Array
+  lengths_B: chex.Array
+  ended_B: chex.Array
+
+
+class Sampler:
+  """Samples responses for batches of one shape.
+
+  Args:
+    networks: the pure functions of the model.
+    response_tokens: T, the most tokens a response may have.
+    eos_ids: a row is done once it emitted one of these.
+    pad_id: what unused slots hold.
+    temperature: divides the logits; 0 decodes greedily (its log-probs are
+      those of temperature 1).
+    samples: responses a prompt; the prompt is prefilled once and its cache
+      copied, and rows come out question by question.
+    chunk: tokens decoded between two looks at the stop flag.
+  """
+
+  def __init__(
+    self,
+    networks: networks_lib.Networks,
+    *,
+    response_tokens: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    temperature: float = 1.0,
+    samples: int = 1,
+    chunk: int = 16,
+  ):
+    self.samples = samples
+    self._response_tokens = response_tokens
+    self._chunk = chunk
+    self._prefill = jax.jit(
+      functools.partial(
+        _prefill,
+        networks=networks,
+        response_tokens=response_tokens,
+        pad_id=pad_id,
+        samples=samples,
+      )
+    )
+    self._decode = jax.jit(
+      functools.partial(
+        _decode_chunk,
+        networks=networks,
+        eos_ids=eos_ids,
+        temperature=temperature,
+      ),
+      donate_argnums=1,
+    )
+
+  def __call__(
+    self, published: Any, prompts: types.Prompts, key: jax.Array
+  ) -> types.Rollout:
+    """Samples from published parameters; `key` is this step's."""
+    state = self._prefill(published, prompts, key)
+    done_before = None
+    for start in range(0, self._response_tokens, self._chunk):
+      upto = min(start + self._chunk, self._response_tokens)
+      state, done = self._decode(published, state, upto)
+      if done_before is not None and bool(done_before):
+        break
+      done_before = done
+    repeat = functools.partial(jnp.repeat, repeats=self.samples, axis=0)
+    return types.Rollout(
+      prompt_BP=repeat(jnp.asarray(prompts.tokens_BP)),
+      prompt_lengths_B=repeat(jnp.asarray(prompts.lengths_B)),
+      response_BT=state.response_BT,
+      response_lengths_B=state.lengths_B,
+      ended_B=state.ended_B,
+      logprobs_BT=state.logprobs_BT,
+    )
+
+
+def _prefill(
+  published, prompts, key, *, networks, response_tokens, pad_id, samples
+):
+  hidden_BD, cache = networks.prefill(
+    published, prompts.tokens_BP, prompts.lengths_B, response_tokens
+  )
+  requests_B = prompts.requests_B
+  if samples > 1:
+    hidden_BD = jnp.repeat(hidden_BD, samples, axis=0)
+    cache = cache_lib.repeat(cache, samples)
+    requests_B = (
+      requests_B[:, None] * samples
+      + jnp.arange(samples, dtype=requests_B.dtype)[None, :]
+    ).reshape(-1)
+  rows = requests_B.shape[0]
+  state = _DecodeState(
+    step=jnp.int32(0),
+    cache=cache,
+    hidden_BD=hidden_BD,
+    keys_B=sampling.row_keys(key, requests_B),
+    response_BT=jnp.full((rows, response_tokens), pad_id, jnp.int32),
+    logprobs_BT=jnp.zeros((rows, response_tokens), jnp.float32),
+    lengths_B=jnp.zeros(rows, jnp.int32),
+    ended_B=jnp.zeros(rows, bool),
+  )
+  return jax.tree.map(partition.pin, state)
+
+
+def _decode_chunk(published, state, upto, *, networks, eos_ids, temperature):
+  """Decodes until column `upto` or until every row has emitted EOS."""
+
+  def unfinished(state):
+    return (state.step < upto) & ~jnp.all(state.ended_B)
+
+  def one_token(state):
+    logits_BV = networks.logits(published, state.hidden_BD)
+    scaled_BV = logits_BV / (temperature or 1.0)
+    if temperature:
+      uniforms_B = sampling.uniforms(state.keys_B, state.step)
+      token_B = sampling.inverse_cdf(scaled_BV, uniforms_B)
+    else:
+      token_B = jnp.argmax(scaled_BV, axis=-1).astype(jnp.int32)
+    logprob_B = jnp.take_along_axis(
+      jax.nn.log_softmax(scaled_BV), token_B[:, None], axis=-1
+    )[:, 0]
+    hidden_BD, cache = networks.decode(
+      published, state.cache, token_B, state.step
+    )
+    running_B = ~state.ended_B
+    is_eos_B = jnp.isin(token_B, jnp.asarray(eos_ids, jnp.int32))
+
+    def write(array_BT, value_B):
+      kept_B = jnp.where(running_B, value_B, array_BT[:, state.step])
+      return array_BT.at[:, state.step].set(kept_B)
+
+    return state.replace(
+      step=state.step + 1,
+      cache=cache,
+      hidden_BD=hidden_BD,
+      response_BT=write(state.response_BT, token_B),
+      logprobs_BT=write(state.logprobs_BT, logprob_B),
+      lengths_B=state.lengths_B + running_B,
+      ended_B=state.ended_B | is_eos_B,
+    )
+
+  state = jax.lax.while_loop(unfinished, one_token, state)
+  return jax.tree.map(partition.pin, state), jnp.all(state.ended_B)

@@ -1,0 +1,1 @@
+"""Problems, prompts, answers and data sets: host code only, no jax."""

@@ -1,0 +1,209 @@
+"""Problems from files and from the Hugging Face hub.
+
+Three layouts are known by their fields:
+
+  ReFT (the released code's):  item_id, question, answer_cot (optional),
+    answer_value
+  GSM8K as published:  question, answer (`... <<48/2=24>>24 ... #### 72`)
+  SVAMP on the hub:  Body, Question, Answer (no chain of thought)
+"""
+
+import dataclasses
+import json
+import pathlib
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from reft_jax import errors
+from reft_jax.tasks import answers
+from reft_jax.tasks import problem as problem_lib
+
+HUB = "hub:"
+
+Row = Mapping[str, Any]
+
+
+def load(source: str, task: str | None = None) -> list[problem_lib.Problem]:
+  """The problems of a file or of a data set on the hub.
+
+  Args:
+    source: a `.json` file (a list of rows), a `.jsonl` file (a row a line), or
+      `hub:owner/name[:configuration][:split]`, such as
+      `hub:openai/gsm8k:main:test`; the split is `train` unless given.
+    task: how answers are read (a key of `answers.TASKS`). By default what the
+      layout or the rows say: an item_id's text before its first underscore.
+
+  Raises:
+    UserError: says which source, which row and what was expected of it.
+  """
+  if task is not None:
+    answers.kind(task)
+  rows = _read_hub(source) if source.startswith(HUB) else _read_file(source)
+  if not rows:
+    raise errors.UserError(f"{source} holds no rows.")
+  layout = _layout(rows[0], source)
+  problems = []
+  for index, row in enumerate(rows):
+    try:
+      problems.append(_problem(row, layout, task, index))
+    except errors.UserError as error:
+      message = f"row {index + 1} of {source}: {error}"
+      raise errors.UserError(message) from None
+  return problems
+
+
+def carve_dev(
+  problems: Sequence[problem_lib.Problem], size: int, seed: int
+) -> tuple[list[problem_lib.Problem], list[problem_lib.Problem]]:
+  """Splits problems into (train, dev), both in their given order.
+
+  A question that occurs more than once stays in train, so that dev is never
+  trained on.
+
+  Raises:
+    UserError: nothing would be left to train on.
+  """
+  count = Counter(each.question for each in problems)
+  once = [i for i, each in enumerate(problems) if count[each.question] == 1]
+  if not 0 <= size <= len(once) or (size and size == len(problems)):
+    raise errors.UserError(
+      f"data.dev_size={size} is too large for {len(problems)} training "
+      f"problems ({len(once)} of them with a question of their own); it must "
+      "leave some to train on."
+      if size > 0
+      else f"data.dev_size={size} must not be negative."
+    )
+  chosen = set(random.Random(f"dev {seed}").sample(once, size))
+  train = [each for i, each in enumerate(problems) if i not in chosen]
+  return train, [problems[i] for i in sorted(chosen)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+  """How a publisher lays out a row.
+
+  Attributes:
+    fields: what a row must have: texts, and last the answer, which may be a
+      number.
+    task: the task of every row, None if the rows say it.
+    read: row -> (question, rationale, answer).
+  """
+
+  fields: tuple[str, ...]
+  task: str | None
+  read: Callable[[Row], tuple[str, str, str]]
+
+
+def _read_reft(row: Row) -> tuple[str, str, str]:
+  rationale = str(row.get("answer_cot") or "")
+  return row["question"], rationale, str(row["answer_value"])
+
+
+def _read_gsm8k(row: Row) -> tuple[str, str, str]:
+  rationale, _, answer = str(row["answer"]).rpartition("####")
+  # Without commas: the official rules cannot read them in a completion, and
+  # what is taught must be readable.
+  return (
+    row["question"],
+    re.sub("<<.*?>>", "", rationale),
+    answer.replace(",", ""),
+  )
+
+
+def _read_svamp(row: Row) -> tuple[str, str, str]:
+  question = f"{row['Body'].strip()} {row['Question'].strip()}"
+  return question, "", str(row["Answer"])
+
+
+_LAYOUTS = (
+  _Layout(("question", "answer_value"), None, _read_reft),
+  _Layout(("question", "answer"), "gsm8k", _read_gsm8k),
+  _Layout(("Body", "Question", "Answer"), "svamp", _read_svamp),
+)
+
+
+def _layout(row: Row, source: str) -> _Layout:
+  found = list(row) if isinstance(row, Mapping) else []
+  for layout in _LAYOUTS:
+    if set(layout.fields) <= set(found):
+      return layout
+  wanted = " or ".join(f"({', '.join(each.fields)})" for each in _LAYOUTS)
+  raise errors.UserError(
+    f"{source} has an unknown layout: its rows must have the fields {wanted}; "
+    f"found: ({', '.join(found)})."
+  )
+
+
+def _problem(
+  row: Row, layout: _Layout, task: str | None, index: int
+) -> problem_lib.Problem:
+  found = row if isinstance(row, Mapping) else {}
+  for field in layout.fields:
+    wanted = str | int | float if field == layout.fields[-1] else str
+    if not isinstance(found.get(field), wanted):
+      raise errors.UserError(
+        f"wanted the fields ({', '.join(layout.fields)}) as texts, but "
+        f"{field!r} is {found.get(field)!r:.40} among ({', '.join(found)})."
+      )
+  item_id = row.get("item_id")
+  if task is None:
+    task = layout.task or str(item_id or "").partition("_")[0]
+  question, rationale, answer = layout.read(row)
+  problem = problem_lib.Problem(
+    uid=str(item_id or f"{task}_{index}"),
+    task=task,
+    question=question,
+    # A chain of thought of no words teaches nothing: as good as none.
+    rationale=rationale.strip() or None,
+    answer=answer.strip(),
+  )
+  answers.gold(problem)  # Raises if the task or the answer is not understood.
+  return problem
+
+
+def _read_file(source: str) -> list[Row]:
+  path = pathlib.Path(source)
+  if not path.is_file():
+    raise errors.UserError(
+      f"no data file at {source!r}; give a .json or .jsonl file, 'embedded' "
+      "or hub:owner/name[:configuration][:split]."
+    )
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+  except (OSError, UnicodeDecodeError) as error:
+    raise errors.UserError(f"{source} cannot be read: {error}.") from error
+  if text.lstrip().startswith("["):
+    return _parse(text, source, 1)
+  lines = enumerate(text.split("\n"), start=1)
+  return [_parse(line, source, n) for n, line in lines if line.strip()]
+
+
+def _parse(text: str, source: str, first_line: int) -> Any:
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError) as error:
+    line = first_line + getattr(error, "lineno", 1) - 1
+    raise errors.UserError(
+      f"line {line} of {source} is not valid JSON "
+      f"({getattr(error, 'msg', error)}); is the file complete?"
+    ) from error
+
+
+def _read_hub(source: str) -> list[Row]:
+  name, *rest = source.removeprefix(HUB).split(":")
+  if not name or len(rest) > 2 or not all(rest):
+    raise errors.UserError(
+      f"{source!r} must read hub:owner/name[:configuration][:split], such as "
+      "hub:openai/gsm8k:main:test."
+    )
+  *configuration, split = rest or ["train"]
+  import datasets
+
+  try:
+    return list(datasets.load_dataset(name, *configuration, split=split))
+  except Exception as error:  # Network, cache, unknown name, unknown split.
+    reason = str(error).strip().partition("\n")[0]
+    raise errors.UserError(f"{source} could not be loaded: {reason}") from error

@@ -1,0 +1,292 @@
+"""`python -m reft_jax.train`: from questions to a learning curve.
+
+Without arguments it runs the embedded experiment, which needs no download.
+Exit codes: 0 done, 2 bad input, 4 diverged, 75 stopped by SIGTERM with
+everything saved (the same command goes on).
+"""
+
+import datetime
+import json
+import logging
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+import jax
+
+from reft_jax import config as config_lib
+from reft_jax import devices, metrics, plots, terminal
+from reft_jax import tokenizer as tokenizer_lib
+from reft_jax.errors import UserError
+from reft_jax.methods import loop, pipeline, pretrain
+from reft_jax.methods import run as run_lib
+from reft_jax.models import networks, pretrained
+from reft_jax.tasks import embedded
+
+_TABLE = ("stage", "test", "majority", "dev", "best step", "seconds")
+_SOLUTIONS_SHOWN = 3
+# What may differ when a run is taken up again: not what is learnt.
+_MAY_CHANGE = ("resume", "output", "logging.", "checkpoint.", "mesh.", "stages")
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command line `argv`; returns the exit code."""
+  screen = terminal.Terminal()
+  try:
+    command = config_lib.parse(argv)
+    match command.action:
+      case "help":
+        config_lib.print_help("reft_jax.train")
+      case "print-config":
+        print(config_lib.to_yaml(command.config), end="")
+      case "run":
+        config_lib.validate(command.config)
+        config_lib.check_files(command.config)
+        train(command.config, screen)
+  except (UserError, pretrained.UnsupportedModelError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except loop.DivergedError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 4
+  except loop.PreemptedError as reason:
+    screen.line(f"{reason}; the same command goes on from there.")
+    return 75
+  return 0
+
+
+def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
+  """Runs all stages of a config and shows what came out."""
+  logging.getLogger("absl").setLevel(logging.WARNING)
+  _use_compilation_cache()
+  loop.stop_on_signals()
+  mesh = devices.make_mesh(
+    data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+  )
+  check_batches(config, mesh)
+  policy, tokenizer, network = load_model(config)
+  (train_set, dev, test), notes = run_lib.encoded(config, tokenizer)
+  check_lengths(config, network)
+
+  directory = config_lib.run_directory(config)
+  claim(directory, config)
+  screen.line(f"{config.name}, seed {config.seed}: {directory}", style="bold")
+  screen.line(
+    f"{len(train_set)} training, {len(dev)} dev and {len(test)} test problems; "
+    f"{jax.device_count()} {jax.devices()[0].platform} device(s), mesh "
+    + " x ".join(f"{k}={v}" for k, v in mesh.shape.items())
+  )
+  for note in notes:
+    screen.line(note)
+  recorder = metrics.Recorder(directory, tensorboard=config.logging.tensorboard)
+  run = run_lib.Run(
+    config=config,
+    directory=directory,
+    mesh=mesh,
+    networks=network,
+    tokenizer=tokenizer,
+    train=train_set,
+    dev=dev,
+    test=test,
+    recorder=recorder,
+    terminal=screen,
+  )
+  with jax.set_mesh(mesh):
+    results = pipeline.Pipeline(run)(policy)
+  recorder.close()
+  report(run, results)
+
+
+def _use_compilation_cache() -> None:
+  """Compiled programs are kept for the next start, unless set otherwise."""
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = pathlib.Path("~/.cache/reft_jax/compiled").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def load_model(config: config_lib.Config):
+  """`(policy or None, tokenizer, networks)`; None where base trains one."""
+  path = config.model.path
+  if path is None:
+    policy = None
+    tokenizer = tokenizer_lib.wrap(embedded.tokenizer())
+    shape = pretrain.architecture(config, tokenizer.vocab_size)
+  else:
+    tokenizer = tokenizer_lib.load(path)
+    shape, policy = pretrained.load(path)
+    if tokenizer.vocab_size > shape.vocab_size:
+      raise UserError(
+        f"model.path={path}: the tokenizer has {tokenizer.vocab_size} ids but "
+        f"the model's embedding only {shape.vocab_size} rows; use the "
+        "tokenizer the model was trained with."
+      )
+  network = networks.Networks(
+    config=shape,
+    compute_dtype=config.model.compute_dtype,
+    remat=config.model.remat,
+  )
+  return policy, tokenizer, network
+
+
+def check_batches(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
+  """Every batch that is split over devices must divide.
+
+  Raises:
+    UserError: names the first that does not, and the next size that does.
+  """
+  reft = config.reft
+  sizes = {}
+  if "base" in config.stages:
+    sizes["base.batch_size"] = config.base.batch_size
+  for name in ("warmup", "sft"):
+    if name in config.stages:
+      stage = getattr(config, name)
+      sizes[f"{name}.batch_size"] = stage.batch_size
+      sizes[f"{name}.micro_batch_size"] = stage.micro_batch_size
+  if "reft" in config.stages:
+    questions = reft.batch_size // reft.samples_per_question
+    sizes["reft.batch_size / reft.samples_per_question"] = questions
+    sizes["reft.minibatch_size"] = reft.minibatch_size
+    sizes["reft.micro_batch_size"] = reft.micro_batch_size
+  devices.check_divides(mesh, {k: v for k, v in sizes.items() if v})
+
+
+def check_lengths(
+  config: config_lib.Config, network: networks.Networks
+) -> None:
+  """Prompt and response must fit into the model's context.
+
+  Raises:
+    UserError: says by how much they do not.
+  """
+  data, most = config.data, network.config.max_positions
+  if data.max_prompt_tokens + data.max_response_tokens > most:
+    raise UserError(
+      f"data.max_prompt_tokens={data.max_prompt_tokens} and "
+      f"data.max_response_tokens={data.max_response_tokens} exceed the model's "
+      f"context of {most} tokens together; lower one of them."
+    )
+
+
+def claim(directory: pathlib.Path, config: config_lib.Config) -> None:
+  """Makes the run's folder, or takes up the run that lies there.
+
+  Raises:
+    UserError: if the folder holds a run with other settings.
+  """
+  settled = directory / "config.yaml"
+  if settled.exists() and config.resume == "never":
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    directory.rename(directory.with_name(f"{directory.name}.until-{now}"))
+  if settled.exists():
+    changed = [
+      change
+      for change in config_lib.differences(
+        config_lib.load([str(settled)]), config
+      )
+      if not change.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+      raise UserError(
+        f"{directory} holds a run with other settings ({'; '.join(changed)}); "
+        "set output to another folder, or resume=never to put that one aside."
+      )
+  directory.mkdir(parents=True, exist_ok=True)
+  settled.write_text(config_lib.to_yaml(config), encoding="utf-8")
+  environment = json.dumps(describe_environment(), indent=2)
+  (directory / "environment.json").write_text(environment + "\n")
+
+
+def describe_environment() -> dict[str, object]:
+  """Versions, hardware and command line, for who reads the run later."""
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+  return {
+    "command": sys.argv,
+    "started": datetime.datetime.now(datetime.UTC).isoformat(),
+    "python": platform.python_version(),
+    "platform": platform.platform(),
+    "cpus": os.cpu_count(),
+    "devices": [str(device) for device in jax.devices()],
+    "packages": {name: metadata.version(name) for name in packages},
+  }
+
+
+def report(run: run_lib.Run, results: Mapping[str, pipeline.Result]) -> None:
+  """The closing table, the picture, solutions side by side, summary.json."""
+  screen, directory = run.terminal, run.directory
+  summary = {
+    "name": run.config.name,
+    "seed": run.config.seed,
+    "stages": {name: vars(result) for name, result in results.items()},
+  }
+  text = json.dumps(summary, indent=2) + "\n"
+  (directory / "summary.json").write_text(text)
+  rows = chosen_rows(metrics.read(directory), results)
+  plots.learning_curves(rows, directory / "learning_curves.png")
+  show_solutions(run, [name for name in ("sft", "reft") if name in results])
+  votes = run.config.evaluation.majority_samples
+  screen.table(
+    f"Accuracy on {len(run.test)} test problems (majority of {votes} samples)",
+    _TABLE,
+    [
+      (
+        name,
+        result.test_accuracy,
+        result.majority_accuracy,
+        result.dev_accuracy,
+        result.best_step,
+        result.seconds,
+      )
+      for name, result in results.items()
+    ],
+  )
+  for what, where in (
+    ("summary", "summary.json"),
+    ("learning curves", "learning_curves.png"),
+    ("metrics", metrics.FILE),
+    ("completions", "samples"),
+    ("models (Hugging Face folders)", "models"),
+  ):
+    screen.line(f"{what}: {directory / where}")
+
+
+def chosen_rows(rows, results: Mapping[str, pipeline.Result]):
+  """Metrics with a sweep's chosen learning rate under its stage's own name."""
+  chosen = {
+    f"{name}-lr{result.learning_rate:g}": name
+    for name, result in results.items()
+  }
+  return [
+    {**row, "stage": chosen.get(row["stage"], row["stage"])}
+    for row in rows
+    if row["stage"] in results or row["stage"] in chosen
+  ]
+
+
+def show_solutions(run: run_lib.Run, stages: Sequence[str]) -> None:
+  """What stages sampled for the same test problems, side by side."""
+  files = {
+    name: run.directory / "samples" / f"test-{name}-sampled.jsonl"
+    for name in stages
+  }
+  if not files or not all(file.exists() for file in files.values()):
+    return
+  rows = {
+    name: [json.loads(line) for line in file.read_text().splitlines()]
+    for name, file in files.items()
+  }
+  for group in list(zip(*rows.values(), strict=True))[:_SOLUTIONS_SHOWN]:
+    screen_rows = {
+      name: [terminal.Solution(row["completion"], row["verdict"], row["value"])]
+      for name, row in zip(rows, group, strict=True)
+    }
+    run.terminal.side_by_side(
+      group[0]["question"], group[0]["answer"], screen_rows
+    )
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

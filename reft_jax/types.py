@@ -1,0 +1,108 @@
+"""What flows through the program on devices: batches, rollouts, experience.
+
+Letters in names are axes: B sequences, P prompt slots, T response slots,
+S = P + T, V vocabulary, D width. Rows are right-padded and lengths define the
+masks, never pad ids, so a sampled pad id is a token like any other.
+
+Everything about a response is indexed by action: at index t the state is the
+prompt and response[:t], the action is response[t].
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+@chex.dataclass(frozen=True)
+class Mean:
+  """A metric that stays a sum until it is read: merged by adding."""
+
+  total: chex.Numeric
+  count: chex.Numeric
+
+  def __add__(self, other: "Mean") -> "Mean":
+    return Mean(total=self.total + other.total, count=self.count + other.count)
+
+  def value(self) -> float:
+    """The mean on the host; nan where nothing was counted."""
+    count = float(self.count)
+    return float(self.total) / count if count else float("nan")
+
+
+@chex.dataclass(frozen=True)
+class SupervisedBatch:
+  """Texts to imitate. One row is prompt, answer, EOS, then padding.
+
+  `targets_BS` is true at the tokens to be predicted (the answer and its EOS);
+  a filler row has none and counts for nothing.
+  """
+
+  tokens_BS: chex.Array
+  lengths_B: chex.Array
+  targets_BS: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class Prompts:
+  """Questions to answer. `requests_B` names each row's random stream.
+
+  What is sampled for a request depends on its number and not on its place in
+  the batch. A filler row has weight 0 (its length is still at least 1).
+  """
+
+  tokens_BP: chex.Array
+  lengths_B: chex.Array
+  requests_B: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class Rollout:
+  """One sampled response a row, with its prompt.
+
+  `response_lengths_B` counts the actions up to and including the one that
+  emits EOS; `ended_B` is false where the row was cut at the length limit.
+  `logprobs_BT` are the sampler's own, of the distribution sampled from.
+  """
+
+  prompt_BP: chex.Array
+  prompt_lengths_B: chex.Array
+  response_BT: chex.Array
+  response_lengths_B: chex.Array
+  ended_B: chex.Array
+  logprobs_BT: chex.Array
+
+  @property
+  def mask_BT(self) -> jax.Array:
+    """True at the actions that were taken."""
+    slots_T = jnp.arange(self.response_BT.shape[1])
+    return slots_T[None, :] < self.response_lengths_B[:, None]
+
+  @property
+  def lengths_B(self) -> jax.Array:
+    """Tokens of prompt and response together."""
+    return self.prompt_lengths_B + self.response_lengths_B
+
+
+@chex.dataclass(frozen=True)
+class Experience:
+  """A rollout scored: what the PPO update learns from, by action.
+
+  Made once and never mutated; epochs and minibatches index it.
+  """
+
+  rollout: Rollout
+  logprobs_BT: chex.Array
+  values_BT: chex.Array
+  advantages_BT: chex.Array
+  returns_BT: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class TrainState:
+  """Everything a step changes. `step` counts optimizer updates."""
+
+  step: chex.Array
+  params: Any
+  opt_state: Any

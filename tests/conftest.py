@@ -1,0 +1,51 @@
+"""Every test runs on eight simulated CPU devices unless told otherwise."""
+
+import os
+import pathlib
+import tempfile
+
+# Read when the libraries are imported, so set before the imports below.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hypothesis
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first example of a property compiles, which no deadline foresees.
+hypothesis.settings.register_profile("compiles", deadline=None)
+hypothesis.settings.load_profile("compiles")
+
+
+def pytest_configure(config):
+  """Keeps compiled programs between runs of the tests."""
+  cache = getattr(config, "cache", None)
+  folder = (
+    cache.mkdir("compiled")
+    if cache
+    else pathlib.Path(tempfile.gettempdir()) / "reft_jax_compiled"
+  )
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def root() -> pathlib.Path:
+  """The repository."""
+  return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+  """Data sets, models and reference numbers that lie beside the repository."""
+  folder = ROOT.parent / "shared"
+  if not folder.is_dir():
+    pytest.skip(f"needs the reference data in {folder}")
+  return folder

@@ -1,0 +1,233 @@
+import re
+import subprocess
+import sys
+
+import hypothesis
+import pytest
+import transformers
+from hypothesis import strategies as st
+
+from reft_jax import errors, tokenizer
+from reft_jax.tasks import answers, embedded, prompts
+
+SEEDS = st.integers(0, 2**32)
+MERGES = st.sampled_from([0.0, 0.3, 0.7, 1.0])
+
+
+@pytest.fixture(scope="module")
+def words():
+  return tokenizer.wrap(embedded.tokenizer())
+
+
+def equations(text):
+  """(left, right) of every equation."""
+  return re.findall(r"([0-9( ][-+*/0-9() ]*) = ([0-9]+)", text)
+
+
+def holds(left, right):
+  assert re.fullmatch(r"[-+*/0-9() ]+", left)
+  return eval(left) == int(right)  # Digits and operators only.
+
+
+def outcome(start, events):
+  value = start
+  for sign, number in events:
+    value = {
+      "+": value + number,
+      "-": value - number,
+      "*": value * number,
+      "/": value / number,
+    }[sign]
+    assert 0 <= value <= 99
+    assert value == int(value)
+  return int(value)
+
+
+@hypothesis.given(seed=SEEDS, merge=MERGES)
+def test_problems_are_solved_right(seed, merge):
+  for row in embedded.problems(20, seed, merge=merge):
+    start, events = embedded.signature(row.question)
+    assert 3 <= len(events) <= 4
+    assert outcome(start, events) == int(row.answer)
+    found = equations(row.rationale)
+    assert all(holds(*equation) for equation in found)
+    assert found[-1][1] == row.answer
+    operators = re.findall(r" [-+*/] ", row.rationale)
+    assert len(operators) == len(events)
+    if merge == 0:
+      assert len(found) == len(events)
+    if merge == 1:
+      assert len(found) == 1
+    for mode in answers.MODES:
+      grade = answers.grade(prompts.target(row), row, mode=mode)
+      assert grade.verdict == answers.Verdict.CORRECT
+
+
+def test_merging_shortens():
+  def mean_equations(merge):
+    rows = embedded.problems(500, 0, merge=merge)
+    return sum(row.rationale.count("=") for row in rows) / len(rows)
+
+  # 2.5 places to merge on average.
+  assert mean_equations(0.0) == pytest.approx(3.5, abs=0.1)
+  assert mean_equations(0.7) == pytest.approx(1 + 0.3 * 2.5, abs=0.1)
+  assert mean_equations(1.0) == 1
+
+
+def test_a_word_first_and_a_space_before_every_number():
+  rows = embedded.problems(300, 0, merge=0.7)
+  texts = [prompts.prompt(row) + prompts.target(row) for row in rows]
+  for text in texts + embedded.corpus(1000, 0):
+    assert re.findall("[0-9]+", text) == re.findall("(?<= )[0-9]{1,2}", text)
+  assert all(row.rationale[0].isalpha() for row in rows)
+
+
+def test_splits_share_no_problem():
+  test = embedded.problems(1000, 1)
+  held_out = embedded.signatures(test)
+  assert len(held_out) == 1000
+  train = embedded.problems(500, 0, merge=0.7, exclude=held_out)
+  assert len({row.uid for row in train}) == 500
+  assert not held_out & embedded.signatures(train)
+  for document in embedded.corpus(20_000, 0, exclude=held_out):
+    assert embedded.signature(document) not in held_out
+
+
+def test_corpus_would_otherwise_repeat_problems():
+  """So the exclusion above is not vacuous."""
+  short = {"min_events": 1, "max_events": 2}
+  test = embedded.signatures(embedded.problems(200, 1, **short))
+  documents = embedded.corpus(5000, 0, **short)
+  assert any(embedded.signature(each) in test for each in documents)
+  documents = embedded.corpus(5000, 0, exclude=test, **short)
+  assert not any(embedded.signature(each) in test for each in documents)
+
+
+def solved_right(document):
+  start, events = embedded.signature(document)
+  solution = document.split(prompts.COT_TRIGGER)[1]
+  found = equations(solution)
+  return (
+    all(holds(*each) for each in found)
+    and len(re.findall(r" [-+*/] ", solution)) == len(events)
+    and int(found[-1][1]) == outcome(start, events)
+  )
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4, 1.0])
+def test_share_of_mistakes(noise):
+  documents = embedded.corpus(3000, 0, noise=noise)
+  wrong = sum(not solved_right(each) for each in documents) / len(documents)
+  # A wrong step can come out right, but seldom.
+  assert wrong == pytest.approx(noise, abs=0.04)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.15, 1.0])
+def test_share_of_the_answer_phrase(share):
+  documents = embedded.corpus(3000, 0, answer_phrase=share)
+  endings = [re.search(r"answer is: ([0-9]+)$", each) for each in documents]
+  found = sum(ending is not None for ending in endings) / len(documents)
+  assert found == pytest.approx(share, abs=0.03)
+  for document, ending in zip(documents, endings, strict=True):
+    if ending:
+      assert ending[1] == equations(document)[-1][1]
+
+
+def test_corpus_mixes_granularities():
+  documents = embedded.corpus(2000, 0, noise=0.0)
+  steps = [
+    (len(equations(each)), len(embedded.signature(each)[1]))
+    for each in documents
+  ]
+  assert {made for made, _ in steps} == {1, 2, 3, 4}
+  assert sum(made == 1 for made, _ in steps) > 200
+  assert sum(made == events for made, events in steps) > 200
+
+
+def test_some_questions_hold_a_fact_beside_the_point():
+  rows = embedded.problems(2000, 0)
+  beside = [re.search(r"(is|sees) [0-9]", row.question) for row in rows]
+  share = sum(match is not None for match in beside) / len(rows)
+  assert 0.3 < share < 0.5
+
+
+def test_a_seed_is_all_it_takes():
+  program = (
+    "from reft_jax.tasks import embedded;"
+    "print(embedded.problems(50, 3, merge=.7), embedded.corpus(50, 3))"
+  )
+  texts = {
+    subprocess.run(
+      [sys.executable, "-c", program],
+      env={"PYTHONHASHSEED": hash_seed},
+      cwd=embedded.__file__.rpartition("reft_jax")[0],
+      capture_output=True,
+      check=True,
+    ).stdout
+    for hash_seed in ("1", "2")
+  }
+  assert len(texts) == 1
+  assert embedded.problems(50, 3) != embedded.problems(50, 4)
+  assert embedded.corpus(50, 3) != embedded.corpus(50, 4)
+
+
+@hypothesis.given(seed=SEEDS, merge=MERGES)
+def test_tokenizer_repeats_every_text(words, seed, merge):
+  unk = words.hf.unk_token_id
+  for row in embedded.problems(10, seed, merge=merge):
+    prompt, target = prompts.prompt(row), prompts.target(row)
+    parts = words.encode_all([prompt, target])
+    assert [words.decode(ids) for ids in parts] == [prompt, target]
+    assert words.encode(prompt + target) == parts[0] + parts[1]
+    assert unk not in parts[0] + parts[1]
+    assert len(parts[0]) <= 40
+    assert len(parts[1]) <= 30
+  for document in embedded.corpus(10, seed):
+    ids = words.encode(document)
+    assert words.decode(ids) == document
+    assert unk not in ids
+    assert len(ids) < 64  # With its EOS it fills 64 slots.
+
+
+def test_tokenizer_has_nothing_to_spare(words):
+  used = set(words.encode_all(embedded.corpus(5000, 0))[0])
+  for ids in words.encode_all(embedded.corpus(5000, 0)):
+    used |= set(ids)
+  special = {words.pad_id, *words.eos_ids, words.hf.unk_token_id}
+  assert len(special) == 3
+  assert used | special == set(range(words.vocab_size))
+  numbers = [words.encode(f" {number}") for number in range(100)]
+  assert all(len(ids) == 1 for ids in numbers)
+
+
+def test_tokenizer_opens_elsewhere(words, tmp_path):
+  words.save(tmp_path)
+  opened = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  text = embedded.corpus(1, 0)[0]
+  assert opened.encode(text, add_special_tokens=False) == words.encode(text)
+  assert opened.decode(words.encode(text)) == text
+  assert tokenizer.load(tmp_path).fingerprint == words.fingerprint
+
+
+@pytest.mark.parametrize(
+  ("make", "arguments", "word"),
+  [
+    (embedded.problems, {"merge": 1.5}, "merge=1.5"),
+    (embedded.corpus, {"noise": -0.1}, "noise=-0.1"),
+    (embedded.corpus, {"answer_phrase": 2}, "answer_phrase=2"),
+    (embedded.problems, {"min_events": 0}, "min_events=0"),
+    (embedded.corpus, {"min_events": 5}, "max_events=4"),
+    (embedded.problems, {"min_events": 1, "max_events": 1}, "too few"),
+  ],
+)
+def test_what_cannot_be_made_is_said(make, arguments, word):
+  with pytest.raises(errors.UserError, match=word):
+    make(2000, 0, **arguments)
+
+
+def test_no_jax_is_imported():
+  program = (
+    "import sys; from reft_jax.tasks import embedded, sources, answers;"
+    "embedded.tokenizer(); assert 'jax' not in sys.modules"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True)
