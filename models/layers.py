@@ -7,6 +7,7 @@ where they are used.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,13 +64,13 @@ def grouped_attention(
     [_masked_scores(q_BKGSH, segment) for segment in segments], axis=-1
   )
   weights_BKGSC = jax.nn.softmax(scores_BKGSC).astype(q_BNSH.dtype)
-  attended_BKGSH, start = 0, 0
-  for segment in segments:
-    end = start + segment.v_BKCH.shape[2]
-    attended_BKGSH += jnp.einsum(
-      "BKGSC,BKCH->BKGSH", weights_BKGSC[..., start:end], segment.v_BKCH
+  ends = list(itertools.accumulate(s.v_BKCH.shape[2] for s in segments))
+  attended_BKGSH = sum(
+    jnp.einsum("BKGSC,BKCH->BKGSH", weights_BKGSC, segment.v_BKCH)
+    for weights_BKGSC, segment in zip(
+      jnp.split(weights_BKGSC, ends[:-1], axis=-1), segments, strict=True
     )
-    start = end
+  )
   return attended_BKGSH.reshape(B, N, S, H)
 
 

@@ -106,8 +106,13 @@ class Networks:
 
   def values(self, head: Params, hidden_xD: jax.Array) -> jax.Array:
     """fp32 values_x, w . hidden + b; x is any number of leading axes."""
-    hidden_xD = hidden_xD.astype(jnp.float32)
-    return jnp.einsum("...D,D->...", hidden_xD, head["w_D"]) + head["b"]
+    values_x = jnp.einsum(
+      "...D,D->...",
+      hidden_xD.astype(jnp.float32),
+      head["w_D"],
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    return values_x + head["b"]
 
   def publish(self, policy: Params) -> Params:
     """The policy as the sampler reads it, to be jitted by the caller.

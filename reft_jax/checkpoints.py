@@ -56,21 +56,30 @@ class Checkpoints:
       UserError: if there are checkpoints and none can be read.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    restored = self._newest(
+      state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
+    )
+    return None if restored is None else (restored.state, restored.notes)
+
+  def notes(self) -> dict[str, Any] | None:
+    """The notes beside the newest state; as `restore`, and far cheaper."""
+    restored = self._newest(notes=ocp.args.JsonRestore())
+    return None if restored is None else restored.notes
+
+  def _newest(self, **parts: Any) -> Any | None:
+    """The wanted parts of the newest checkpoint that can be read."""
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       try:
-        restored = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract),
-            notes=ocp.args.JsonRestore(),
-          ),
-        )
+        return self._manager.restore(step, args=ocp.args.Composite(**parts))
       except Exception as error:  # Orbax has no common type for damage.
-        _log.warning("checkpoint %s cannot be read: %s", step, error)
+        _log.warning(
+          "%s: checkpoint %d is damaged and set aside: %.200s",
+          self._directory,
+          step,
+          error,
+        )
         self._set_aside(step)
-      else:
-        return restored.state, restored.notes
     if steps:
       raise UserError(
         f"{self._directory}: none of the checkpoints {steps} can be read (they "
@@ -78,19 +87,10 @@ class Checkpoints:
       )
     return None
 
-  def notes(self) -> dict[str, Any] | None:
-    """The notes beside the newest state; None where nothing is saved."""
-    step = self._manager.latest_step()
-    if step is None:
-      return None
-    return self._manager.restore(
-      step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
-    ).notes
-
   def _set_aside(self, step: int) -> None:
     self._manager.close()
-    damaged = self._directory.parent / f"damaged-{step}-{int(time.time())}"
-    (self._directory / str(step)).rename(damaged)
+    name = f"damaged-{self._directory.name}-{step}-{int(time.time())}"
+    (self._directory / str(step)).rename(self._directory.parent / name)
     self._manager = self._open()
 
   def wait(self) -> None:

@@ -18,7 +18,7 @@ from importlib import metadata
 import jax
 
 from reft_jax import config as config_lib
-from reft_jax import devices, metrics, plots, terminal
+from reft_jax import batching, devices, metrics, plots, terminal
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import loop, pipeline, pretrain
@@ -70,6 +70,7 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
   policy, tokenizer, network = load_model(config)
   (train_set, dev, test), notes = run_lib.encoded(config, tokenizer)
   check_lengths(config, network)
+  check_rationales(config, train_set)
 
   directory = config_lib.run_directory(config)
   claim(directory, config)
@@ -115,14 +116,15 @@ def load_model(config: config_lib.Config):
     tokenizer = tokenizer_lib.wrap(embedded.tokenizer())
     shape = pretrain.architecture(config, tokenizer.vocab_size)
   else:
+    shape = pretrained.read_config(path)
     tokenizer = tokenizer_lib.load(path)
-    shape, policy = pretrained.load(path)
     if tokenizer.vocab_size > shape.vocab_size:
       raise UserError(
         f"model.path={path}: the tokenizer has {tokenizer.vocab_size} ids but "
         f"the model's embedding only {shape.vocab_size} rows; use the "
         "tokenizer the model was trained with."
       )
+    policy = pretrained.load(path)[1]  # Last: it may take minutes.
   network = networks.Networks(
     config=shape,
     compute_dtype=config.model.compute_dtype,
@@ -171,11 +173,29 @@ def check_lengths(
     )
 
 
+def check_rationales(
+  config: config_lib.Config, train_set: Sequence[batching.Example]
+) -> None:
+  """Supervised stages need annotated chains of thought.
+
+  Raises:
+    UserError: if no training problem has one.
+  """
+  stages = [name for name in ("warmup", "sft") if name in config.stages]
+  if stages and all(example.target is None for example in train_set):
+    raise UserError(
+      f"data.train={config.data.train}: no problem has a chain of thought "
+      f"(answer_cot) for {' and '.join(stages)} to learn from; choose data "
+      "that has them, or set stages=[reft]."
+    )
+
+
 def claim(directory: pathlib.Path, config: config_lib.Config) -> None:
   """Makes the run's folder, or takes up the run that lies there.
 
   Raises:
-    UserError: if the folder holds a run with other settings.
+    UserError: if the folder holds a run with other settings, or cannot be
+      written.
   """
   settled = directory / "config.yaml"
   if settled.exists() and config.resume == "never":
@@ -194,8 +214,14 @@ def claim(directory: pathlib.Path, config: config_lib.Config) -> None:
         f"{directory} holds a run with other settings ({'; '.join(changed)}); "
         "set output to another folder, or resume=never to put that one aside."
       )
-  directory.mkdir(parents=True, exist_ok=True)
-  settled.write_text(config_lib.to_yaml(config), encoding="utf-8")
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    settled.write_text(config_lib.to_yaml(config), encoding="utf-8")
+  except OSError as error:
+    raise UserError(
+      f"the run's folder {directory} cannot be written ({error.strerror}); "
+      "set output to another place."
+    ) from error
   environment = json.dumps(describe_environment(), indent=2)
   (directory / "environment.json").write_text(environment + "\n")
 

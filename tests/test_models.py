@@ -409,8 +409,8 @@ def test_attention_over_two_segments_is_attention_over_their_columns():
     for cut in (slice(0, 2), slice(2, 7))
   ]
   np.testing.assert_allclose(
-    layers.grouped_attention(q_BNSH, whole),
-    layers.grouped_attention(q_BNSH, parts),
+    jax.jit(layers.grouped_attention)(q_BNSH, whole),
+    jax.jit(layers.grouped_attention)(q_BNSH, parts),
     atol=1e-6,
   )
 

@@ -100,12 +100,11 @@ def problems(
       **events,
     )
   else:
-    train = sources.load(data.train, data.task, data.train_limit)
-    test = []
+    train, test = sources.load(data.train, data.task), []
   if data.test:
-    test = sources.load(data.test, data.task, data.test_limit)
+    test = sources.load(data.test, data.task)
   train, dev = sources.carve_dev(train, data.dev_size, seed)
-  return train, dev, test
+  return train[: data.train_limit], dev, test[: data.test_limit]
 
 
 def encoded(

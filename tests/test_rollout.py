@@ -1,0 +1,181 @@
+"""The sampler: what it samples, what it says of it, and of what it depends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from reft_jax import devices, steps
+from reft_jax.ops import sampling
+
+
+def published(seed=0):
+  return jax.jit(tiny.make().publish)(tiny.policy(seed))
+
+
+def test_rows_end_at_eos_or_at_the_limit():
+  rollout = jax.device_get(tiny.sample(batch=64))
+  ended = 0
+  for row in range(64):
+    length = rollout.response_lengths_B[row]
+    response = rollout.response_BT[row]
+    inside = np.isin(response[:length], tiny.EOS)
+    if rollout.ended_B[row]:
+      assert inside[-1]
+      assert not inside[:-1].any()
+      ended += 1
+    else:
+      assert length == tiny.RESPONSE_SLOTS
+      assert not inside.any()
+    assert (response[length:] == tiny.PAD).all()
+    assert (rollout.logprobs_BT[row, length:] == 0).all()
+  assert 0 < ended < 64
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_sampled_logprobs_are_those_of_the_full_forward(temperature):
+  rollout = tiny.sample(temperature, batch=16)
+  ppo = steps.PPO(
+    minibatch_size=16, micro_batch_size=16, temperature=temperature or 1.0
+  )
+  params = {
+    "policy": tiny.policy(),
+    "value": tiny.make().init_value(tiny.policy(), "shared"),
+  }
+  full = steps.assess(tiny.make(), ppo)(params, tiny.policy(), rollout)
+  gap = jnp.where(
+    rollout.mask_BT, rollout.logprobs_BT - full.logprobs_BT, 0.0
+  )
+  assert jnp.max(jnp.abs(gap)) < 1e-4
+
+
+def test_greedy_takes_the_likeliest_token():
+  rollout = jax.device_get(tiny.sample(0.0, batch=4))
+  network, policy = tiny.make(), tiny.policy()
+  for row in range(4):
+    length = int(rollout.prompt_lengths_B[row])
+    ids = list(rollout.prompt_BP[row, :length])
+    for token in rollout.response_BT[row, : rollout.response_lengths_B[row]]:
+      # One shape for all lengths: what lies behind a row's end is not seen.
+      padded = np.zeros((1, tiny.PROMPT_SLOTS + tiny.RESPONSE_SLOTS), np.int32)
+      padded[0, : len(ids)] = ids
+      hidden = network.hidden(
+        policy["trunk"], jnp.asarray(padded), jnp.array([len(ids)])
+      )
+      logits = network.logits(policy, hidden[0, len(ids) - 1])
+      assert int(jnp.argmax(logits)) == token
+      ids.append(token)
+
+
+def test_a_row_does_not_depend_on_its_batch():
+  prompts, key = tiny.prompts(8), jax.random.key(0)
+  order = np.array([5, 2, 7, 0, 1, 6, 4, 3])
+  straight = tiny.sampler()(published(), prompts, key)
+  shuffled = tiny.sampler()(published(), tiny.take(prompts, order), key)
+  np.testing.assert_array_equal(
+    straight.response_BT[order], shuffled.response_BT
+  )
+  # The others replaced by other questions: the first row stays as it was.
+  other = jax.tree.map(
+    lambda a, b: np.concatenate([a[:1], b[1:]]), prompts, tiny.prompts(8, 9)
+  )
+  mixed = tiny.sampler()(published(), other, key)
+  np.testing.assert_array_equal(straight.response_BT[0], mixed.response_BT[0])
+
+
+def test_devices_change_no_token():
+  prompts, key = tiny.prompts(8), jax.random.key(0)
+  expected = tiny.sampler()(published(), prompts, key).response_BT
+  mesh = devices.make_mesh(data=2, fsdp=4, tensor=1)
+  with jax.set_mesh(mesh):
+    policy = devices.put(mesh, tiny.policy())
+    sharded = tiny.sampler()(
+      jax.jit(tiny.make().publish)(policy),
+      devices.put_batch(mesh, prompts),
+      key,
+    )
+  assert len(sharded.response_BT.sharding.device_set) == 8
+  np.testing.assert_array_equal(sharded.response_BT, expected)
+
+
+def test_keys_change_with_request_step_and_seed():
+  prompts = tiny.prompts(8)
+  same = jax.tree.map(lambda x: np.repeat(x[:1], 8, axis=0), prompts)
+  same = same.replace(requests_B=prompts.requests_B)
+  rows = tiny.sampler()(published(), same, jax.random.key(0)).response_BT
+  assert len({tuple(row) for row in np.asarray(rows)}) > 4
+  again = tiny.sampler()(published(), same, jax.random.key(1)).response_BT
+  assert (np.asarray(rows) != np.asarray(again)).any()
+
+
+def test_several_samples_a_question_share_one_prefill():
+  rollout = tiny.sample(samples=4, batch=8)
+  prompts = tiny.prompts(8)
+  assert rollout.response_BT.shape == (32, tiny.RESPONSE_SLOTS)
+  np.testing.assert_array_equal(
+    rollout.prompt_BP, np.repeat(prompts.tokens_BP, 4, axis=0)
+  )
+  one_by_one = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), prompts)
+  numbers = np.repeat(prompts.requests_B * 4, 4) + np.tile(np.arange(4), 8)
+  one_by_one = one_by_one.replace(requests_B=numbers.astype(np.uint32))
+  expected = tiny.sampler()(published(), one_by_one, jax.random.key(0))
+  np.testing.assert_array_equal(rollout.response_BT, expected.response_BT)
+
+
+def test_pad_may_equal_eos_and_a_sampled_pad_is_a_token():
+  plain = tiny.sample(batch=32)
+  same = tiny.sample(batch=32, pad=tiny.EOS[0])
+  np.testing.assert_array_equal(
+    plain.response_lengths_B, same.response_lengths_B
+  )
+  np.testing.assert_array_equal(
+    jnp.where(plain.mask_BT, plain.response_BT, -1),
+    jnp.where(same.mask_BT, same.response_BT, -1),
+  )
+  inside = plain.mask_BT & (plain.response_BT == tiny.PAD)
+  assert inside.any(), "no pad id was sampled; the test shows nothing"
+
+
+def test_any_of_several_eos_ids_ends_a_row():
+  rollout = jax.device_get(tiny.sample(batch=64, eos=(3, 5, 11)))
+  last = rollout.response_BT[np.arange(64), rollout.response_lengths_B - 1]
+  assert set(last[rollout.ended_B]) == {3, 5, 11}
+
+
+def test_frequencies_match_the_softmax():
+  rng = np.random.default_rng(0)
+  logits_V = jnp.asarray(rng.normal(size=300) * 2, jnp.float32)
+  draws = 100_000
+  keys = sampling.row_keys(
+    jax.random.key(7), jnp.arange(draws, dtype=jnp.uint32)
+  )
+  tokens = jax.jit(
+    lambda u: jax.lax.map(
+      lambda some: sampling.inverse_cdf(
+        jnp.broadcast_to(logits_V[None], (some.shape[0], 300)), some
+      ),
+      u.reshape(100, -1),
+    )
+  )(sampling.uniforms(keys, jnp.int32(5)))
+  counts = np.bincount(np.asarray(tokens).ravel(), minlength=300)
+  expected = np.asarray(jax.nn.softmax(logits_V), np.float64) * draws
+  common = expected > 5
+  observed = np.append(counts[common], counts[~common].sum())
+  predicted = np.append(expected[common], expected[~common].sum())
+  chi2 = ((observed - predicted) ** 2 / predicted).sum()
+  freedom = len(observed) - 1
+  # Five standard deviations of a chi-square variable.
+  assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_impossible_tokens_are_never_drawn():
+  logits_V = jnp.full(300, -jnp.inf).at[jnp.array([128, 257])].set(0.0)
+  uniforms_B = jnp.asarray(
+    [0.0, 0.25, 0.4999999, 0.5, 0.75, np.nextafter(np.float32(1), 0)],
+    jnp.float32,
+  )
+  tokens_B = sampling.inverse_cdf(
+    jnp.broadcast_to(logits_V[None], (6, 300)), uniforms_B
+  )
+  assert tokens_B.tolist() == [128, 128, 128, 257, 257, 257]

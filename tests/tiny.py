@@ -1,0 +1,89 @@
+"""A model small enough to test with, and rollouts of it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reft_jax import rollout, types
+from reft_jax.models import config, networks
+
+CONFIG = config.ModelConfig(
+  vocab_size=29,
+  width=16,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  head_size=4,
+  ffn=24,
+  init_scale=0.35,
+)
+PROMPT_SLOTS, RESPONSE_SLOTS = 6, 7
+EOS = (3,)
+PAD = 0
+
+
+def make(**changes) -> networks.Networks:
+  return networks.Networks(CONFIG, **changes)
+
+
+@functools.cache
+def policy(seed: int = 0):
+  return make().init(jax.random.key(seed))
+
+
+@functools.cache
+def sampler(temperature: float = 1.0, samples: int = 1, eos=EOS, pad=PAD):
+  return rollout.Sampler(
+    make(),
+    response_tokens=RESPONSE_SLOTS,
+    eos_ids=eos,
+    pad_id=pad,
+    temperature=temperature,
+    samples=samples,
+    chunk=3,
+  )
+
+
+def prompts(batch: int = 8, seed: int = 0) -> types.Prompts:
+  rng = np.random.default_rng(seed)
+  lengths_B = rng.integers(1, PROMPT_SLOTS + 1, batch).astype(np.int32)
+  tokens_BP = rng.integers(0, CONFIG.vocab_size, (batch, PROMPT_SLOTS))
+  slots = np.arange(PROMPT_SLOTS)[None]
+  return types.Prompts(
+    tokens_BP=np.where(slots < lengths_B[:, None], tokens_BP, PAD).astype(
+      np.int32
+    ),
+    lengths_B=lengths_B,
+    requests_B=np.arange(batch, dtype=np.uint32) + 100,
+  )
+
+
+def sample(
+  temperature: float = 1.0, batch: int = 8, seed: int = 0, **options
+) -> types.Rollout:
+  """A rollout in which some rows end and some are cut."""
+  return sampler(temperature, **options)(
+    jax.jit(make().publish)(policy(seed)),
+    prompts(batch, seed),
+    jax.random.key(seed),
+  )
+
+
+def take(tree, rows):
+  """Some rows of everything that has rows."""
+  return jax.tree.map(lambda x: jnp.asarray(x)[jnp.asarray(rows)], tree)
+
+
+def widen(some: types.Rollout, prompt: int = 3, response: int = 2):
+  """The same rollout with more padding, of an id that means something."""
+
+  def pad(x, slots):
+    return jnp.pad(x, ((0, 0), (0, slots)), constant_values=EOS[0])
+
+  return some.replace(
+    prompt_BP=pad(some.prompt_BP, prompt),
+    response_BT=pad(some.response_BT, response),
+    logprobs_BT=jnp.pad(some.logprobs_BT, ((0, 0), (0, response))),
+  )
