@@ -37,14 +37,23 @@ class Checkpoints:
   def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
     """Saves in the background; durable after `wait`, `close` or a next save.
 
-    The state may be donated as soon as this returns.
+    Steps must rise. The state may be donated as soon as this returns.
     """
-    self._manager.save(
+    saved = self._manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
       ),
     )
+    if not saved:  # Orbax refuses a step below the newest without a word.
+      raise RuntimeError(
+        f"{self._directory}: step {step} was not saved after {self.newest}"
+      )
+
+  @property
+  def newest(self) -> int:
+    """The last step saved, 0 where there is none."""
+    return self._manager.latest_step() or 0
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """The newest usable state, placed as `like` is, and its notes.

@@ -276,7 +276,9 @@ class EvaluationConfig:
 class LoggingConfig:
   """What is told along the way."""
 
-  every: int = _setting(1, "steps between lines of metrics", _POSITIVE)
+  every: int | None = _setting(
+    None, "steps between rows of metrics; null: about 50 a stage", _POSITIVE
+  )
   sample_every: int = _setting(
     10, "steps between samples shown; 0: never", _NOT_NEGATIVE
   )

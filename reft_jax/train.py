@@ -17,8 +17,8 @@ from importlib import metadata
 
 import jax
 
-from reft_jax import config as config_lib
 from reft_jax import batching, devices, metrics, plots, terminal
+from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import loop, pipeline, pretrain

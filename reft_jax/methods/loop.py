@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from reft_jax import checkpoints, terminal, types
 from reft_jax.methods import answering
@@ -60,8 +61,9 @@ class Loop:
     steps: how many there are.
     evaluate_every: steps between evaluations on dev; the last step is always
       evaluated.
-    examine: a policy's answers to the dev questions; the policy that does
-      best is kept. None where there is no dev set: then the last is.
+    examine: a policy's answers to the dev questions; None without a dev set.
+    keep: "best", the policy that does best on dev (the last one without a dev
+      set), or "last".
   """
 
   def __init__(
@@ -72,12 +74,14 @@ class Loop:
     steps: int,
     evaluate_every: int = 1,
     examine: Examine | None = None,
+    keep: str = "best",
   ):
     self._run = run
     self._name = name
     self._steps = steps
     self._evaluate_every = evaluate_every
     self._examine = examine
+    self._keep_best = keep == "best" and examine is not None
     self._log_every = run.config.logging.every or max(1, steps // 50)
     folder = stage_directory(run, name)
     self._latest = checkpoints.Checkpoints(
@@ -114,6 +118,10 @@ class Loop:
       state, notes = restored
       step = notes["step"]
       self._seconds_before = notes["seconds"]
+      self._pending = {
+        name: types.Mean(total=np.float32(total), count=np.float32(count))
+        for name, (total, count) in notes["pending"].items()
+      }
       self._run.terminal.line(f"{self._name}: goes on after step {step}")
     next_step = step + 1 if step else 0
     self._run.recorder.rewind(self._name, next_step)
@@ -165,12 +173,9 @@ class Loop:
       )
 
   def result(self, state: types.TrainState, learning_rate: float) -> Trained:
-    """What the stage ends with: the policy that did best on dev.
-
-    The last one where there is no dev set.
-    """
+    """What the stage ends with."""
     policy = state.params["policy"]
-    if self._examine is not None:
+    if self._keep_best:
       policy, _ = self._kept.restore(policy)
     return Trained(
       policy=policy,
@@ -211,19 +216,22 @@ class Loop:
     self._log(step, {"dev/accuracy": accuracy})
     self._progress.note(f"step {step}: {accuracy:.1%} of dev correct")
     self._samples.write(step, graded[:8], show=False)
-    if accuracy > self.best_accuracy:
+    if accuracy > self.best_accuracy or not self._keep_best:
       self.best_accuracy, self.best_step = accuracy, step
       self._kept.save(
-        step, state.params["policy"], {"step": step, "accuracy": accuracy}
+        self._kept.newest + 1,
+        state.params["policy"],
+        {"step": step, "accuracy": accuracy},
       )
 
   def _save(self, step: int, state: types.TrainState) -> None:
     self._kept.wait()
-    self._latest.save(
-      step,
-      state,
-      {"step": step, "seconds": self.seconds},
-    )
+    pending = {
+      name: [float(mean.total), float(mean.count)]
+      for name, mean in jax.device_get(self._pending).items()
+    }
+    notes = {"step": step, "seconds": self.seconds, "pending": pending}
+    self._latest.save(step, state, notes)
 
 
 class Samples:

@@ -101,11 +101,15 @@ class Pipeline:
     match name:
       case "base":
         return pretrain.train_once(self._run, name)
-      case "warmup" | "sft":
-        settings = getattr(config, name)
-        return sft.train(self._run, name, start, settings, examine), False
+      case "warmup":
+        trained = sft.train(
+          self._run, name, start, config.warmup, examine, keep="last"
+        )
+      case "sft":
+        trained = sft.train(self._run, name, start, config.sft, examine)
       case "reft":
-        return reft.train(self._run, name, start, config.reft, examine), False
+        trained = reft.train(self._run, name, start, config.reft, examine)
+    return trained, False
 
   @property
   def _examine(self) -> loop_lib.Examine | None:

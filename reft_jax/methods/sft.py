@@ -19,22 +19,28 @@ def train(
   policy: Any,
   config: config_lib.SupervisedConfig,
   examine: loop_lib.Examine | None,
+  *,
+  keep: str = "best",
 ) -> loop_lib.Trained:
-  """Fine-tunes a policy; with several learning rates, the best on dev stays."""
+  """Fine-tunes a policy; with several learning rates, the best on dev stays.
+
+  `keep` says which policy of a training run that is: the best on dev, or the
+  last, as for a warm-up of a given number of epochs.
+  """
   rates = config.learning_rates or (config.optimizer.learning_rate,)
   results = []
   for rate in rates:
     optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
     one = dataclasses.replace(config, optimizer=optimizer)
     part = name if len(rates) == 1 else f"{name}-lr{rate:g}"
-    results.append(_train_at(run, part, policy, one, examine))
+    results.append(_train_at(run, part, policy, one, examine, keep))
   best = max(results, key=lambda result: result.dev_accuracy)
   return dataclasses.replace(
     best, seconds=sum(result.seconds for result in results)
   )
 
 
-def _train_at(run, name, policy, config, examine) -> loop_lib.Trained:
+def _train_at(run, name, policy, config, examine, keep) -> loop_lib.Trained:
   """Fine-tunes at one learning rate."""
   examples = [each for each in run.train if each.target is not None]
   rows = [(example.prompt, example.target) for example in examples]
@@ -57,6 +63,7 @@ def _train_at(run, name, policy, config, examine) -> loop_lib.Trained:
     steps=total,
     evaluate_every=epoch * config.evaluate_every,
     examine=examine,
+    keep=keep,
   ) as loop:
     state, start = loop.restore(state)
     for step in range(start, total):

@@ -1,0 +1,184 @@
+"""Problems as ids, ids as padded batches, and the order they come in."""
+
+import dataclasses
+
+import chex
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from reft_jax import batching
+from reft_jax import tokenizer as tokenizers
+from reft_jax.tasks import embedded, prompts
+from reft_jax.tasks.problem import Problem
+
+PAD = 9
+IDS = st.lists(st.integers(0, 20), min_size=1, max_size=6)
+SIZES = st.integers(1, 40)
+BATCHES = st.integers(1, 12)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> tokenizers.Tokenizer:
+  return tokenizers.wrap(embedded.tokenizer())
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[Problem]:
+  return embedded.problems(6, seed=0)
+
+
+def encode(problems, tokenizer, **changes):
+  settings = {
+    "reasoning": "nl",
+    "add_bos": False,
+    "max_prompt_tokens": 1000,
+    "max_response_tokens": 1000,
+  }
+  return batching.encode(problems, tokenizer, **(settings | changes))
+
+
+def test_prompts_and_targets_are_encoded_apart(tokenizer, problems):
+  examples, dropped = encode(problems, tokenizer)
+  assert dropped == 0
+  assert [each.problem for each in examples] == problems
+  for example, problem in zip(examples, problems, strict=True):
+    assert list(example.prompt) == tokenizer.encode(prompts.prompt(problem))
+    *target, end = example.target
+    assert target == tokenizer.encode(prompts.target(problem))
+    assert end == tokenizer.eos_ids[0]
+
+
+def test_the_first_of_several_ends_is_taught(tokenizer, problems):
+  several = dataclasses.replace(tokenizer, eos_ids=(5, *tokenizer.eos_ids))
+  examples, _ = encode(problems, several)
+  assert {each.target[-1] for each in examples} == {5}
+
+
+def test_only_prompts_begin_with_bos_and_only_on_request(tokenizer, problems):
+  with_bos = dataclasses.replace(tokenizer, bos_id=7)
+  plain, _ = encode(problems, with_bos)
+  asked, _ = encode(problems, with_bos, add_bos=True)
+  for one, other in zip(plain, asked, strict=True):
+    assert other.prompt == (7, *one.prompt)
+    assert other.target == one.target
+
+
+def test_without_a_rationale_there_is_no_target(tokenizer, problems):
+  test_set = [dataclasses.replace(each, rationale=None) for each in problems]
+  examples, dropped = encode(test_set, tokenizer, max_response_tokens=1)
+  assert dropped == 0
+  assert all(example.target is None for example in examples)
+
+
+@pytest.mark.parametrize(
+  ("limit", "part"),
+  [("max_prompt_tokens", "prompt"), ("max_response_tokens", "target")],
+)
+def test_what_is_too_long_is_dropped_whole_and_counted(
+  tokenizer, problems, limit, part
+):
+  examples, _ = encode(problems, tokenizer)
+  lengths = sorted({len(getattr(each, part)) for each in examples})
+  assert len(lengths) > 1
+  for most in (lengths[0] - 1, *lengths):
+    kept, dropped = encode(problems, tokenizer, **{limit: most})
+    fit = [each for each in examples if len(getattr(each, part)) <= most]
+    assert kept == fit
+    assert dropped == len(problems) - len(fit)
+
+
+@hypothesis.given(st.lists(st.tuples(IDS, IDS), max_size=4), st.integers(0, 3))
+def test_supervised_rows_are_prompt_target_padding(rows, fillers):
+  batch = len(rows) + fillers
+  built = batching.supervised(rows, batch=batch, slots=12, pad_id=PAD)
+  chex.assert_shape([built.tokens_BS, built.targets_BS], (batch, 12))
+  assert built.tokens_BS.dtype == built.lengths_B.dtype == np.int32
+  assert built.targets_BS.dtype == bool
+  for index, (prompt, target) in enumerate(rows):
+    end = len(prompt) + len(target)
+    assert built.lengths_B[index] == end
+    tokens_S, targets_S = built.tokens_BS[index], built.targets_BS[index]
+    assert tokens_S.tolist() == [*prompt, *target, *[PAD] * (12 - end)]
+    assert tokens_S[targets_S].tolist() == target
+    assert not targets_S[: len(prompt)].any()
+
+
+@hypothesis.given(IDS)
+def test_a_document_predicts_all_but_its_first_token(document):
+  built = batching.supervised([((), document)], batch=1, slots=8, pad_id=PAD)
+  targets = np.flatnonzero(built.targets_BS[0]).tolist()
+  assert targets == list(range(1, len(document)))
+
+
+@hypothesis.given(st.integers(0, 3), st.integers(1, 3))
+def test_filler_rows_count_for_nothing(rows, fillers):
+  batch = rows + fillers
+  pairs = [((1, 2), (3, 4))] * rows
+  built = batching.supervised(pairs, batch=batch, slots=8, pad_id=PAD)
+  assert built.targets_BS.sum() == 2 * rows
+  assert (built.tokens_BS[rows:] == PAD).all()
+  # One token: no row is empty, whatever reads its last.
+  assert (built.lengths_B[rows:] == 1).all()
+
+
+@hypothesis.given(st.lists(IDS, max_size=4), st.integers(0, 3))
+def test_prompt_rows_keep_their_request_numbers(rows, fillers):
+  requests = [2**32 - 1 - index for index in range(len(rows))]
+  batch = len(rows) + fillers
+  built = batching.prompts(rows, requests, batch=batch, slots=6, pad_id=PAD)
+  chex.assert_shape(built.tokens_BP, (batch, 6))
+  assert built.requests_B.dtype == np.uint32
+  for index, row in enumerate(rows):
+    assert built.lengths_B[index] == len(row)
+    assert built.requests_B[index] == requests[index]
+    padded = [*row, *[PAD] * (6 - len(row))]
+    assert built.tokens_BP[index].tolist() == padded
+  assert (built.tokens_BP[len(rows) :] == PAD).all()
+  assert (built.lengths_B[len(rows) :] == 1).all()
+
+
+@hypothesis.given(SIZES, BATCHES, st.integers(0, 3), st.integers(0, 9))
+def test_an_epoch_visits_every_row_once(size, batch, epoch, seed):
+  steps = -(-size // batch)
+  visited = [
+    batching.epoch_rows(size, seed=seed, step=epoch * steps + step, batch=batch)
+    for step in range(steps)
+  ]
+  assert sorted(sum(visited, [])) == list(range(size))
+  assert all(len(rows) == batch for rows in visited[:-1])
+  assert len(visited[-1]) == (size - 1) % batch + 1
+
+
+@hypothesis.given(SIZES, BATCHES, st.integers(0, 9))
+def test_a_stream_is_permutations_end_to_end(size, batch, seed):
+  steps = -(-3 * size // batch)
+  visited = [
+    batching.stream_rows(size, seed=seed, step=step, batch=batch)
+    for step in range(steps)
+  ]
+  assert all(len(rows) == batch for rows in visited)
+  stream = sum(visited, [])
+  for start in range(0, 3 * size, size):
+    assert sorted(stream[start : start + size]) == list(range(size))
+
+
+@pytest.mark.parametrize("order", [batching.epoch_rows, batching.stream_rows])
+def test_the_order_follows_from_seed_and_step_alone(order):
+  def rows(step, seed=3):
+    return order(50, seed=seed, step=step, batch=8)
+
+  forward = [rows(step) for step in range(20)]
+  batching._permutation.cache_clear()  # As in a process that starts again.
+  assert [rows(step) for step in reversed(range(20))] == forward[::-1]
+  assert all(type(row) is int for row in forward[0])
+  assert rows(0, seed=4) != forward[0]
+  assert rows(0) != rows(7), "epochs are shuffled anew"
+
+
+@hypothesis.given(st.integers(0, 10_000), st.integers(1, 64))
+def test_round_up_is_the_next_multiple(size, multiple):
+  rounded = batching.round_up(size, multiple)
+  assert rounded % multiple == 0
+  assert size <= rounded < size + multiple

@@ -1,0 +1,138 @@
+"""The mesh, and where parameters and batches lie on it."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from reft_jax import batching, devices
+from reft_jax.errors import UserError
+from reft_jax.models import config as configs
+from reft_jax.models import networks
+
+MODEL = configs.ModelConfig(
+  vocab_size=12,
+  width=8,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  head_size=6,
+  ffn=16,
+)
+SHAPES = [(1, 8, 1), (2, 2, 2), (4, 1, 2), (8, 1, 1), (1, 1, 8), (1, 4, 2)]
+
+
+@pytest.fixture(scope="module")
+def policy():
+  """A policy on the host."""
+  return jax.device_get(networks.Networks(MODEL).init(jax.random.key(0)))
+
+
+def mesh_of(data, fsdp, tensor):
+  return devices.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_axis_may_take_the_rest(shape):
+  whole = mesh_of(*shape)
+  assert tuple(whole.shape.values()) == shape
+  assert whole.axis_names == devices.AXES
+  assert whole.size == jax.device_count() == 8
+  for axis in range(3):
+    asked = [-1 if index == axis else size for index, size in enumerate(shape)]
+    assert mesh_of(*asked) == whole
+  assert devices.batch_ways(whole) == shape[0] * shape[1]
+
+
+@pytest.mark.parametrize(
+  ("shape", "words"),
+  [
+    ((1, 1, 1), ["data=1 x fsdp=1 x tensor=1", "8 devices", "-1"]),
+    ((4, 4, 1), ["data=4 x fsdp=4 x tensor=1", "8 devices", "-1"]),
+    ((3, -1, 1), ["data=3", "8 devices"]),
+    ((16, -1, 1), ["data=16", "8 devices"]),
+    ((-1, -1, 1), ["only one", "data and fsdp"]),
+    ((-1, -1, -1), ["only one", "data and fsdp and tensor"]),
+  ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(shape, words):
+  with pytest.raises(UserError) as error:
+    mesh_of(*shape)
+  message = str(error.value)
+  assert message.startswith("mesh: ")
+  assert "\n" not in message
+  for word in words:
+    assert word in message
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
+  mesh = mesh_of(2, 2, 2)  # The tensor axis does not split a batch.
+  devices.check_divides(mesh, {"a": 4, "b": 12, "c": 400})
+  with pytest.raises(UserError) as error:
+    devices.check_divides(mesh, {"a": 4, "sft.batch_size": 30, "c": 5})
+  assert str(error.value) == (
+    "sft.batch_size=30 must be a multiple of the 4 devices that share a batch "
+    "(mesh data x fsdp); try 32."
+  )
+
+
+@pytest.mark.parametrize("size", range(1, 40))
+def test_the_size_that_is_suggested_divides(size):
+  mesh = mesh_of(1, 8, 1)
+  if size % 8 == 0:
+    return devices.check_divides(mesh, {"size": size})
+  with pytest.raises(UserError) as error:
+    devices.check_divides(mesh, {"size": size})
+  suggested = int(str(error.value).rpartition("try ")[2].rstrip("."))
+  assert suggested - 8 < size < suggested
+  devices.check_divides(mesh, {"size": suggested})
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameters_keep_their_values_wherever_they_lie(policy, shape):
+  mesh = mesh_of(*shape)
+  placed = devices.put(mesh, policy)
+  chex.assert_trees_all_equal(jax.device_get(placed), policy)
+  shardings = devices.shardings(mesh, policy)
+  jax.tree.map(
+    lambda leaf, sharding: chex.assert_equal(leaf.sharding, sharding),
+    placed,
+    shardings,
+  )
+
+
+def test_letters_say_how_much_of_a_parameter_a_device_holds(policy):
+  placed = devices.put(mesh_of(1, 4, 2), policy)
+  block = placed["trunk"]["blocks"]
+
+  def held(leaf):
+    return {shard.data.shape for shard in leaf.addressable_shards}
+
+  assert held(placed["trunk"]["embed_VD"]) == {(12 // 2, 8 // 4)}
+  assert held(placed["lm_DV"]) == {(8 // 4, 12 // 2)}
+  assert held(block["attention"]["q_DNH"]) == {(2, 8 // 4, 4 // 2, 6)}
+  assert held(block["mlp"]["down_FD"]) == {(2, 16 // 2, 8 // 4)}
+  assert held(placed["trunk"]["norm_D"]) == {(8,)}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_device_holds_its_rows_of_a_batch(shape):
+  mesh = mesh_of(*shape)
+  rows = [([row, row + 1], [row + 2]) for row in range(14)]
+  host = batching.supervised(rows, batch=16, slots=8, pad_id=0)
+  placed = devices.put_batch(mesh, host)
+  chex.assert_trees_all_equal(jax.device_get(placed), host)
+  share = 16 // devices.batch_ways(mesh)
+  for leaf in jax.tree.leaves(placed):
+    assert leaf.sharding.spec == devices.BATCH == P(("data", "fsdp"))
+    for shard in leaf.addressable_shards:
+      assert shard.data.shape == (share, *leaf.shape[1:])
+      np.testing.assert_array_equal(shard.data, np.asarray(leaf)[shard.index])
+
+
+def test_replicated_is_whole_on_every_device():
+  mesh = mesh_of(2, 2, 2)
+  placed = jax.device_put(np.arange(5), devices.replicated(mesh))
+  assert placed.is_fully_replicated
+  assert len(placed.addressable_shards) == 8
