@@ -115,6 +115,9 @@ class EmbeddedConfig:
   answer_phrase: float = _setting(
     0.15, "share of documents that end in the answer phrase", _SHARE
   )
+  drills: float = _setting(
+    0.3, "share of documents that are equations without a question", _SHARE
+  )
   min_events: int = _setting(3, "fewest events in a question", _POSITIVE)
   max_events: int = _setting(4, "most events in a question", _POSITIVE)
 

@@ -5,7 +5,7 @@ and optimizer state, `tensor` splits heads, feed-forward and vocabulary. One
 device is a mesh of one. The number of devices changes speed, not results.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,28 +19,38 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
-  """A mesh over all devices; one axis may be -1, the rest.
+def make_mesh(
+  *,
+  data: int,
+  fsdp: int,
+  tensor: int,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """A mesh over all devices (or those given); one axis may be -1, the rest.
 
   Raises:
     UserError: if the axes do not multiply to the number of devices.
   """
   sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-  devices = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   free = [name for name, size in sizes.items() if size == -1]
   given = int(np.prod([size for size in sizes.values() if size != -1]))
   if len(free) > 1:
     raise UserError(f"mesh: only one axis may be -1, not {' and '.join(free)}.")
-  if free and given and devices % given == 0:
-    sizes[free[0]] = devices // given
-  if int(np.prod(list(sizes.values()))) != devices:
+  if free and given and count % given == 0:
+    sizes[free[0]] = count // given
+  if int(np.prod(list(sizes.values()))) != count:
     shape = " x ".join(f"{name}={size}" for name, size in sizes.items())
     raise UserError(
-      f"mesh: {shape} does not use all of the {devices} devices; set one axis "
+      f"mesh: {shape} does not use all of the {count} devices; set one axis "
       "to -1 to give it the rest."
     )
   return jax.make_mesh(
-    tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    tuple(sizes.values()),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices,
   )
 
 

@@ -381,7 +381,7 @@ def _gradient(loss_fn, params, rows, micro: int):
 
 def _apply(optimizer, state, grads, metrics):
   """One optimizer update; a non-finite gradient changes nothing."""
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   updated = types.TrainState(

@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad input, 4 diverged, 75 stopped by SIGTERM with
 everything saved (the same command goes on).
 """
 
+import contextlib
 import datetime
 import json
 import logging
@@ -95,9 +96,8 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
     recorder=recorder,
     terminal=screen,
   )
-  with jax.set_mesh(mesh):
+  with contextlib.closing(recorder), jax.set_mesh(mesh):
     results = pipeline.Pipeline(run)(policy)
-  recorder.close()
   report(run, results)
 
 

@@ -1,6 +1,7 @@
 """Problems as ids, ids as padded batches, and the order they come in."""
 
 import dataclasses
+import itertools
 
 import chex
 import hypothesis
@@ -146,7 +147,7 @@ def test_an_epoch_visits_every_row_once(size, batch, epoch, seed):
     batching.epoch_rows(size, seed=seed, step=epoch * steps + step, batch=batch)
     for step in range(steps)
   ]
-  assert sorted(sum(visited, [])) == list(range(size))
+  assert sorted(itertools.chain(*visited)) == list(range(size))
   assert all(len(rows) == batch for rows in visited[:-1])
   assert len(visited[-1]) == (size - 1) % batch + 1
 
@@ -159,7 +160,7 @@ def test_a_stream_is_permutations_end_to_end(size, batch, seed):
     for step in range(steps)
   ]
   assert all(len(rows) == batch for rows in visited)
-  stream = sum(visited, [])
+  stream = [*itertools.chain(*visited)]
   for start in range(0, 3 * size, size):
     assert sorted(stream[start : start + size]) == list(range(size))
 

@@ -45,6 +45,15 @@ def test_one_axis_may_take_the_rest(shape):
   assert devices.batch_ways(whole) == shape[0] * shape[1]
 
 
+def test_a_mesh_may_span_some_of_the_devices():
+  some = jax.devices()[2:6]
+  mesh = devices.make_mesh(data=2, fsdp=-1, tensor=1, devices=some)
+  assert tuple(mesh.shape.values()) == (2, 2, 1)
+  assert set(mesh.devices.flat) == set(some)
+  with pytest.raises(UserError, match="the 4 devices"):
+    devices.make_mesh(data=8, fsdp=1, tensor=1, devices=some)
+
+
 @pytest.mark.parametrize(
   ("shape", "words"),
   [

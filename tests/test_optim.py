@@ -140,7 +140,7 @@ def test_the_rate_of_an_update_is_its_schedules():
 def test_clipping_bounds_what_a_huge_gradient_does():
   params = {"w_D": jnp.zeros(4), "b": jnp.zeros(())}
   direction = {"w_D": jnp.full(4, 0.4), "b": jnp.array(0.6)}
-  assert optax.global_norm(direction) == pytest.approx(1.0)
+  assert optax.tree.norm(direction) == pytest.approx(1.0)
   huge = jax.tree.map(lambda g: 1e6 * g, direction)
   # An eps this large leaves the size of a gradient visible in the update.
   clipped = plain(eps=1.0, clip_norm=1.0)
@@ -150,9 +150,9 @@ def test_clipping_bounds_what_a_huge_gradient_does():
     bounded,
     one_step(clipped, params, direction),
   )
-  assert optax.global_norm(bounded) <= 1e-3
+  assert optax.tree.norm(bounded) <= 1e-3
   free = one_step(plain(eps=1.0), params, huge)
-  assert optax.global_norm(free) > 1.5 * optax.global_norm(bounded)
+  assert optax.tree.norm(free) > 1.5 * optax.tree.norm(bounded)
   small = jax.tree.map(lambda g: 0.5 * g, direction)
   jax.tree.map(
     np.testing.assert_array_equal,
@@ -204,25 +204,27 @@ def test_muon_orthogonalizes_every_matrix_of_a_block(tied_head, value):
   assert sorted(seen) == sorted([*MATRICES] * (1 + (value == "separate")))
 
 
+def check_adams(updates):
+  """Adam moves all entries alike at first, whatever their gradients are."""
+  for name, update in updates.items():
+    size = np.abs(update).mean()
+    # optax.contrib.muon gives its Adam Nesterov's momentum: more than 1e-3.
+    assert 1e-3 < size < 1.5e-3, name
+    np.testing.assert_allclose(np.abs(update), size, rtol=1e-2, err_msg=name)
+
+
 def test_muon_leaves_the_rest_to_adam():
   params = parameters()
-  updates = one_step(MUON, params, normal(params, seed=1))
-  rest = {
-    path[-1]: update
-    for path, update in named(updates)
-    if path[-1] not in MATRICES
-  }
+  updates = named(one_step(MUON, params, normal(params, seed=1)))
+  rest = {path[-1]: leaf for path, leaf in updates if path[-1] not in MATRICES}
   assert {"embed_VD", "lm_DV", "norm_D", "w_D", "b"} < rest.keys()
-  for name, update in rest.items():
-    # Adam's first step is the learning rate, whatever the gradient.
-    np.testing.assert_allclose(np.abs(update), 1e-3, rtol=1e-2, err_msg=name)
+  check_adams(rest)
 
 
-@pytest.mark.xfail(strict=True, reason="q, k and v biases are taken by Muon")
+@pytest.mark.xfail(strict=True, reason="Muon takes the biases of q, k and v")
 def test_biases_are_adams():
   params = parameters(attention_bias=True, mlp_bias=True)
-  updates = one_step(MUON, params, normal(params, seed=1))
-  biases = {p[-1]: update for p, update in named(updates) if "bias" in p[-1]}
-  assert {"q_bias_NH", "o_bias_D", "gate_bias_F"} <= biases.keys()
-  for name, update in biases.items():
-    np.testing.assert_allclose(np.abs(update), 1e-3, rtol=1e-2, err_msg=name)
+  updates = named(one_step(MUON, params, normal(params, seed=1)))
+  biases = {path[-1]: leaf for path, leaf in updates if "bias" in path[-1]}
+  assert {"q_bias_NH", "o_bias_D", "gate_bias_F"} < biases.keys()
+  check_adams(biases)

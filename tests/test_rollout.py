@@ -44,9 +44,7 @@ def test_sampled_logprobs_are_those_of_the_full_forward(temperature):
     "value": tiny.make().init_value(tiny.policy(), "shared"),
   }
   full = steps.assess(tiny.make(), ppo)(params, tiny.policy(), rollout)
-  gap = jnp.where(
-    rollout.mask_BT, rollout.logprobs_BT - full.logprobs_BT, 0.0
-  )
+  gap = jnp.where(rollout.mask_BT, rollout.logprobs_BT - full.logprobs_BT, 0.0)
   assert jnp.max(jnp.abs(gap)) < 1e-4
 
 

@@ -114,6 +114,7 @@ def corpus(run: Run) -> list[sft.Row]:
     run.config.seed,
     noise=settings.noise,
     answer_phrase=settings.answer_phrase,
+    drills=settings.drills,
     min_events=settings.min_events,
     max_events=settings.max_events,
     exclude=embedded.signatures(held_out),

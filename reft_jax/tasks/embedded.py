@@ -40,6 +40,7 @@ Signature = tuple[int, tuple[Event, ...]]
 
 _LARGEST = 99
 _LARGEST_STEP = 12
+_DRILL_EVENTS = 9  # As many as fill a document.
 _DISTRACTED = 0.4  # The share of questions with a sentence beside the point.
 _TRIES = 10_000  # Draws in a row, after which a new problem is given up on.
 
@@ -115,6 +116,7 @@ def corpus(
   *,
   noise: float = 0.4,
   answer_phrase: float = 0.15,
+  drills: float = 0.3,
   min_events: int = 3,
   max_events: int = 4,
   exclude: Collection[Signature] = frozenset(),
@@ -122,7 +124,8 @@ def corpus(
   """Documents to pretrain a base model on: a question, then a solution.
 
   A document's solution joins its steps with a chance of its own, from one
-  equation an event to one for everything.
+  equation an event to one for everything. Some documents are drills: a long
+  row of equations about nothing, which is where most arithmetic is learnt.
 
   Args:
     count: how many; they may repeat each other.
@@ -131,6 +134,7 @@ def corpus(
       step or a missed one.
     answer_phrase: the share that ends in the target's answer phrase. The rest
       ends after the last equation or in a phrase of its own.
+    drills: the share of documents that are equations without a question.
     min_events: the fewest events of a question.
     max_events: the most.
     exclude: `signatures` of problems that must not appear (the test set's).
@@ -138,16 +142,22 @@ def corpus(
   Raises:
     UserError: as for `problems`.
   """
-  _check(noise=noise, answer_phrase=answer_phrase)
+  _check(noise=noise, answer_phrase=answer_phrase, drills=drills)
   rng = random.Random(f"{NAME} corpus {seed}")
   documents = []
   for story in _stories(rng, count, min_events, max_events, exclude):
+    drill = rng.random() < drills
+    if drill:
+      story = _story(rng, _DRILL_EVENTS)
     merge = rng.choice((0.0, 0.25, 0.5, 0.75, 1.0))
     groups = _grouped(rng, story.events, merge)
     solution = None
     if rng.random() < noise:
       solution = _mistaken_solution(rng, story.start, groups)
     rationale, answer = solution or _solution(story.start, groups)
+    if drill:
+      documents.append(rationale)
+      continue
     if rng.random() < answer_phrase:
       ending = f"{prompts.ANSWER_TRIGGER}{answer}"
     else:

@@ -1,0 +1,221 @@
+"""The maths: properties first, then a number worked out by hand."""
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from reft_jax.ops import advantages, logprobs, losses, masked, sequences
+
+B, T, V = 5, 7, 11
+
+
+def random(*shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), "float32")
+
+
+def lengths_mask(lengths, slots=T):
+  return jnp.arange(slots)[None, :] < jnp.asarray(lengths)[:, None]
+
+
+MASK = lengths_mask([1, 7, 3, 5, 2])
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
+def test_gae_is_the_plain_loop(gamma, lam):
+  rewards, values = random(B, T, seed=1), random(B, T, seed=2)
+  ours, returns = advantages.gae(rewards, values, MASK, gamma=gamma, lam=lam)
+  expected = np.zeros((B, T))
+  for row in range(B):
+    length = int(MASK[row].sum())
+    later = 0.0
+    for t in reversed(range(length)):
+      ahead = float(values[row, t + 1]) if t + 1 < length else 0.0
+      delta = float(rewards[row, t]) + gamma * ahead - float(values[row, t])
+      later = expected[row, t] = delta + gamma * lam * later
+  np.testing.assert_allclose(ours, expected, atol=1e-5)
+  np.testing.assert_allclose(
+    returns, np.where(MASK, expected + values, 0), atol=1e-5
+  )
+
+
+def test_lambda_1_returns_are_the_rewards_to_go():
+  rewards, values = random(B, T, seed=1), random(B, T, seed=2)
+  _, returns = advantages.gae(rewards, values, MASK, gamma=1.0, lam=1.0)
+  kept = jnp.where(MASK, rewards, 0)
+  to_go = jnp.cumsum(kept[:, ::-1], axis=1)[:, ::-1]
+  np.testing.assert_allclose(returns, jnp.where(MASK, to_go, 0), atol=1e-5)
+
+
+def test_what_lies_behind_the_last_action_changes_nothing():
+  rewards, values = random(B, T, seed=1), random(B, T, seed=2)
+  plain = advantages.gae(rewards, values, MASK, gamma=1.0, lam=0.95)
+  poisoned = advantages.gae(
+    jnp.where(MASK, rewards, jnp.nan),
+    jnp.where(MASK, values, 1e6),
+    MASK,
+    gamma=1.0,
+    lam=0.95,
+  )
+  chex.assert_trees_all_equal(plain, poisoned)
+
+
+@hypothesis.given(
+  lengths=st.lists(st.integers(1, T), min_size=2, max_size=6),
+  kl_coef=st.sampled_from([0.0, 0.01, 0.5]),
+)
+@hypothesis.settings(max_examples=25)
+def test_rewards_of_a_row_add_up_to_its_score_less_its_kl(lengths, kl_coef):
+  rows = len(lengths)
+  mask = lengths_mask(lengths)
+  scores = random(rows, seed=3)
+  rewards, kl = advantages.kl_penalised(
+    scores,
+    random(rows, T, seed=1),
+    random(rows, T, seed=2),
+    mask,
+    kl_coef=kl_coef,
+  )
+  np.testing.assert_allclose(
+    rewards.sum(axis=1), scores - kl_coef * kl.sum(axis=1), atol=1e-5
+  )
+  assert (np.asarray(rewards)[~np.asarray(mask)] == 0).all()
+
+
+def test_scores_lie_at_the_last_action():
+  # EOS first, cut at the limit, ended in between: worked out by hand.
+  placed = advantages.terminal(
+    jnp.array([1.0, 0.1, 1.0]), jnp.array([1, 3, 2]), 3
+  )
+  np.testing.assert_array_equal(
+    placed, np.float32([[1, 0, 0], [0, 0, 0.1], [0, 1, 0]])
+  )
+
+
+def test_equal_policies_have_a_kl_of_exactly_0():
+  same = random(B, T)
+  rewards, kl = advantages.kl_penalised(
+    jnp.zeros(B), same, same, MASK, kl_coef=0.5
+  )
+  assert not kl.any()
+  assert not rewards.any()
+
+
+def test_whitened_advantages_have_mean_0_and_variance_1():
+  white = masked.whiten(random(B, T) * 3 + 2, MASK)
+  inside = np.asarray(white, np.float64)[np.asarray(MASK)]
+  assert abs(inside.mean()) < 1e-6
+  assert abs(inside.var(ddof=1) - 1) < 1e-5
+
+
+def test_rows_of_padding_change_no_statistic():
+  x = random(B, T)
+  more = jnp.concatenate([x, jnp.full((2, T), jnp.nan)])
+  more_mask = jnp.concatenate([MASK, jnp.zeros((2, T), bool)])
+  np.testing.assert_allclose(
+    masked.whiten(x, MASK), masked.whiten(more, more_mask)[:B], atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_statistics_of_almost_nothing_are_finite(count):
+  mask = jnp.zeros((2, 3), bool).at[0, :count].set(True)
+  white = masked.whiten(random(2, 3), mask)
+  assert jnp.isfinite(white).all()
+  assert float(masked.mean(random(2, 3), jnp.zeros((2, 3), bool))) == 0
+
+
+def test_value_clipping_by_hand():
+  # Old value 0, return 1, clip 0.2; in, above and below the band.
+  loss = losses.clipped_value(
+    jnp.array([[0.1, 0.9, -0.5]]),
+    jnp.zeros((1, 3)),
+    jnp.ones((1, 3)),
+    clip=0.2,
+  )
+  expected = [0.5 * 0.9**2, 0.5 * 0.8**2, 0.5 * 1.5**2]
+  np.testing.assert_allclose(loss[0], expected, rtol=1e-6)
+
+
+def test_policy_clipping_by_hand():
+  # Ratio 1.5 and 0.5 with an advantage of 1 and of -1; clip 0.2.
+  logs = jnp.log(jnp.array([[1.5, 0.5, 1.5, 0.5]]))
+  signs = jnp.array([[1.0, 1.0, -1.0, -1.0]])
+  loss = losses.clipped_policy(logs, jnp.zeros((1, 4)), signs, clip=0.2)
+  np.testing.assert_allclose(loss[0], [-1.2, -0.5, 1.5, 0.8], rtol=1e-6)
+
+
+def test_sequence_mean_weighs_rows_equally():
+  losses_BT = jnp.array([[1.0, 3.0, 9.0], [4.0, 9.0, 9.0]])
+  mask = lengths_mask([2, 1], 3)
+  assert float(losses.sequence_mean(losses_BT, mask)) == 2.0 + 4.0
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 35, 1000])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_chunked_logprobs_are_the_plain_ones(chunk, temperature):
+  hidden, head = random(B, T, 6), random(6, V, seed=1)
+  tokens = jnp.asarray(np.random.default_rng(2).integers(0, V, (B, T)))
+
+  def chunked(hidden, head):
+    return logprobs.of_tokens(
+      lambda rows: rows @ head,
+      hidden,
+      tokens,
+      temperature=temperature,
+      chunk=chunk,
+    )
+
+  def plain(hidden, head):
+    table = jax.nn.log_softmax(hidden @ head / temperature)
+    chosen = jnp.take_along_axis(table, tokens[..., None], axis=-1)[..., 0]
+    return chosen, -jnp.sum(jnp.exp(table) * table, axis=-1)
+
+  def total(function):
+    return lambda *args: sum(jnp.sum(x * MASK) for x in function(*args))
+
+  chex.assert_trees_all_close(
+    chunked(hidden, head), plain(hidden, head), atol=1e-5
+  )
+  chex.assert_trees_all_close(
+    jax.grad(total(chunked), argnums=(0, 1))(hidden, head),
+    jax.grad(total(plain), argnums=(0, 1))(hidden, head),
+    atol=1e-5,
+  )
+
+
+def test_no_array_of_all_logits_exists():
+  """The largest array of the gradient is a chunk's, not the batch's."""
+  rows, width, vocabulary, chunk = 256, 8, 1000, 16
+  tokens = jnp.zeros((1, rows), jnp.int32)
+
+  def loss(hidden, head):
+    found, _ = logprobs.of_tokens(
+      lambda some: some @ head, hidden, tokens, chunk=chunk
+    )
+    return found.sum()
+
+  compiled = (
+    jax.jit(jax.grad(loss, argnums=(0, 1)))
+    .lower(random(1, rows, width), random(width, vocabulary))
+    .compile()
+  )
+  temporary = compiled.memory_analysis().temp_size_in_bytes
+  assert temporary < 0.3 * rows * vocabulary * 4
+
+
+def test_join_and_the_one_shift():
+  prompt = jnp.array([[5, 6, 0], [7, 0, 0]])
+  response = jnp.array([[1, 2], [3, 9]])
+  tokens = sequences.join(
+    prompt, jnp.array([2, 1]), response, jnp.array([2, 1])
+  )
+  np.testing.assert_array_equal(tokens, [[5, 6, 1, 2, 0], [7, 3, 0, 0, 0]])
+  # Hidden rows that say where they are: action t is predicted at P - 1 + t.
+  hidden = jnp.broadcast_to(jnp.arange(5.0)[None, :, None], (2, 5, 1))
+  rows = sequences.predicting(hidden, jnp.array([2, 1]), 2)
+  np.testing.assert_array_equal(rows[..., 0], [[1, 2], [0, 1]])

@@ -1,0 +1,247 @@
+"""Whole runs: what they leave behind, and that they go on where they were."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from reft_jax import config, metrics, train
+from reft_jax.methods import loop
+
+TINY = [
+  "data.dev_size=8",
+  "embedded.questions=24",
+  "embedded.test=16",
+  "embedded.documents=64",
+  "base.width=16",
+  "base.ffn=24",
+  "base.steps=4",
+  "base.batch_size=16",
+  "warmup.epochs=1",
+  "warmup.batch_size=8",
+  "sft.epochs=2",
+  "sft.batch_size=8",
+  "sft.learning_rates=[1e-3,1e-2]",
+  "reft.steps=6",
+  "reft.batch_size=16",
+  "reft.minibatch_size=8",
+  "reft.evaluate_every=3",
+  "reft.optimizer.learning_rate=1e-3",
+  "evaluation.batch_size=16",
+  "evaluation.majority_samples=2",
+  "logging.every=1",
+  "logging.sample_every=3",
+  "logging.tensorboard=false",
+  "checkpoint.every=1",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> pathlib.Path:
+  """A finished run of all stages on eight devices."""
+  folder = tmp_path_factory.mktemp("runs")
+  directory = folder / "whole"
+  code = train.main(
+    [*TINY, f"output={directory}", f"base.cache={folder / 'cache'}"]
+  )
+  assert code == 0
+  return directory
+
+
+def test_a_run_leaves_what_it_promises(finished):
+  for name in (
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "learning_curves.png",
+    "samples/reft.jsonl",
+    "samples/test-reft.jsonl",
+    "models/reft/model.safetensors",
+    "models/reft/tokenizer.json",
+    "stages/reft/checkpoints",
+  ):
+    assert (finished / name).exists(), name
+  summary = json.loads((finished / "summary.json").read_text())
+  assert summary["seed"] == 0
+  assert list(summary["stages"]) == ["base", "warmup", "sft", "reft"]
+  for stage in summary["stages"].values():
+    assert 0 <= stage["test_accuracy"] <= 1
+    assert 0 <= stage["majority_accuracy"] <= 1
+    assert stage["seconds"] > 0
+  assert len(
+    (finished / "samples/test-sft.jsonl").read_text().splitlines()
+  ) == (16)
+
+
+def test_metrics_of_every_step_are_there(finished):
+  rows = metrics.read(finished)
+  steps = [r["step"] for r in rows if r["stage"] == "reft" and "kl" in r]
+  assert steps == [1, 2, 3, 4, 5, 6]
+  first = next(r for r in rows if r["stage"] == "reft" and "kl" in r)
+  assert first["kl"] == 0
+  assert first["verdict/correct"] + first["verdict/wrong"] + first[
+    "verdict/none"
+  ] == pytest.approx(1)
+  evaluated = [
+    r["step"] for r in rows if r["stage"] == "reft" and "dev/accuracy" in r
+  ]
+  assert evaluated == [0, 3, 6]
+  swept = {r["stage"] for r in rows if r["stage"].startswith("sft")}
+  assert swept == {"sft-lr0.001", "sft-lr0.01"}
+
+
+def test_a_finished_run_is_not_run_again(finished, capsys):
+  cache = finished.parent / "cache"
+  before = (finished / "metrics.jsonl").read_bytes()
+  assert train.main([*TINY, f"output={finished}", f"base.cache={cache}"]) == 0
+  assert "finished before" in capsys.readouterr().out
+  assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_run_takes_the_base_model_from_the_cache(finished, tmp_path):
+  cache = finished.parent / "cache"
+  code = train.main(
+    [
+      *TINY,
+      f"output={tmp_path / 'run'}",
+      f"base.cache={cache}",
+      "stages=[base]",
+      "embedded.merge=0",
+    ]
+  )
+  assert code == 0
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert summary["stages"]["base"]["cached"]
+  ours, theirs = (
+    (folder / "models/base/model.safetensors").read_bytes()
+    for folder in (finished, tmp_path / "run")
+  )
+  assert ours == theirs
+
+
+def test_no_step_compiles_after_the_first(finished, tmp_path, monkeypatch):
+  compiled, at_step = [0], []
+
+  def count(event, duration, **_):
+    compiled[0] += event == "/jax/core/compile/backend_compile_duration"
+
+  original = loop.Loop.end_step
+
+  def end_step(self, step, *args, **kwargs):
+    original(self, step, *args, **kwargs)
+    at_step.append(compiled[0])
+
+  jax.monitoring.register_event_duration_secs_listener(count)
+  monkeypatch.setattr(loop.Loop, "end_step", end_step)
+  code = train.main(
+    [
+      *TINY,
+      f"output={tmp_path / 'run'}",
+      f"model.path={finished / 'models' / 'warmup'}",
+      "stages=[reft]",
+      "reft.steps=8",
+    ]
+  )
+  assert code == 0
+  assert compiled[0] > 0, "the listener heard nothing"
+  # The first step compiles; the second may, for what a first result is put
+  # into (a state that came out of an update, metrics that are added up).
+  assert len(set(at_step[1:])) == 1, at_step
+
+
+def command(finished, output, *more) -> list[str]:
+  return [
+    sys.executable,
+    "-m",
+    "reft_jax.train",
+    *TINY,
+    f"output={output}",
+    f"model.path={finished / 'models' / 'warmup'}",
+    "stages=[reft]",
+    *more,
+  ]
+
+
+def start(arguments, root) -> subprocess.Popen:
+  environment = {
+    **os.environ,
+    "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  return subprocess.Popen(
+    arguments,
+    cwd=root,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process) -> str:
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  return output
+
+
+def wait_for(path: pathlib.Path, process) -> None:
+  """Until a checkpoint is committed; it appears under this name at once."""
+  deadline = time.monotonic() + 300
+  while not path.exists():
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline, f"{path} never appeared"
+    time.sleep(0.01)
+
+
+def traces(directory) -> dict:
+  """What two equal runs share: numbers, parameters, completions."""
+  rows = metrics.read(directory)
+  return {
+    "metrics": rows,
+    "model": (directory / "models/reft/model.safetensors").read_bytes(),
+    "samples": (directory / "samples/reft.jsonl").read_text(),
+    "test": (directory / "samples/test-reft.jsonl").read_text(),
+  }
+
+
+@pytest.fixture(scope="module")
+def unbroken(finished, root) -> tuple[pathlib.Path, str]:
+  directory = finished.parent / "unbroken"
+  return directory, finish(start(command(finished, directory), root))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_broken_run_is_bitwise_the_unbroken_one(
+  finished, unbroken, root, how
+):
+  directory = finished.parent / f"broken-{how.name}"
+  arguments = command(finished, directory)
+  process = start(arguments, root)
+  wait_for(directory / "stages/reft/checkpoints/3", process)
+  process.send_signal(how)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == (75 if how is signal.SIGTERM else -how), output
+  assert not (directory / "summary.json").exists()
+  assert "goes on after step" in finish(start(arguments, root))
+  expected, found = traces(unbroken[0]), traces(directory)
+  for name, value in expected.items():
+    assert found[name] == value, name
+
+
+def test_piped_output_has_no_control_characters(unbroken):
+  _, output = unbroken
+  assert "reft 6/6" in output
+  assert "\x1b" not in output
+  assert "\r" not in output
+
+
+def test_the_resolved_config_runs_again(finished):
+  resolved = config.load([str(finished / "config.yaml")])
+  config.validate(resolved)
+  assert resolved.reft.steps == 6

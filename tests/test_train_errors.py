@@ -1,0 +1,389 @@
+"""Bad input: one clear line, before anything is compiled or written."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from reft_jax import config as configs
+from reft_jax import tokenizer as tokenizers
+from reft_jax import train
+from reft_jax.models import config as model_configs
+from reft_jax.models import networks, pretrained
+from reft_jax.tasks import embedded
+
+ROWS = [
+  {
+    "item_id": f"gsm8k_{number}",
+    "question": f"Alice has {number} apples. How many does she have?",
+    "answer_cot": f"{number} = {number}",
+    "answer_value": f"{number}.0",
+  }
+  for number in range(12)
+]
+# A run that would start; a test spoils one thing.
+SETTINGS = (
+  "data.train=train.json",
+  "data.dev_size=2",
+  "data.max_prompt_tokens=40",
+  "data.max_response_tokens=32",
+  "model.path=model",
+  "stages=[warmup,sft,reft]",
+  "output=run",
+)
+
+
+class StartedError(Exception):
+  """The checks let the run start."""
+
+
+def write_rows(path: str, rows) -> None:
+  pathlib.Path(path).write_text(json.dumps(rows))
+
+
+def edit_json(path: str, **changes) -> None:
+  """Changes fields of a JSON file; None removes one."""
+  file = pathlib.Path(path)
+  fields = json.loads(file.read_text()) | changes
+  kept = {key: value for key, value in fields.items() if value is not None}
+  file.write_text(json.dumps(kept))
+
+
+def write_model(folder: str, *, vocab_size=None, max_positions=2048) -> None:
+  """A tiny model, with the tokenizer of the embedded task."""
+  tokenizer = tokenizers.wrap(embedded.tokenizer())
+  config = model_configs.ModelConfig(
+    vocab_size=vocab_size or tokenizer.vocab_size,
+    width=8,
+    layers=1,
+    heads=2,
+    kv_heads=1,
+    head_size=4,
+    ffn=8,
+    tied_head=True,
+    max_positions=max_positions,
+  )
+  shapes = jax.eval_shape(networks.Networks(config).init, jax.random.key(0))
+  policy = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+  pretrained.save(folder, config, policy)
+  tokenizer.save(folder)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+  """An own working directory with good input; nothing gets to train."""
+
+  def start(_):
+    raise StartedError
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(train.pipeline, "Pipeline", start)
+  write_model("model")
+  write_rows("train.json", ROWS)
+  handler = signal.getsignal(signal.SIGTERM)
+  yield tmp_path
+  signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def refused(capfd, caplog):
+  """Runs what must be refused; returns what is said of it."""
+
+  def run(*arguments: str) -> str:
+    before = sorted(os.walk("."))
+    capfd.readouterr()
+    with jax.log_compiles():
+      code = train.main([*SETTINGS, *arguments])
+    out, err = capfd.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert sorted(os.walk(".")) == before, "something was written"
+    assert not [r for r in caplog.records if "ompil" in r.getMessage()]
+    return err
+
+  return run
+
+
+def test_good_input_starts(folder):
+  with pytest.raises(StartedError):
+    train.main(SETTINGS)
+  assert (folder / "run" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+  ("argument", "words"),
+  [
+    ("reft.stepz=3", ["reft.stepz", "did you mean reft.steps?"]),
+    ("lam=0.9", ["unknown setting lam", "did you mean reft.lam?"]),
+    ("seed=many", ["seed=many", "whole number"]),
+    ("reft.lam=2", ["reft.lam=2", "between 0 and 1"]),
+    ("stages=[sft,walk]", ["stages", "one of base, warmup, sft, reft"]),
+    ("--fast", ["unknown argument '--fast'", "--help"]),
+    ("--config=nothing", ["nothing", "no such file", "embedded"]),
+    ("mesh.data=3", ["mesh", "data=3", "8 devices", "-1"]),
+  ],
+)
+def test_settings(refused, argument, words):
+  said = refused(argument)
+  for word in words:
+    assert word in said
+
+
+@pytest.mark.parametrize(
+  ("setting", "suggested"),
+  [
+    ("warmup.batch_size=12", 16),
+    ("sft.batch_size=30", 32),
+    ("sft.micro_batch_size=4", 8),
+    ("reft.minibatch_size=4", 8),
+  ],
+)
+def test_batches_that_the_devices_cannot_share(refused, setting, suggested):
+  sizes = ["sft.batch_size=48", "reft.batch_size=32", "mesh.fsdp=8"]
+  said = refused(*sizes, "reft.minibatch_size=32", setting)
+  assert f"{setting} must be a multiple of the 8 devices" in said
+  assert f"try {suggested}." in said
+
+
+def test_questions_that_the_devices_cannot_share(refused):
+  sizes = ["reft.batch_size=32", "reft.minibatch_size=32"]
+  said = refused(*sizes, "reft.samples_per_question=8")
+  assert "reft.batch_size / reft.samples_per_question=4" in said
+  assert "try 8." in said
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.test"])
+def test_missing_data(refused, folder, key):
+  said = refused(f"{key}=nowhere.json")
+  assert f"{key}=nowhere.json: no such file in {folder}" in said
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "[]"])
+def test_empty_data(refused, text):
+  pathlib.Path("empty.json").write_text(text)
+  assert "empty.json holds no rows" in refused("data.train=empty.json")
+
+
+def test_torn_data(refused):
+  pathlib.Path("torn.json").write_text(json.dumps(ROWS, indent=1)[:-30])
+  said = refused("data.train=torn.json")
+  assert "torn.json is not valid JSON" in said
+  assert "complete?" in said
+
+
+def test_torn_lines_of_data(refused):
+  lines = [json.dumps(row) for row in ROWS]
+  pathlib.Path("torn.jsonl").write_text("\n".join(lines)[:-30])
+  said = refused("data.test=torn.jsonl")
+  assert "line 12 of torn.jsonl is not valid JSON" in said
+
+
+def test_rows_without_the_fields(refused):
+  write_rows("odd.json", [{"query": "1 + 1?", "reply": "2"}] * 5)
+  said = refused("data.train=odd.json")
+  assert "odd.json has an unknown layout" in said
+  assert "question, answer_value" in said
+  assert "found: (query, reply)" in said
+
+
+def test_one_row_without_a_field(refused):
+  write_rows("odd.json", [*ROWS, {"item_id": "gsm8k_12", "question": "?"}])
+  said = refused("data.train=odd.json")
+  assert "row 13 of odd.json" in said
+  assert "'answer_value'" in said
+
+
+def test_an_answer_that_is_none(refused):
+  write_rows("odd.json", [*ROWS, ROWS[0] | {"answer_value": "many"}])
+  said = refused("data.train=odd.json")
+  assert "row 13 of odd.json" in said
+  assert "'many'" in said
+
+
+def test_a_task_that_nobody_knows(refused):
+  write_rows("odd.json", [ROWS[0] | {"item_id": "riddle_0"}] * 12)
+  said = refused("data.train=odd.json")
+  assert "task 'riddle' is unknown" in said
+  assert "data.task" in said
+
+
+def test_a_dev_set_that_takes_everything(refused):
+  said = refused("data.dev_size=12")
+  assert "data.dev_size=12 is too large for 12 training problems" in said
+
+
+@pytest.mark.parametrize(
+  ("stages", "learners"),
+  [("[warmup,sft,reft]", "warmup and sft"), ("[sft]", "sft")],
+)
+def test_nothing_to_imitate(refused, stages, learners):
+  write_rows("bare.json", [row | {"answer_cot": ""} for row in ROWS])
+  start = f"stages={stages}"
+  said = refused("data.train=bare.json", start, "sft.start=base")
+  assert "data.train=bare.json: no problem has a chain of thought" in said
+  assert f"for {learners} to learn from" in said
+  assert "stages=[reft]" in said
+
+
+def test_reinforcement_alone_needs_no_chain_of_thought():
+  bare = [{k: v for k, v in row.items() if k != "answer_cot"} for row in ROWS]
+  write_rows("bare.json", bare)
+  with pytest.raises(StartedError):
+    train.main([*SETTINGS, "data.train=bare.json", "stages=[reft]"])
+
+
+@pytest.mark.parametrize(
+  "setting", ["data.max_prompt_tokens=3", "data.max_response_tokens=3"]
+)
+def test_limits_that_leave_nothing(refused, setting):
+  said = refused(setting)
+  assert "train: 10 of 10 problems are left out" in said
+  assert setting in said
+
+
+def test_a_context_that_is_too_short(refused):
+  write_model("short", max_positions=71)
+  said = refused("model.path=short")
+  assert "data.max_prompt_tokens=40" in said
+  assert "data.max_response_tokens=32" in said
+  assert "context of 71 tokens" in said
+
+
+@pytest.mark.parametrize("path", ["nowhere", "train.json", "."])
+def test_no_model(refused, path):
+  said = refused(f"model.path={path}")
+  assert f"model.path={path}: no Hugging Face model there" in said
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "riddle"])
+def test_a_model_of_another_family(refused, kind):
+  edit_json("model/config.json", model_type=kind)
+  said = refused()
+  assert f"model_type '{kind}' is not supported" in said
+  assert "supported: llama" in said
+
+
+def test_a_config_that_is_not_json(refused):
+  pathlib.Path("model/config.json").write_text('{"model_type": ')
+  assert "model/config.json cannot be read" in refused()
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_truncated_weights(refused, share):
+  file = pathlib.Path("model/model.safetensors")
+  content = file.read_bytes()
+  file.write_bytes(content[: int(share * len(content))])
+  assert "model/model.safetensors cannot be read" in refused()
+
+
+def test_missing_weights(refused):
+  pathlib.Path("model/model.safetensors").unlink()
+  assert "model holds neither model.safetensors" in refused()
+
+
+def test_weights_of_another_size(refused):
+  edit_json("model/config.json", intermediate_size=16)
+  said = refused()
+  assert "model: the tensors do not fit config.json" in said
+  assert "mlp.gate_proj.weight" in said
+
+
+def test_a_tokenizer_without_an_end(refused):
+  edit_json("model/tokenizer_config.json", eos_token=None)
+  said = refused()
+  assert "'model' has no end-of-sequence token" in said
+  assert "tokenizer_config.json" in said
+
+
+def test_a_missing_tokenizer(refused):
+  pathlib.Path("model/tokenizer.json").unlink()
+  said = refused()
+  assert "'model' holds no tokenizer that opens" in said
+  assert "tokenizer.json" in said
+
+
+def test_a_tokenizer_that_is_larger_than_the_embedding(refused):
+  write_model("small", vocab_size=10)
+  said = refused("model.path=small")
+  size = tokenizers.load("small").vocab_size
+  assert f"model.path=small: the tokenizer has {size} ids" in said
+  assert "only 10 rows" in said
+
+
+def settle(*arguments: str) -> None:
+  """Leaves the folder of a run that was interrupted."""
+  config = configs.parse([*SETTINGS, *arguments]).config
+  train.claim(configs.run_directory(config), config)
+
+
+def test_a_folder_that_holds_another_run(refused, folder):
+  settle()
+  before = (folder / "run" / "config.yaml").read_text()
+  said = refused("reft.lam=0.5", "data.dev_size=3")
+  assert "run holds a run with other settings" in said
+  assert "data.dev_size: 2 -> 3; reft.lam: 0.95 -> 0.5" in said
+  assert "set output to another folder, or resume=never" in said
+  assert (folder / "run" / "config.yaml").read_text() == before
+
+
+def test_the_same_run_goes_on_in_its_folder():
+  settle()
+  may_change = ["logging.every=7", "checkpoint.keep=1", "mesh.tensor=2"]
+  with pytest.raises(StartedError):
+    train.main([*SETTINGS, *may_change])
+
+
+def test_another_run_is_put_aside_on_request(folder):
+  settle()
+  (folder / "run" / "result").touch()
+  with pytest.raises(StartedError):
+    train.main([*SETTINGS, "reft.lam=0.5", "resume=never"])
+  assert not (folder / "run" / "result").exists()
+  (aside,) = folder.glob("run.until-*")
+  assert (aside / "result").exists()
+
+
+@pytest.mark.parametrize("output", ["train.json", "train.json/run"])
+def test_a_folder_that_cannot_be_made(refused, output):
+  said = refused(f"output={output}")
+  assert f"the run's folder {output} cannot be written" in said
+  assert "set output to another place" in said
+
+
+def test_limits_keep_so_many_problems():
+  shutil.copy("train.json", "test.json")
+  settings = [*SETTINGS, "data.test=test.json"]
+  limits = ["data.train_limit=3", "data.test_limit=4"]
+  config = configs.parse([*settings, *limits]).config
+  tokenizer = tokenizers.load("model")
+  splits, notes = train.run_lib.encoded(config, tokenizer)
+  assert [len(split) for split in splits] == [3, 2, 4]
+  assert notes == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help(capsys, folder, flag):
+  before = sorted(os.walk("."))
+  assert train.main([flag]) == 0
+  said = capsys.readouterr()
+  assert said.out.startswith("Usage: python -m reft_jax.train")
+  assert "kl_coef" in said.out
+  assert said.err == ""
+  assert sorted(os.walk(".")) == before
+
+
+def test_print_config_can_be_read_back(capsys, folder):
+  assert train.main([*SETTINGS, "--print-config"]) == 0
+  said = capsys.readouterr()
+  assert said.err == ""
+  pathlib.Path("printed.yaml").write_text(said.out)
+  assert configs.load(["printed.yaml"]) == configs.parse(SETTINGS).config
+  assert not (folder / "run").exists()
