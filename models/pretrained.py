@@ -48,7 +48,7 @@ def read_config(path: str | pathlib.Path) -> configs.ModelConfig:
     raise UnsupportedModelError(
       f"{file}: the field {missing} is missing."
     ) from None
-  except UnsupportedModelError as error:
+  except (UnsupportedModelError, TypeError, ValueError) as error:
     raise UnsupportedModelError(f"{file}: {error}") from None
   if config.activation not in layers.ACTIVATIONS:
     raise UnsupportedModelError(

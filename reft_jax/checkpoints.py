@@ -89,18 +89,23 @@ class Checkpoints:
           error,
         )
         self._set_aside(step)
-    if steps:
+    damaged = sorted(self._directory.parent.glob(self._damaged("*")))
+    if damaged:
       raise UserError(
-        f"{self._directory}: none of the checkpoints {steps} can be read (they "
-        "are kept as damaged-*); remove the run's folder to start over."
+        f"{self._directory}: no checkpoint can be read; those there were are "
+        f"set aside as {damaged[-1]} and the like. Remove the run's folder to "
+        "start over."
       )
     return None
 
   def _set_aside(self, step: int) -> None:
     self._manager.close()
-    name = f"damaged-{self._directory.name}-{step}-{int(time.time())}"
+    name = self._damaged(f"{step}-{int(time.time())}")
     (self._directory / str(step)).rename(self._directory.parent / name)
     self._manager = self._open()
+
+  def _damaged(self, which: str) -> str:
+    return f"damaged-{self._directory.name}-{which}"
 
   def wait(self) -> None:
     """Returns when everything saved so far is on disk."""

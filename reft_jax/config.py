@@ -116,7 +116,7 @@ class EmbeddedConfig:
     0.15, "share of documents that end in the answer phrase", _SHARE
   )
   drills: float = _setting(
-    0.3, "share of documents that are equations without a question", _SHARE
+    0.5, "share of documents that are equations without a question", _SHARE
   )
   min_events: int = _setting(3, "fewest events in a question", _POSITIVE)
   max_events: int = _setting(4, "most events in a question", _POSITIVE)
@@ -157,7 +157,7 @@ class OptimizerConfig:
   """One optimizer and its schedule."""
 
   kind: Literal["adamw", "muon"] = _setting(
-    "adamw", "muon: Muon for matrices, AdamW for the rest"
+    "adamw", "muon: Muon for the blocks' matrices, NAdamW for the rest"
   )
   learning_rate: float = _setting(
     1e-5, "peak; with muon, that of the matrices", _POSITIVE

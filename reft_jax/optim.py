@@ -40,7 +40,11 @@ def schedule(
 def build(
   config: config_lib.OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
-  """Gradient clipping by global norm, then AdamW or Muon."""
+  """Gradient clipping by global norm, then AdamW or Muon.
+
+  With Muon, what is no matrix of a block gets optax's choice for it, Adam
+  with Nesterov momentum and its own learning rate.
+  """
   clip = (
     optax.identity()
     if config.clip_norm is None
@@ -61,6 +65,7 @@ def build(
       weight_decay=config.weight_decay,
       adam_b1=config.b1,
       adam_b2=config.b2,
+      adam_weight_decay=config.weight_decay,
       adam_learning_rate=schedule(
         config, steps, peak=config.adam_learning_rate
       ),
@@ -78,8 +83,9 @@ def _matrices(params):
 
   def one(path, leaf):
     names = [entry.key for entry in path]
-    letters = names[-1].rpartition("_")[2]
-    if "blocks" not in names or len(letters) < 2 or not letters.isupper():
+    *words, letters = names[-1].split("_")
+    matrix = letters.isupper() and len(letters) > 1 and "bias" not in words
+    if "blocks" not in names or not matrix:
       return None
     axes = tuple(range(leaf.ndim - len(letters), leaf.ndim))
     split = 1 if letters[0] == "D" else -1  # q_DNH reads D, out_NHD writes D.

@@ -216,7 +216,9 @@ def claim(directory: pathlib.Path, config: config_lib.Config) -> None:
       )
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    settled.write_text(config_lib.to_yaml(config), encoding="utf-8")
+    new = settled.with_suffix(".new")
+    new.write_text(config_lib.to_yaml(config), encoding="utf-8")
+    new.replace(settled)  # In one move: whole or not at all.
   except OSError as error:
     raise UserError(
       f"the run's folder {directory} cannot be written ({error.strerror}); "

@@ -89,7 +89,7 @@ def test_splits_share_no_problem():
   train = embedded.problems(500, 0, merge=0.7, exclude=held_out)
   assert len({row.uid for row in train}) == 500
   assert not held_out & embedded.signatures(train)
-  for document in embedded.corpus(20_000, 0, exclude=held_out):
+  for document in embedded.corpus(20_000, 0, exclude=held_out, drills=0):
     assert embedded.signature(document) not in held_out
 
 
@@ -97,9 +97,9 @@ def test_corpus_would_otherwise_repeat_problems():
   """So the exclusion above is not vacuous."""
   short = {"min_events": 1, "max_events": 2}
   test = embedded.signatures(embedded.problems(200, 1, **short))
-  documents = embedded.corpus(5000, 0, **short)
+  documents = embedded.corpus(5000, 0, **short, drills=0)
   assert any(embedded.signature(each) in test for each in documents)
-  documents = embedded.corpus(5000, 0, exclude=test, **short)
+  documents = embedded.corpus(5000, 0, exclude=test, **short, drills=0)
   assert not any(embedded.signature(each) in test for each in documents)
 
 
@@ -116,7 +116,7 @@ def solved_right(document):
 
 @pytest.mark.parametrize("noise", [0.0, 0.4, 1.0])
 def test_share_of_mistakes(noise):
-  documents = embedded.corpus(3000, 0, noise=noise)
+  documents = embedded.corpus(3000, 0, noise=noise, drills=0)
   wrong = sum(not solved_right(each) for each in documents) / len(documents)
   # A wrong step can come out right, but seldom.
   assert wrong == pytest.approx(noise, abs=0.04)
@@ -124,7 +124,7 @@ def test_share_of_mistakes(noise):
 
 @pytest.mark.parametrize("share", [0.0, 0.15, 1.0])
 def test_share_of_the_answer_phrase(share):
-  documents = embedded.corpus(3000, 0, answer_phrase=share)
+  documents = embedded.corpus(3000, 0, answer_phrase=share, drills=0)
   endings = [re.search(r"answer is: ([0-9]+)$", each) for each in documents]
   found = sum(ending is not None for ending in endings) / len(documents)
   assert found == pytest.approx(share, abs=0.03)
@@ -134,7 +134,7 @@ def test_share_of_the_answer_phrase(share):
 
 
 def test_corpus_mixes_granularities():
-  documents = embedded.corpus(2000, 0, noise=0.0)
+  documents = embedded.corpus(2000, 0, noise=0.0, drills=0)
   steps = [
     (len(equations(each)), len(embedded.signature(each)[1]))
     for each in documents
@@ -142,6 +142,16 @@ def test_corpus_mixes_granularities():
   assert {made for made, _ in steps} == {1, 2, 3, 4}
   assert sum(made == 1 for made, _ in steps) > 200
   assert sum(made == events for made, events in steps) > 200
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_share_of_drills(share):
+  documents = embedded.corpus(2000, 0, drills=share, noise=0.0)
+  drills = [each for each in documents if "Question" not in each]
+  assert len(drills) / 2000 == pytest.approx(share, abs=0.04)
+  for drill in drills:
+    assert all(holds(*each) for each in equations(drill))
+    assert len(re.findall(r" [-+*/] ", drill)) == 9
 
 
 def test_some_questions_hold_a_fact_beside_the_point():

@@ -221,7 +221,6 @@ def test_muon_leaves_the_rest_to_adam():
   check_adams(rest)
 
 
-@pytest.mark.xfail(strict=True, reason="Muon takes the biases of q, k and v")
 def test_biases_are_adams():
   params = parameters(attention_bias=True, mlp_bias=True)
   updates = named(one_step(MUON, params, normal(params, seed=1)))

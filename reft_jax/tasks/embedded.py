@@ -116,7 +116,7 @@ def corpus(
   *,
   noise: float = 0.4,
   answer_phrase: float = 0.15,
-  drills: float = 0.3,
+  drills: float = 0.5,
   min_events: int = 3,
   max_events: int = 4,
   exclude: Collection[Signature] = frozenset(),
@@ -145,10 +145,9 @@ def corpus(
   _check(noise=noise, answer_phrase=answer_phrase, drills=drills)
   rng = random.Random(f"{NAME} corpus {seed}")
   documents = []
-  for story in _stories(rng, count, min_events, max_events, exclude):
+  for asked in _stories(rng, count, min_events, max_events, exclude):
     drill = rng.random() < drills
-    if drill:
-      story = _story(rng, _DRILL_EVENTS)
+    story = _story(rng, _DRILL_EVENTS) if drill else asked
     merge = rng.choice((0.0, 0.25, 0.5, 0.75, 1.0))
     groups = _grouped(rng, story.events, merge)
     solution = None
