@@ -10,12 +10,12 @@ reward to break. Prints JSON, and a table for people on standard error.
 
 import argparse
 import json
+import os
 import pathlib
 import platform
 import statistics
 import subprocess
 import sys
-import time
 
 import jax
 
@@ -36,20 +36,25 @@ def main() -> None:
     for seed in options.seeds
     for arm in ARMS
   ]
+  mean = {arm: means(arm, runs) for arm in ARMS}
+  gains = {
+    arm: [round(gain(one), 3) for one in runs if one["arm"] == arm]
+    for arm in ARMS
+  }
   result = {
     "benchmark": "claim",
     "machine": {
       "platform": platform.platform(),
+      "cpus": os.cpu_count(),
       "python": platform.python_version(),
       "jax": jax.__version__,
       "devices": [str(device) for device in jax.devices()],
     },
     "overrides": options.overrides,
     "runs": runs,
-    "mean": {arm: means(arm, runs) for arm in ARMS},
-    "gain_over_sft": {
-      arm: [gain(one) for one in runs if one["arm"] == arm] for arm in ARMS
-    },
+    "mean": mean,
+    "gain_over_sft": gains,
+    "claim_holds": mean["terse"]["reft"] >= 0.85 and min(gains["terse"]) >= 0.3,
   }
   print(json.dumps(result, indent=2))
   print(table(runs), file=sys.stderr)
@@ -60,13 +65,11 @@ def run(arm: str, seed: int, folder: pathlib.Path, overrides) -> dict:
   output = folder / f"{arm}-seed{seed}"
   command = [sys.executable, "-m", "reft_jax.train", f"seed={seed}"]
   command += [f"output={output}", *ARMS[arm], *overrides]
-  start = time.monotonic()
   subprocess.run(command, check=True, stdout=sys.stderr)
   summary = json.loads((output / "summary.json").read_text())
   return {
     "arm": arm,
     "seed": seed,
-    "seconds": round(time.monotonic() - start, 1),
     "stages": summary["stages"],
     "equations_a_solution": {
       stage: equations(output / "samples" / f"test-{stage}.jsonl")
@@ -82,9 +85,9 @@ def equations(file: pathlib.Path) -> float:
 
 
 def gain(one: dict) -> float:
-  """How far ReFT is above the best SFT, in test accuracy."""
-  stages = one["stages"]
-  return stages["reft"]["test_accuracy"] - stages["sft"]["test_accuracy"]
+  """How far ReFT is above the better of warm-up and SFT, in test accuracy."""
+  accuracy = {k: v["test_accuracy"] for k, v in one["stages"].items()}
+  return accuracy["reft"] - max(accuracy["warmup"], accuracy["sft"])
 
 
 def means(arm: str, runs: list[dict]) -> dict[str, float]:

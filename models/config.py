@@ -106,6 +106,15 @@ class ModelConfig:
       raise errors.UnsupportedModelError(
         f"head_size={self.head_size} must be even: positions rotate pairs."
       )
+    if self.rope.kind == "longrope":
+      pairs = self.head_size // 2
+      for name in ("short_factor", "long_factor"):
+        count = len(getattr(self.rope, name))
+        if count != pairs:
+          raise errors.UnsupportedModelError(
+            f"rope's {name} holds {count} numbers but must hold {pairs}: one "
+            f"for each pair of head_size={self.head_size}."
+          )
 
   @property
   def sizes(self) -> dict[str, int]:

@@ -48,7 +48,7 @@ def read_config(path: str | pathlib.Path) -> configs.ModelConfig:
     raise UnsupportedModelError(
       f"{file}: the field {missing} is missing."
     ) from None
-  except (UnsupportedModelError, TypeError, ValueError) as error:
+  except UnsupportedModelError as error:
     raise UnsupportedModelError(f"{file}: {error}") from None
   if config.activation not in layers.ACTIVATIONS:
     raise UnsupportedModelError(
@@ -129,7 +129,7 @@ def save(
 
 
 def _family(model_type, file):
-  if model_type not in _FAMILIES:
+  if model_type not in list(_FAMILIES):  # It need not be hashable.
     raise UnsupportedModelError(
       f"{file}: model_type {model_type!r} is not supported; "
       f"supported: {', '.join(_FAMILIES)}."
@@ -157,8 +157,7 @@ def _tensor_files(folder: pathlib.Path) -> dict[str, Any]:
   if (folder / _WEIGHTS).is_file():
     shards = [_WEIGHTS]
   elif (folder / _INDEX).is_file():
-    index = _read_json(folder / _INDEX)
-    shards = sorted(set(index.get("weight_map", {}).values()))
+    shards = _shards(folder / _INDEX)
   else:
     raise UnsupportedModelError(
       f"{folder} holds neither {_WEIGHTS} nor {_INDEX}; pickled weights "
@@ -169,6 +168,19 @@ def _tensor_files(folder: pathlib.Path) -> dict[str, Any]:
     file = _open(folder / shard)
     files.update(dict.fromkeys(file.keys(), file))
   return files
+
+
+def _shards(index: pathlib.Path) -> list[str]:
+  """The files that an index spreads the tensors over."""
+  weight_map = _read_json(index).get("weight_map")
+  if not isinstance(weight_map, dict) or not all(
+    isinstance(shard, str) for shard in weight_map.values()
+  ):
+    raise UnsupportedModelError(
+      f"{index}: the field 'weight_map' must be an object that names the file "
+      "of each tensor; fetch the index again."
+    )
+  return sorted(set(weight_map.values()))
 
 
 def _open(file: pathlib.Path):

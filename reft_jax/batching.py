@@ -6,12 +6,14 @@ alone, so resuming needs no iterator state.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax import types
+from reft_jax.errors import UserError
 from reft_jax.tasks import prompts as prompt_texts
 from reft_jax.tasks.problem import Problem
 
@@ -20,12 +22,28 @@ from reft_jax.tasks.problem import Problem
 class Example:
   """A problem with its token ids, made once and used everywhere.
 
-  `target` ends in EOS and is None where the problem has no rationale.
+  `target` ends in EOS; None where there is no rationale, or too long a one.
   """
 
   problem: Problem
   prompt: tuple[int, ...]
   target: tuple[int, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """Examples of a data split, and how many problems gave up what.
+
+  Attributes:
+    examples: in the order of the problems.
+    long_prompts: problems left out because their prompts are too long.
+    long_targets: examples left without a target because it is too long; they
+      can still be answered.
+  """
+
+  examples: list[Example]
+  long_prompts: int
+  long_targets: int
 
 
 def encode(
@@ -36,33 +54,51 @@ def encode(
   add_bos: bool,
   max_prompt_tokens: int,
   max_response_tokens: int,
-) -> tuple[list[Example], int]:
-  """Examples, and how many were dropped for being too long.
+) -> Encoded:
+  """Problems as ids.
 
   Prompt and target are tokenised apart and joined as ids, the same way for
   supervised training and for rollouts (paper: separate tokenisation).
 
-  Deviation: too long prompts and targets are dropped and counted; the
-  released code cuts them, which removes the trigger that asks for an answer.
+  Deviation: what is too long is left out and counted; the released code cuts
+  it, which removes the trigger that asks for an answer, or the answer.
+
+  Raises:
+    UserError: if `add_bos` asks for a token that the tokenizer lacks.
   """
-  bos = (tokenizer.bos_id,) if add_bos else ()
-  kept, dropped = [], 0
-  for problem in problems:
-    prompt = bos + tuple(
-      tokenizer.encode(prompt_texts.prompt(problem, reasoning))
+  if add_bos and tokenizer.bos_id is None:
+    raise UserError(
+      "data.add_bos=true, but the tokenizer has no beginning-of-sequence "
+      "token; set data.add_bos=false."
     )
+  bos = (tokenizer.bos_id,) if add_bos else ()
+  end = tokenizer.eos_ids[0]
+  examples, long_prompts, long_targets = [], 0, 0
+  for problem in problems:
+    text = prompt_texts.prompt(problem, reasoning)
+    prompt = (*bos, *tokenizer.encode(text))
+    if len(prompt) > max_prompt_tokens:
+      long_prompts += 1
+      continue
     target = None
     if problem.rationale is not None:
       text = prompt_texts.target(problem, reasoning)
-      target = (*tokenizer.encode(text), tokenizer.eos_ids[0])
-    too_long = len(prompt) > max_prompt_tokens or (
-      target is not None and len(target) > max_response_tokens
-    )
-    if too_long:
-      dropped += 1
-    else:
-      kept.append(Example(problem, prompt, target))
-  return kept, dropped
+      target = (*tokenizer.encode(text), end)
+      if len(target) > max_response_tokens:
+        long_targets += 1
+        target = None
+    examples.append(Example(problem, prompt, target))
+  return Encoded(examples, long_prompts, long_targets)
+
+
+def fingerprint(splits: Mapping[str, Encoded]) -> str:
+  """SHA-256 of all that is learnt from and tested on, as 64 hex digits."""
+  digest = hashlib.sha256()
+  for name, split in splits.items():
+    for each in split.examples:
+      row = (name, each.problem.uid, each.prompt, each.target)
+      digest.update(repr((*row, each.problem.answer)).encode())
+  return digest.hexdigest()
 
 
 def round_up(size: int, multiple: int = 8) -> int:
@@ -107,9 +143,12 @@ def prompts(
   for row, (prompt, request) in enumerate(zip(rows, requests, strict=True)):
     tokens_BP[row, : len(prompt)] = prompt
     lengths_B[row] = len(prompt)
-    requests_B[row] = request
+    requests_B[row] = request % 2**32
   return types.Prompts(
-    tokens_BP=tokens_BP, lengths_B=lengths_B, requests_B=requests_B
+    tokens_BP=tokens_BP,
+    lengths_B=lengths_B,
+    requests_B=requests_B,
+    real_B=np.arange(batch) < len(rows),
   )
 
 
@@ -121,13 +160,21 @@ def epoch_rows(size: int, *, seed: int, step: int, batch: int) -> list[int]:
   return order[place * batch : (place + 1) * batch].tolist()
 
 
-def stream_rows(size: int, *, seed: int, step: int, batch: int) -> list[int]:
-  """Rows of a reinforcement step: permutations end to end, always full."""
-  positions = range(step * batch, (step + 1) * batch)
-  return [
-    int(_permutation(size, seed, place // size)[place % size])
-    for place in positions
-  ]
+def stream_requests(
+  size: int, *, seed: int, step: int, batch: int
+) -> list[int]:
+  """Requests of a reinforcement step: permutations end to end, always full.
+
+  A request is epoch * size + row. Its remainder is the row; as a number it
+  names the row's random stream, so that a question which a batch holds twice,
+  at the end of one epoch and the start of the next, is answered twice.
+  """
+  requests = []
+  for place in range(step * batch, (step + 1) * batch):
+    epoch, position = divmod(place, size)
+    row = int(_permutation(size, seed, epoch)[position])
+    requests.append(epoch * size + row)
+  return requests
 
 
 @functools.lru_cache(maxsize=8)

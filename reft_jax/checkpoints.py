@@ -76,36 +76,40 @@ class Checkpoints:
     return None if restored is None else restored.notes
 
   def _newest(self, **parts: Any) -> Any | None:
-    """The wanted parts of the newest checkpoint that can be read."""
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    for step in steps:
+    """The wanted parts of the newest checkpoint that can be read.
+
+    Newer ones are set aside once an older one is read. If none can be, as
+    when a program has changed, nothing is touched.
+    """
+    unread: dict[int, Exception] = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        return self._manager.restore(step, args=ocp.args.Composite(**parts))
+        found = self._manager.restore(step, args=ocp.args.Composite(**parts))
       except Exception as error:  # Orbax has no common type for damage.
+        unread[step] = error
+        continue
+      for damaged, error in unread.items():
         _log.warning(
           "%s: checkpoint %d is damaged and set aside: %.200s",
           self._directory,
-          step,
+          damaged,
           error,
         )
-        self._set_aside(step)
-    damaged = sorted(self._directory.parent.glob(self._damaged("*")))
-    if damaged:
+        self._set_aside(damaged)
+      return found
+    if unread:
+      reason = str(next(iter(unread.values()))).partition("\n")[0]
       raise UserError(
-        f"{self._directory}: no checkpoint can be read; those there were are "
-        f"set aside as {damaged[-1]} and the like. Remove the run's folder to "
-        "start over."
+        f"{self._directory}: none of the checkpoints {list(unread)} can be read "
+        f"({reason:.200}); remove the run's folder to start over."
       )
     return None
 
   def _set_aside(self, step: int) -> None:
     self._manager.close()
-    name = self._damaged(f"{step}-{int(time.time())}")
+    name = f"damaged-{self._directory.name}-{step}-{int(time.time())}"
     (self._directory / str(step)).rename(self._directory.parent / name)
     self._manager = self._open()
-
-  def _damaged(self, which: str) -> str:
-    return f"damaged-{self._directory.name}-{which}"
 
   def wait(self) -> None:
     """Returns when everything saved so far is on disk."""

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import os
 import pathlib
 import types
 import typing
@@ -36,6 +37,7 @@ EXPERIMENTS = (
   else _PACKAGED.parent.parent / "launch" / "experiments"
 )
 DEFAULT_EXPERIMENT = "embedded"
+_REAL_EXPERIMENT = "gsm8k_nl_codellama_7b"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ _POSITIVE = Range("above 0", lambda x: x > 0)
 _NOT_NEGATIVE = Range("0 or more", lambda x: x >= 0)
 _SHARE = Range("between 0 and 1", lambda x: 0 <= x <= 1)
 _DECAY = Range("at least 0 and below 1", lambda x: 0 <= x < 1)
+_SEED = Range("between 0 and 2**32 - 1", lambda x: 0 <= x < 2**32)
 _AXIS = Range("above 0, or -1 for the rest", lambda x: x > 0 or x == -1)
 
 
@@ -113,7 +116,9 @@ class EmbeddedConfig:
   )
   noise: float = _setting(0.4, "share of documents with a mistake", _SHARE)
   answer_phrase: float = _setting(
-    0.15, "share of documents that end in the answer phrase", _SHARE
+    0.15,
+    "share of documents with a question that end in the answer phrase",
+    _SHARE,
   )
   drills: float = _setting(
     0.5, "share of documents that are equations without a question", _SHARE
@@ -301,7 +306,7 @@ class Config:
   """Everything that defines a run."""
 
   name: str = _setting("embedded", "what the run is called")
-  seed: int = _setting(0, "every random choice follows from it", _NOT_NEGATIVE)
+  seed: int = _setting(0, "every random choice follows from it", _SEED)
   output: str | None = _setting(None, "run folder; null: runs/NAME-seedSEED")
   resume: Literal["auto", "never"] = _setting(
     "auto", "auto goes on where the run folder's last checkpoint ends"
@@ -338,7 +343,8 @@ def parse(argv: Sequence[str]) -> Command:
 
   Raises:
     UserError: An unknown argument or key, a value of the wrong type, a file
-      that is missing or is not YAML.
+      that is missing or is not YAML, or real data or a model without a
+      `--config` to say how to train it.
   """
   files, overrides, action = [], [], "run"
   arguments = collections.deque(argv)
@@ -359,6 +365,8 @@ def parse(argv: Sequence[str]) -> Command:
     else:
       raise errors.UserError(f"unknown argument {argument!r}; expected {USAGE}")
   config = load(files or [DEFAULT_EXPERIMENT], overrides)
+  if not files:
+    _check_generated(config)
   return Command(config=config, action=action, overrides=tuple(overrides))
 
 
@@ -411,28 +419,33 @@ def differences(old: Config, new: Config) -> list[str]:
   ]
 
 
+def expanded(path: str) -> pathlib.Path:
+  """A path of a setting; ~ is home, which shells leave alone in `key=~/x`."""
+  return pathlib.Path(os.path.expanduser(path))
+
+
 def run_directory(config: Config) -> pathlib.Path:
   """Where the run writes everything it leaves behind."""
-  return pathlib.Path(config.output or f"runs/{config.name}-seed{config.seed}")
+  return expanded(config.output or f"runs/{config.name}-seed{config.seed}")
 
 
 def validate(config: Config) -> None:
   """Checks that the settings fit each other.
 
   Raises:
-    UserError: One line for every problem found.
+    UserError: One line that holds every problem found.
   """
   # Sizes are compared only once each is known to be a sensible number.
   problems = list(_out_of_range(config)) or list(_misfits(config))
   if problems:
-    raise errors.UserError("\n".join(problems))
+    raise errors.UserError("; ".join(problems))
 
 
 def check_files(config: Config) -> None:
   """Checks that the files and folders a run starts from exist.
 
   Raises:
-    UserError: One line for everything that is missing.
+    UserError: One line that holds everything that is missing.
   """
   problems = [
     f"{key}={source}: no such file in {pathlib.Path.cwd()}"
@@ -440,16 +453,16 @@ def check_files(config: Config) -> None:
       ("data.train", config.data.train),
       ("data.test", config.data.test),
     )
-    if _is_file(source) and not pathlib.Path(source).is_file()
+    if _is_file(source) and not expanded(source).is_file()
   ]
   path = config.model.path
-  if path and not (pathlib.Path(path) / "config.json").is_file():
+  if path and not (expanded(path) / "config.json").is_file():
     problems.append(
       f"model.path={path}: no Hugging Face model there (a folder with"
       " config.json, *.safetensors and tokenizer.json)"
     )
   if problems:
-    raise errors.UserError("\n".join(problems))
+    raise errors.UserError("; ".join(problems))
 
 
 def print_help(program: str) -> None:
@@ -483,6 +496,21 @@ def print_help(program: str) -> None:
   console.print(table)
 
 
+def _check_generated(config: Config) -> None:
+  """The default experiment's settings are for generated data alone."""
+  real = []
+  if config.data.train != "embedded":
+    real.append(f"data.train={config.data.train}")
+  if config.model.path:
+    real.append(f"model.path={config.model.path}")
+  if real:
+    raise errors.UserError(
+      f"command line: {' and '.join(real)} would be trained with the settings"
+      f" of the {DEFAULT_EXPERIMENT} run; name an experiment, such as --config"
+      f" {_REAL_EXPERIMENT}, or --config {DEFAULT_EXPERIMENT} to mean it"
+    )
+
+
 def _plain(value: Any) -> Any:
   """Dataclasses and tuples as the dicts and lists of YAML."""
   if dataclasses.is_dataclass(value):
@@ -508,7 +536,7 @@ def _experiments() -> list[str]:
 
 def _read(file: str) -> omegaconf.DictConfig:
   """A YAML file, or the packaged experiment of that name."""
-  path = pathlib.Path(file)
+  path = expanded(file)
   if not path.is_file() and file in _experiments():
     path = EXPERIMENTS / f"{file}.yaml"
   if not path.is_file():
@@ -666,6 +694,12 @@ def _misfits(config: Config) -> Iterator[str]:
       )
   elif not config.model.path:
     yield "model.path=null needs the base stage, or set a model folder"
+  if data.test == "embedded":
+    yield (
+      "data.test=embedded: generated questions are tested on with"
+      " data.train=embedded alone, which brings its own; set data.test to a"
+      " file or hub:owner/name[:split], or to null"
+    )
   if config.warmup.start != "base":
     yield "warmup.start=warmup must be base"
   starts_warm = "sft" in config.stages and config.sft.start == "warmup"
@@ -678,6 +712,12 @@ def _misfits(config: Config) -> Iterator[str]:
       yield f"{stage}.learning_rates=[] must hold a number, or be null"
     elif rates and len(rates) > 1 and not data.dev_size:
       yield f"{stage}.learning_rates are chosen on dev: data.dev_size=0"
+    # As they name a sweep's results.
+    if rates and len({f"{rate:g}" for rate in rates}) < len(rates):
+      yield (
+        f"{stage}.learning_rates={_show(rates)} must differ in their first six"
+        " digits; leave one of two alike out"
+      )
 
   if embedded.min_events > embedded.max_events:
     yield (

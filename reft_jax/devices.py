@@ -80,11 +80,6 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
   )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole."""
-  return NamedSharding(mesh, PartitionSpec())
-
-
 def put(mesh: Mesh, tree: Any) -> Any:
   """Parameters or state onto their shards."""
   return jax.device_put(tree, shardings(mesh, tree))

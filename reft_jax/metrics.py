@@ -15,7 +15,7 @@ FILE = "metrics.jsonl"
 class Recorder:
   """Writes a run's metrics into its folder.
 
-  A row is a JSON object: `stage`, `step` (counted from 0 in each stage) and
+  A row is a JSON object: `stage`, `step` (steps done in that stage) and
   the metrics, as plain numbers. JSON knows no nan or inf; they become null.
   """
 

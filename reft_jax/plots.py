@@ -76,7 +76,7 @@ def _panel(
     families[family] += 1
     if accuracy:
       last = max(row["step"] for row in rows if row["stage"] == stage)
-      steps = [(step + 1) / (last + 1) for step in steps]
+      steps = [step / max(last, 1) for step in steps]
       ax.plot(steps, values, marker="o", markersize=3.5, **style)
     else:
       # The thin line is what was measured, the thick one its running mean.

@@ -112,9 +112,10 @@ def _prefill(
   hidden_BD, cache = networks.prefill(
     published, prompts.tokens_BP, prompts.lengths_B, response_tokens
   )
-  requests_B = prompts.requests_B
+  requests_B, real_B = prompts.requests_B, prompts.real_B
   if samples > 1:
     hidden_BD = jnp.repeat(hidden_BD, samples, axis=0)
+    real_B = jnp.repeat(real_B, samples, axis=0)
     cache = cache_lib.repeat(cache, samples)
     requests_B = (
       requests_B[:, None] * samples
@@ -129,7 +130,7 @@ def _prefill(
     response_BT=jnp.full((rows, response_tokens), pad_id, jnp.int32),
     logprobs_BT=jnp.zeros((rows, response_tokens), jnp.float32),
     lengths_B=jnp.zeros(rows, jnp.int32),
-    ended_B=jnp.zeros(rows, bool),
+    ended_B=~real_B,
   )
   return jax.tree.map(partition.pin, state)
 

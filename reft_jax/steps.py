@@ -54,7 +54,8 @@ class Assessment:
 def init_state(
   params: Any, optimizer: optax.GradientTransformation
 ) -> types.TrainState:
-  """A state before its first update."""
+  """A state before its first update; it shares no array with `params`."""
+  params = jax.tree.map(jnp.array, params)
   return types.TrainState(
     step=jnp.int32(0), params=params, opt_state=optimizer.init(params)
   )

@@ -73,7 +73,7 @@ class Terminal:
   def stage(
     self, name: str, total_steps: int, start: int = 0
   ) -> Iterator["Stage"]:
-    """Follows a stage that goes on at step `start`; says when it is done."""
+    """Follows a stage with `start` steps done; says when all are."""
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
       bar = None
@@ -120,7 +120,7 @@ class Terminal:
     grid.add_row("sampled", _clean(solution.completion.strip()))
     grid.add_row("verdict", _verdict(solution, answer))
     self._console.print(
-      rich.rule.Rule(f"{stage}, step {step + 1}: a sample", style="dim"),
+      rich.rule.Rule(f"{stage}, step {step}: a sample", style="dim"),
       grid,
       rich.rule.Rule(style="dim"),
     )
@@ -187,9 +187,9 @@ class Stage:
     self._clock: float | None = None
     self._clocked = start
 
-  def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
-    """Step `step`, counted from 0, is done; values are shown if given."""
-    self.done = step + 1
+  def step(self, done: int, values: Mapping[str, float] | None = None) -> None:
+    """So many steps are done now; values are shown if given."""
+    self.done = done
     if self._clock is None:
       self._clock, self._clocked = time.monotonic(), self.done
     text = _metrics(values or {})

@@ -114,7 +114,8 @@ def load(path: str | pathlib.Path) -> Tokenizer:
   `config.json`) end a response.
 
   Raises:
-    UserError: no such folder, no tokenizer in it, or no end of sequence.
+    UserError: no such folder, no tokenizer in it, or no end of sequence, or one
+      that is not an id.
   """
   folder = pathlib.Path(path)
   if not folder.is_dir():
@@ -145,6 +146,14 @@ def _eos_ids(folder: pathlib.Path) -> tuple[int, ...]:
       raise errors.UserError(
         f"{str(folder / name)!r} is not a JSON object ({error})."
       ) from error
-    if ids is not None:
-      return (ids,) if isinstance(ids, int) else tuple(ids)
+    if ids is None:
+      continue
+    listed = ids if isinstance(ids, list) else [ids]
+    # Not by isinstance: to Python true is an int.
+    if not all(type(each) is int and each >= 0 for each in listed):
+      raise errors.UserError(
+        f"{str(folder / name)!r}: eos_token_id is {ids!r:.40} but must be a "
+        "token's id (a whole number, 0 or more) or a list of them."
+      )
+    return tuple(listed)
   return ()

@@ -2,7 +2,7 @@
 
 Without arguments it runs the embedded experiment, which needs no download.
 Exit codes: 0 done, 2 bad input, 4 diverged, 75 stopped by SIGTERM with
-everything saved (the same command goes on).
+everything saved (the same command goes on), 130 interrupted.
 """
 
 import contextlib
@@ -56,6 +56,9 @@ def main(argv: Sequence[str]) -> int:
   except loop.PreemptedError as reason:
     screen.line(f"{reason}; the same command goes on from there.")
     return 75
+  except KeyboardInterrupt:
+    screen.line("interrupted; the same command goes on from the last save.")
+    return 130
   return 0
 
 
@@ -63,26 +66,36 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
   """Runs all stages of a config and shows what came out."""
   logging.getLogger("absl").setLevel(logging.WARNING)
   _use_compilation_cache()
-  loop.stop_on_signals()
   mesh = devices.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
   )
   check_batches(config, mesh)
-  policy, tokenizer, network = load_model(config)
-  (train_set, dev, test), notes = run_lib.encoded(config, tokenizer)
+  tokenizer, network = open_model(config)
   check_lengths(config, network)
-  check_rationales(config, train_set)
+  splits = run_lib.encoded(config, tokenizer)
+  check_rationales(config, splits["train"])
+  # Last, as it may take minutes; None where the base stage trains one.
+  path = config.model.path
+  policy = None if path is None else pretrained.load(path)[1]
 
   directory = config_lib.run_directory(config)
-  claim(directory, config)
+  claim(
+    directory,
+    config,
+    {
+      "tokenizer": tokenizer.fingerprint,
+      "problems": batching.fingerprint(splits),
+    },
+  )
   screen.line(f"{config.name}, seed {config.seed}: {directory}", style="bold")
   screen.line(
-    f"{len(train_set)} training, {len(dev)} dev and {len(test)} test problems; "
-    f"{jax.device_count()} {jax.devices()[0].platform} device(s), mesh "
-    + " x ".join(f"{k}={v}" for k, v in mesh.shape.items())
+    "problems: "
+    + ", ".join(describe(name, split) for name, split in splits.items())
   )
-  for note in notes:
-    screen.line(note)
+  screen.line(
+    f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh "
+    + " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+  )
   recorder = metrics.Recorder(directory, tensorboard=config.logging.tensorboard)
   run = run_lib.Run(
     config=config,
@@ -90,15 +103,31 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
     mesh=mesh,
     networks=network,
     tokenizer=tokenizer,
-    train=train_set,
-    dev=dev,
-    test=test,
+    **{name: split.examples for name, split in splits.items()},
     recorder=recorder,
     terminal=screen,
   )
-  with contextlib.closing(recorder), jax.set_mesh(mesh):
+  with (
+    contextlib.closing(recorder),
+    loop.stopping_on_sigterm(),
+    jax.set_mesh(mesh),
+  ):
     results = pipeline.Pipeline(run)(policy)
-  report(run, results)
+  report(run, results, splits)
+
+
+def describe(name: str, split: batching.Encoded) -> str:
+  """A split's size, and what of it is too long to be used."""
+  text = f"{len(split.examples)} {name}"
+  left_out = [
+    f"{count} {what}"
+    for count, what in (
+      (split.long_prompts, "left out, their prompts are too long"),
+      (split.long_targets, "without too long an annotation"),
+    )
+    if count
+  ]
+  return f"{text} ({'; '.join(left_out)})" if left_out else text
 
 
 def _use_compilation_cache() -> None:
@@ -108,11 +137,16 @@ def _use_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def load_model(config: config_lib.Config):
-  """`(policy or None, tokenizer, networks)`; None where base trains one."""
+def open_model(
+  config: config_lib.Config,
+) -> tuple[tokenizer_lib.Tokenizer, networks.Networks]:
+  """The tokenizer and the networks, without weights.
+
+  Raises:
+    UserError: if the tokenizer has ids that the embedding has not.
+  """
   path = config.model.path
   if path is None:
-    policy = None
     tokenizer = tokenizer_lib.wrap(embedded.tokenizer())
     shape = pretrain.architecture(config, tokenizer.vocab_size)
   else:
@@ -124,13 +158,12 @@ def load_model(config: config_lib.Config):
         f"the model's embedding only {shape.vocab_size} rows; use the "
         "tokenizer the model was trained with."
       )
-    policy = pretrained.load(path)[1]  # Last: it may take minutes.
   network = networks.Networks(
     config=shape,
     compute_dtype=config.model.compute_dtype,
     remat=config.model.remat,
   )
-  return policy, tokenizer, network
+  return tokenizer, network
 
 
 def check_batches(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
@@ -174,7 +207,7 @@ def check_lengths(
 
 
 def check_rationales(
-  config: config_lib.Config, train_set: Sequence[batching.Example]
+  config: config_lib.Config, train_set: batching.Encoded
 ) -> None:
   """Supervised stages need annotated chains of thought.
 
@@ -182,20 +215,32 @@ def check_rationales(
     UserError: if no training problem has one.
   """
   stages = [name for name in ("warmup", "sft") if name in config.stages]
-  if stages and all(example.target is None for example in train_set):
+  if not stages or any(each.target for each in train_set.examples):
+    return
+  if train_set.long_targets:
     raise UserError(
-      f"data.train={config.data.train}: no problem has a chain of thought "
-      f"(answer_cot) for {' and '.join(stages)} to learn from; choose data "
-      "that has them, or set stages=[reft]."
+      f"data.train={config.data.train}: every chain of thought is longer than "
+      f"data.max_response_tokens={config.data.max_response_tokens}; raise it."
     )
+  raise UserError(
+    f"data.train={config.data.train}: no problem has a chain of thought "
+    f"(answer_cot) for {' and '.join(stages)} to learn from; choose data "
+    "that has them, or set stages=[reft]."
+  )
 
 
-def claim(directory: pathlib.Path, config: config_lib.Config) -> None:
+def claim(
+  directory: pathlib.Path,
+  config: config_lib.Config,
+  inputs: Mapping[str, str],
+) -> None:
   """Makes the run's folder, or takes up the run that lies there.
 
+  `inputs` are fingerprints of what the settings only point to.
+
   Raises:
-    UserError: if the folder holds a run with other settings, or cannot be
-      written.
+    UserError: if the folder holds a run with other settings or inputs, or
+      cannot be written.
   """
   settled = directory / "config.yaml"
   if settled.exists() and config.resume == "never":
@@ -209,6 +254,10 @@ def claim(directory: pathlib.Path, config: config_lib.Config) -> None:
       )
       if not change.startswith(_MAY_CHANGE)
     ]
+    before = json.loads((directory / "inputs.json").read_text())
+    changed += [
+      f"other {name}" for name in inputs if inputs[name] != before[name]
+    ]
     if changed:
       raise UserError(
         f"{directory} holds a run with other settings ({'; '.join(changed)}); "
@@ -216,6 +265,8 @@ def claim(directory: pathlib.Path, config: config_lib.Config) -> None:
       )
   try:
     directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(inputs, indent=2) + "\n"
+    (directory / "inputs.json").write_text(text)
     new = settled.with_suffix(".new")
     new.write_text(config_lib.to_yaml(config), encoding="utf-8")
     new.replace(settled)  # In one move: whole or not at all.
@@ -242,12 +293,24 @@ def describe_environment() -> dict[str, object]:
   }
 
 
-def report(run: run_lib.Run, results: Mapping[str, pipeline.Result]) -> None:
+def report(
+  run: run_lib.Run,
+  results: Mapping[str, pipeline.Result],
+  splits: Mapping[str, batching.Encoded],
+) -> None:
   """The closing table, the picture, solutions side by side, summary.json."""
   screen, directory = run.terminal, run.directory
   summary = {
     "name": run.config.name,
     "seed": run.config.seed,
+    "problems": {
+      name: {
+        "used": len(split.examples),
+        "left_out_for_long_prompts": split.long_prompts,
+        "long_annotations": split.long_targets,
+      }
+      for name, split in splits.items()
+    },
     "stages": {name: vars(result) for name, result in results.items()},
   }
   text = json.dumps(summary, indent=2) + "\n"
@@ -257,7 +320,8 @@ def report(run: run_lib.Run, results: Mapping[str, pipeline.Result]) -> None:
   show_solutions(run, [name for name in ("sft", "reft") if name in results])
   votes = run.config.evaluation.majority_samples
   screen.table(
-    f"Accuracy on {len(run.test)} test problems (majority of {votes} samples)",
+    f"Accuracy on {len(run.test)} test problems"
+    + (f" (majority of {votes} samples)" if votes else ""),
     _TABLE,
     [
       (
@@ -278,7 +342,8 @@ def report(run: run_lib.Run, results: Mapping[str, pipeline.Result]) -> None:
     ("completions", "samples"),
     ("models (Hugging Face folders)", "models"),
   ):
-    screen.line(f"{what}: {directory / where}")
+    if (directory / where).exists():
+      screen.line(f"{what}: {directory / where}")
 
 
 def chosen_rows(rows, results: Mapping[str, pipeline.Result]):

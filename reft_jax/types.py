@@ -13,6 +13,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @chex.dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Mean:
 
   def __add__(self, other: "Mean") -> "Mean":
     return Mean(total=self.total + other.total, count=self.count + other.count)
+
+  @classmethod
+  def of(cls, total: float, count: float = 1) -> "Mean":
+    """One from host numbers, in float32 like those from devices."""
+    return cls(total=np.float32(total), count=np.float32(count))
 
   def value(self) -> float:
     """The mean on the host; nan where nothing was counted."""
@@ -49,12 +55,14 @@ class Prompts:
   """Questions to answer. `requests_B` names each row's random stream.
 
   What is sampled for a request depends on its number and not on its place in
-  the batch. A filler row has weight 0 (its length is still at least 1).
+  the batch. A filler row is one that is not real: it has a token, so that it
+  can be read, and is done before anything is sampled.
   """
 
   tokens_BP: chex.Array
   lengths_B: chex.Array
   requests_B: chex.Array
+  real_B: chex.Array
 
 
 @chex.dataclass(frozen=True)

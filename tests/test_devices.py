@@ -138,10 +138,3 @@ def test_each_device_holds_its_rows_of_a_batch(shape):
     for shard in leaf.addressable_shards:
       assert shard.data.shape == (share, *leaf.shape[1:])
       np.testing.assert_array_equal(shard.data, np.asarray(leaf)[shard.index])
-
-
-def test_replicated_is_whole_on_every_device():
-  mesh = mesh_of(2, 2, 2)
-  placed = jax.device_put(np.arange(5), devices.replicated(mesh))
-  assert placed.is_fully_replicated
-  assert len(placed.addressable_shards) == 8

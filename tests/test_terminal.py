@@ -24,8 +24,8 @@ def plain_environment(monkeypatch):
 def run_stage(file, steps=4, start=0):
   with terminal.Terminal(file).stage("reft", steps, start) as stage:
     for step in range(start, steps):
-      stage.step(step)
-      stage.step(step, {"reward/mean": 0.25, "odd": 1.0, "kl": math.nan})
+      stage.step(step + 1)
+      stage.step(step + 1, {"reward/mean": 0.25, "odd": 1.0, "kl": math.nan})
     stage.note("dev 31 %")
   return file.getvalue()
 
@@ -61,7 +61,7 @@ def test_a_terminal_shows_a_bar_with_the_metrics():
 def test_unknown_metrics_are_shown_if_there_are_no_others():
   file = io.StringIO()
   with terminal.Terminal(file).stage("other", 1) as stage:
-    stage.step(0, {"odd": 1.0})
+    stage.step(1, {"odd": 1.0})
   assert "odd 1.00" in file.getvalue()
 
 
@@ -84,7 +84,7 @@ def test_samples_and_tables_fit_the_width(monkeypatch, width, kind):
   right = terminal.Solution("[bold]13[/bold] :smile:", "correct", "13")
   none = terminal.Solution("", "none", None)
   shown = terminal.Terminal(file)
-  shown.sample("reft", 9, "How many? " * 20, long, "13")
+  shown.sample("reft", 10, "How many? " * 20, long, "13")
   shown.side_by_side(
     "How many? " * 20, "13", {"SFT": [long, none], "ReFT": [right, right]}
   )

@@ -57,6 +57,7 @@ def prompts(batch: int = 8, seed: int = 0) -> types.Prompts:
     ),
     lengths_B=lengths_B,
     requests_B=np.arange(batch, dtype=np.uint32) + 100,
+    real_B=np.ones(batch, bool),
   )
 
 

@@ -4,10 +4,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from reft_jax.models import config as configs
-from reft_jax.models.families import rope_fields, table
+from reft_jax.models.families import kinds, rope_fields, table
 
 # Old checkpoints store rope frequencies; they follow from the config.
 IGNORED = r".*rotary_emb\.inv_freq"
+
+_KINDS = {
+  "vocab_size": kinds.SIZE,
+  "hidden_size": kinds.SIZE,
+  "num_hidden_layers": kinds.SIZE,
+  "num_attention_heads": kinds.SIZE,
+  "num_key_value_heads": kinds.SIZE,
+  "head_dim": kinds.SIZE,
+  "intermediate_size": kinds.SIZE,
+  "rms_norm_eps": kinds.NUMBER,
+  "tie_word_embeddings": kinds.FLAG,
+  "attention_bias": kinds.FLAG,
+  "mlp_bias": kinds.FLAG,
+  "hidden_act": kinds.TEXT,
+  "max_position_embeddings": kinds.SIZE,
+  "initializer_range": kinds.NUMBER,
+}
 
 _BLOCK = "trunk/blocks"
 _LAYER = "model.layers.{}"
@@ -15,6 +32,7 @@ _LAYER = "model.layers.{}"
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a LlamaForCausalLM's config.json."""
+  fields = kinds.checked(fields, _KINDS)
   width, heads = fields["hidden_size"], fields["num_attention_heads"]
   max_positions = fields.get("max_position_embeddings", 2048)
   return configs.ModelConfig(
@@ -23,8 +41,8 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
     width=width,
     layers=fields["num_hidden_layers"],
     heads=heads,
-    kv_heads=fields.get("num_key_value_heads") or heads,
-    head_size=fields.get("head_dim") or width // heads,
+    kv_heads=fields.get("num_key_value_heads", heads),
+    head_size=fields.get("head_dim", width // heads),
     ffn=fields["intermediate_size"],
     norm_eps=fields.get("rms_norm_eps", 1e-6),
     rope=rope_fields.read(fields, max_positions),

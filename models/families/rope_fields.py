@@ -11,33 +11,58 @@ from typing import Any
 
 from reft_jax.models import config as configs
 from reft_jax.models import errors
+from reft_jax.models.families import kinds
+
+# A name means the same in a config.json and in its group for the rope.
+_KINDS = {
+  "rope_parameters": kinds.GROUP,
+  "rope_scaling": kinds.GROUP,
+  "rope_type": kinds.TEXT,
+  "type": kinds.TEXT,
+  "rope_theta": kinds.POSITIVE,
+  "partial_rotary_factor": kinds.POSITIVE,
+  "factor": kinds.POSITIVE,
+  "original_max_position_embeddings": kinds.SIZE,
+  "low_freq_factor": kinds.POSITIVE,
+  "high_freq_factor": kinds.POSITIVE,
+  "attention_factor": kinds.POSITIVE,
+  "mscale": kinds.NUMBER,
+  "mscale_all_dim": kinds.NUMBER,
+  "beta_fast": kinds.POSITIVE,
+  "beta_slow": kinds.POSITIVE,
+  "truncate": kinds.FLAG,
+  "short_factor": kinds.NUMBERS,
+  "long_factor": kinds.NUMBERS,
+}
 
 
 def read(fields: Mapping[str, Any], max_positions: int) -> configs.RopeConfig:
   """The RopeConfig of a config.json.
 
   Raises:
-    UnsupportedModelError: the kind is unknown or lacks a number it needs.
+    UnsupportedModelError: the kind is unknown, or a field that it needs is
+      missing or holds something else than it should.
   """
-  rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+  fields = kinds.checked(fields, _KINDS)
+  group = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
+  rope = kinds.checked(fields.get(group, {}), _KINDS, group)
   kind = rope.get("rope_type") or rope.get("type") or "default"
   if kind not in configs.ROPE_KINDS:
     raise errors.UnsupportedModelError(
-      f"config.json: rope type {kind!r} is not one of "
-      f"{', '.join(configs.ROPE_KINDS)}."
+      f"rope type {kind!r} is not one of {', '.join(configs.ROPE_KINDS)}."
     )
   partial = rope.get("partial_rotary_factor")
   partial = partial or fields.get("partial_rotary_factor") or 1.0
   if partial != 1.0:
     raise errors.UnsupportedModelError(
-      f"config.json: partial_rotary_factor={partial} is not supported; "
-      "all of a head must rotate."
+      f"partial_rotary_factor={partial} is not supported; all of a head must "
+      "rotate."
     )
 
   def need(name):
-    if rope.get(name) is None:
+    if name not in rope:
       raise errors.UnsupportedModelError(
-        f"config.json: rope type {kind!r} needs the field {name!r}."
+        f"rope type {kind!r} needs the field {name!r}."
       )
     return rope[name]
 
@@ -104,7 +129,7 @@ def write(rope: configs.RopeConfig) -> dict[str, Any]:
 
 def _yarn_attention_factor(rope, factor) -> float:
   """Given, or 0.1 m ln(factor) + 1, or a ratio of two such (DeepSeek)."""
-  if rope.get("attention_factor") is not None:
+  if "attention_factor" in rope:
     return rope["attention_factor"]
 
   def scale(m):
@@ -117,7 +142,7 @@ def _yarn_attention_factor(rope, factor) -> float:
 
 def _longrope_attention_factor(rope, factor, original) -> float:
   """Given, or sqrt(1 + ln(factor) / ln(original context))."""
-  if rope.get("attention_factor") is not None:
+  if "attention_factor" in rope:
     return rope["attention_factor"]
   if factor <= 1:
     return 1.0

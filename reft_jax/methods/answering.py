@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from reft_jax import batching, rollout, selection, terminal, types
+from reft_jax import batching, devices, rollout, selection, terminal, types
 from reft_jax.methods.run import Run
 from reft_jax.tasks import answers
 
@@ -89,6 +89,9 @@ def majority_accuracy(groups: Sequence[Sequence[Answer]]) -> float:
 class Answerer:
   """Answers any number of questions, a batch of one shape at a time.
 
+  A batch holds at most `evaluation.batch_size` rows, samples counted (or a row
+  for each device).
+
   Args:
     run: the run.
     samples: completions a question.
@@ -97,17 +100,21 @@ class Answerer:
 
   def __init__(self, run: Run, *, samples: int, temperature: float):
     self._run = run
-    self._samples = samples
-    self._batch = max(run.config.evaluation.batch_size // samples, 1)
-    ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    self._batch = batching.round_up(self._batch, ways)
+    ways = devices.batch_ways(run.mesh)
+    rows = max(run.config.evaluation.batch_size, ways)
+    # So many samples at a time that they fit a batch, in equal passes.
+    at_once = max(
+      n for n in range(1, samples + 1) if samples % n == 0 and n * ways <= rows
+    )
+    self._passes = samples // at_once
+    self._batch = rows // at_once // ways * ways
     self._sample = rollout.Sampler(
       run.networks,
       response_tokens=run.config.data.max_response_tokens,
       eos_ids=run.tokenizer.eos_ids,
       pad_id=run.tokenizer.pad_id,
       temperature=temperature,
-      samples=samples,
+      samples=at_once,
     )
 
   def __call__(
@@ -115,16 +122,17 @@ class Answerer:
   ) -> list[list[Answer]]:
     """`samples` answers for each example, in their order."""
     published = self._run.publish(policy)
-    answered = []
+    groups: list[list[Answer]] = [[] for _ in examples]
     for start in range(0, len(examples), self._batch):
-      some = examples[start : start + self._batch]
-      prompts = self._run.prompts(
-        some, range(start, start + len(some)), self._batch
-      )
-      repeated = [each for each in some for _ in range(self._samples)]
-      graded = grade(self._run, repeated, self._sample(published, prompts, key))
-      answered += graded
-    return [
-      answered[start : start + self._samples]
-      for start in range(0, len(answered), self._samples)
-    ]
+      some = range(start, min(start + self._batch, len(examples)))
+      for number in range(self._passes):
+        requests = [index * self._passes + number for index in some]
+        prompts = self._run.prompts(
+          [examples[index] for index in some], requests, self._batch
+        )
+        sampled = self._sample(published, prompts, key)
+        rows = [each for each in some for _ in range(self._sample.samples)]
+        graded = grade(self._run, [examples[row] for row in rows], sampled)
+        for row, answer in zip(rows, graded, strict=True):
+          groups[row].append(answer)
+    return groups

@@ -7,11 +7,10 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from reft_jax import checkpoints, terminal, types
 from reft_jax.methods import answering
@@ -33,9 +32,15 @@ _MOST_SKIPPED = 20
 _stop = threading.Event()
 
 
-def stop_on_signals() -> None:
-  """Makes SIGTERM save and stop at the end of the step under way."""
-  signal.signal(signal.SIGTERM, lambda *_: _stop.set())
+@contextlib.contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
+  """Inside, SIGTERM saves and stops at the end of the step under way."""
+  before = signal.signal(signal.SIGTERM, lambda *_: _stop.set())
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+    _stop.clear()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,11 @@ class Trained:
   best_step: int
   seconds: float
   learning_rate: float
+
+  def facts(self) -> dict[str, Any]:
+    """Everything but the policy."""
+    fields = (field.name for field in dataclasses.fields(self))
+    return {name: getattr(self, name) for name in fields if name != "policy"}
 
 
 class Loop:
@@ -94,6 +104,7 @@ class Loop:
     self._started = time.monotonic()
     self._pending: dict[str, types.Mean] = {}
     self._skipped = 0
+    self._sampled = False
     self._exit = contextlib.ExitStack()
     self._progress: terminal.Stage | None = None
 
@@ -119,7 +130,7 @@ class Loop:
       step = notes["step"]
       self._seconds_before = notes["seconds"]
       self._pending = {
-        name: types.Mean(total=np.float32(total), count=np.float32(count))
+        name: types.Mean.of(total, count)
         for name, (total, count) in notes["pending"].items()
       }
       self._run.terminal.line(f"{self._name}: goes on after step {step}")
@@ -158,7 +169,8 @@ class Loop:
     if last or step % self._log_every == 0:
       values = self._read()
       self._log(step, values)
-    self._progress.step(step - 1, values)
+    self._progress.step(step, values)
+    self._sampled = bool(sampled)
     every = self._run.config.logging.sample_every
     if sampled and every and (step == 1 or last or step % every == 0):
       self._samples.write(step, sampled, show=True)
@@ -180,7 +192,7 @@ class Loop:
     return Trained(
       policy=policy,
       dev_accuracy=self.best_accuracy if self._examine else None,
-      best_step=self.best_step,
+      best_step=self.best_step if self._examine else self._steps,
       seconds=self.seconds,
       learning_rate=learning_rate,
     )
@@ -215,7 +227,10 @@ class Loop:
     accuracy = answering.accuracy(graded)
     self._log(step, {"dev/accuracy": accuracy})
     self._progress.note(f"step {step}: {accuracy:.1%} of dev correct")
-    self._samples.write(step, graded[:8], show=False)
+    # A loop that samples shows what it samples; another shows this.
+    last = step == self._steps and not self._sampled
+    show = last and bool(self._run.config.logging.sample_every)
+    self._samples.write(step, graded[:8], show=show)
     if accuracy > self.best_accuracy or not self._keep_best:
       self.best_accuracy, self.best_step = accuracy, step
       self._kept.save(
@@ -255,7 +270,7 @@ class Samples:
       first = sampled[0]
       self._run.terminal.sample(
         self._name,
-        step - 1,
+        step,
         first.example.problem.question,
         first.solution(),
         first.example.problem.answer,

@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import pathlib
+import time
 from typing import Any
 
+from reft_jax import config as config_lib
+from reft_jax.errors import UserError
 from reft_jax.methods import answering, pretrain, reft, sft
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
@@ -15,6 +19,7 @@ class Result:
   """What is known of a finished stage; accuracies are None without such data.
 
   Attributes:
+    start: the stage it started from; None for one that starts from nothing.
     test_accuracy: greedy, on the test problems.
     majority_accuracy: of a vote among sampled answers to the same problems.
     dev_accuracy: greedy, of the kept parameters.
@@ -22,16 +27,19 @@ class Result:
     learning_rate: the one they were trained with.
     seconds: training with its evaluations; a cached base model's were spent
       by the run that trained it.
+    test_seconds: answering the test problems.
     cached: whether the model was there already.
   """
 
+  start: str | None
   test_accuracy: float | None
   majority_accuracy: float | None
   dev_accuracy: float | None
   best_step: int
   learning_rate: float
   seconds: float
-  cached: bool = False
+  test_seconds: float
+  cached: bool
 
 
 class Pipeline:
@@ -52,48 +60,74 @@ class Pipeline:
   def __call__(self, policy: Any | None) -> dict[str, Result]:
     """Runs all stages; `policy` is the pretrained one, None with a base stage.
 
-    SFT and ReFT start where the config says; ReFT from the warmed-up policy,
-    or from the pretrained one in a run without a warm-up.
+    Returns:
+      The result of each stage that is finished, from this call or before.
+    """
+    policies = {"base": policy}
+    for name in self._run.config.stages:
+      start = self._start(name)
+      policies[name] = self._stage(name, start, policies.get(start))
+    reports = {name: self._report(name) for name in config_lib.STAGES}
+    return {
+      name: Result(**json.loads(report.read_text()))
+      for name, report in reports.items()
+      if report.exists()
+    }
+
+  def _start(self, name: str) -> str | None:
+    """The stage whose policy a stage starts from.
+
+    ReFT starts from the warmed-up policy, or from the pretrained one in a run
+    without a warm-up.
     """
     config = self._run.config
-    policies, results = {"base": policy}, {}
-    for name in config.stages:
-      match name:
-        case "base":
-          start = None
-        case "warmup":
-          start = policies["base"]
-        case "sft":
-          start = policies[config.sft.start]
-        case "reft":
-          start = policies.get("warmup", policies["base"])
-      policies[name], results[name] = self._stage(name, start)
-    return results
+    match name:
+      case "base":
+        return None
+      case "warmup":
+        return "base"
+      case "sft":
+        return config.sft.start
+      case "reft":
+        return "warmup" if "warmup" in config.stages else "base"
 
-  def _stage(self, name: str, start: Any | None) -> tuple[Any, Result]:
-    """A stage's policy and result; from disk if it is finished."""
-    run = self._run
+  def _report(self, name: str) -> pathlib.Path:
+    return loop_lib.stage_directory(self._run, name) / "result.json"
+
+  def _stage(self, name: str, start: str | None, policy: Any | None) -> Any:
+    """A stage's policy; from disk if the stage is finished."""
+    run, report = self._run, self._report(name)
     model = run.directory / "models" / name
-    report = loop_lib.stage_directory(run, name) / "result.json"
     if report.exists():
-      result = Result(**json.loads(report.read_text()))
+      before = Result(**json.loads(report.read_text())).start
+      if before != start:
+        raise UserError(
+          f"{run.directory} holds a {name} stage that started from {before}, "
+          f"and stages={list(run.config.stages)} would start it from {start}; "
+          "set output to another folder."
+        )
       run.terminal.line(f"{name}: finished before, kept in {model}")
-      return pretrained.load(model)[1], result
-    trained, cached = self._train(name, start)
-    pretrain.keep(model, run.networks.config, trained.policy, run.tokenizer)
+      return pretrained.load(model)[1]
+    trained, cached = self._train(name, policy)
+    run.save_model(model, trained.policy, trained.facts())
+    begin = time.monotonic()
     accuracy, majority = self._test(name, trained.policy)
     result = Result(
+      start=start,
       test_accuracy=accuracy,
       majority_accuracy=majority,
       dev_accuracy=trained.dev_accuracy,
       best_step=trained.best_step,
       learning_rate=trained.learning_rate,
       seconds=round(trained.seconds, 1),
+      test_seconds=round(time.monotonic() - begin, 1),
       cached=cached,
     )
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
-    return trained.policy, result
+    new = report.with_suffix(".new")
+    new.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    new.replace(report)
+    return trained.policy
 
   def _train(self, name, start) -> tuple[loop_lib.Trained, bool]:
     """Trains a stage, or takes the base model that an earlier run kept."""

@@ -8,13 +8,11 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import shutil
-import tempfile
 
 from reft_jax import config as config_lib
 from reft_jax import optim, steps, types
-from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.methods import loop as loop_lib
+from reft_jax.methods import run as run_lib
 from reft_jax.methods import sft
 from reft_jax.methods.run import Run
 from reft_jax.models import config as model_config
@@ -53,6 +51,7 @@ def cached(config: config_lib.Config) -> pathlib.Path:
     # The annotator's habits touch neither the corpus nor what it leaves out.
     "embedded": dataclasses.asdict(config.embedded) | {"merge": None},
     "dev_size": config.data.dev_size,
+    "compute_dtype": config.model.compute_dtype,
   }
   text = json.dumps(relevant, sort_keys=True)
   return root / f"base-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -69,24 +68,16 @@ def train_once(run: Run, name: str) -> tuple[loop_lib.Trained, bool]:
       policy=policy, **json.loads(notes.read_text())
     ), True
   trained = train(run, name)
-  keep(folder, run.networks.config, trained.policy, run.tokenizer)
-  facts = {
-    field.name: getattr(trained, field.name)
-    for field in dataclasses.fields(trained)
-    if field.name != "policy"
-  }
-  notes.write_text(json.dumps(facts, indent=2) + "\n")
+  run.save_model(folder, trained.policy, trained.facts())
   return trained, False
 
 
 def train(run: Run, name: str) -> loop_lib.Trained:
   """Trains the base model on the corpus, next token by next token."""
   base = run.config.base
-  batch = sft.batches(run, corpus(run), base.batch_size)
   optimizer = optim.build(base.optimizer, base.steps)
   schedule = optim.schedule(base.optimizer, base.steps)
   policy = run.networks.init(run.key(name, "init"))
-  state = run.place(steps.init_state({"policy": policy}, optimizer))
   update = steps.supervised(
     run.networks,
     optimizer,
@@ -94,10 +85,11 @@ def train(run: Run, name: str) -> loop_lib.Trained:
     logit_chunk=run.config.model.logit_chunk,
   )
   with loop_lib.Loop(run, name, steps=base.steps) as loop:
-    state, start = loop.restore(state)
+    batch = sft.batches(run, corpus(run), base.batch_size)
+    state, start = loop.restore(run.start({"policy": policy}, optimizer))
     for step in range(start, base.steps):
       state, metrics = update(state, batch(step))
-      metrics["learning_rate"] = types.Mean(total=schedule(step), count=1)
+      metrics["learning_rate"] = types.Mean.of(schedule(step))
       loop.end_step(step + 1, state, metrics)
     return loop.result(state, base.optimizer.learning_rate)
 
@@ -105,10 +97,10 @@ def train(run: Run, name: str) -> loop_lib.Trained:
 def corpus(run: Run) -> list[sft.Row]:
   """The documents as ids, each a target without a prompt, ending in EOS.
 
-  No document holds a dev or test problem.
+  No document holds a dev or test problem, used in this run or not.
   """
   settings = run.config.embedded
-  held_out = [example.problem for example in (*run.dev, *run.test)]
+  _, dev, test = run_lib.problems(run.config)
   texts = embedded.corpus(
     settings.documents,
     run.config.seed,
@@ -117,33 +109,7 @@ def corpus(run: Run) -> list[sft.Row]:
     drills=settings.drills,
     min_events=settings.min_events,
     max_events=settings.max_events,
-    exclude=embedded.signatures(held_out),
+    exclude=embedded.signatures([*dev, *test]),
   )
   end = run.tokenizer.eos_ids[0]
   return [((), [*ids, end]) for ids in run.tokenizer.encode_all(texts)]
-
-
-def keep(
-  folder: pathlib.Path,
-  config: model_config.ModelConfig,
-  policy,
-  tokenizer: tokenizer_lib.Tokenizer,
-) -> None:
-  """Writes a model's folder in one move: it is there whole or not at all."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-    new = pathlib.Path(scratch) / folder.name
-    pretrained.save(
-      new,
-      config,
-      policy,
-      extra={
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.eos_ids),
-        "pad_token_id": tokenizer.pad_id,
-      },
-    )
-    tokenizer.save(new)
-    if folder.exists():
-      shutil.rmtree(folder)
-    new.rename(folder)

@@ -36,11 +36,8 @@ def train(
   schedule = optim.schedule(config.optimizer, updates)
   logit_chunk = run.config.model.logit_chunk
 
-  reference = run.place(policy)
+  reference = devices.put(run.mesh, policy)
   value = run.networks.init_value(policy, run.config.model.value)
-  state = run.place(
-    steps.init_state({"policy": policy, "value": value}, optimizer)
-  )
 
   sample = rollout.Sampler(
     run.networks,
@@ -63,47 +60,56 @@ def train(
     evaluate_every=config.evaluate_every,
     examine=examine,
   ) as loop:
-    state, start = loop.restore(state)
+    params = {"policy": policy, "value": value}
+    state, start = loop.restore(run.start(params, optimizer))
     for step in range(start, total):
-      chosen = batching.stream_rows(
+      requests = batching.stream_requests(
         len(run.train), seed=run.config.seed, step=step, batch=questions
       )
-      prompts = run.prompts([run.train[i] for i in chosen], chosen, questions)
-      published = run.publish(state.params["policy"])
-      sampled = sample(published, prompts, run.key(name, "sample", step))
+      examples = [run.train[number % len(run.train)] for number in requests]
+      prompts = run.prompts(examples, requests, questions)
+      sampled = sample(
+        run.publish(state.params["policy"]),
+        prompts,
+        run.key(name, "sample", step),
+      )
       # The device reads the rollout while the host grades it.
       assessment = assess(state.params, reference, sampled)
-      answered = answering.grade(
-        run,
-        [run.train[i] for i in np.repeat(chosen, config.samples_per_question)],
-        sampled,
-      )
+      repeated = [
+        each for each in examples for _ in range(config.samples_per_question)
+      ]
+      answered = answering.grade(run, repeated, sampled)
       scores_B = devices.put_batch(run.mesh, rewards(answered, config))
       experience, metrics = score(sampled, assessment, scores_B)
       rate = schedule(state.step)
       state, learned = update(state, experience, run.key(name, "update", step))
       metrics |= learned | verdicts(answered, config)
-      metrics["learning_rate"] = types.Mean(total=rate, count=1)
+      metrics["learning_rate"] = types.Mean.of(rate)
       loop.end_step(step + 1, state, metrics, answered)
     return loop.result(state, config.optimizer.learning_rate)
 
 
 def ppo_numbers(config: config_lib.ReftConfig) -> steps.PPO:
   """The objective's numbers, with the sizes that follow from others."""
-  names = {field.name for field in dataclasses.fields(steps.PPO)}
-  numbers = {
-    name: value for name, value in vars(config).items() if name in names
-  }
   minibatch = config.minibatch_size or config.batch_size
-  numbers["minibatch_size"] = minibatch
-  numbers["micro_batch_size"] = config.micro_batch_size or minibatch
-  return steps.PPO(**numbers)
+  sizes = {
+    "minibatch_size": minibatch,
+    "micro_batch_size": config.micro_batch_size or minibatch,
+  }
+  names = {field.name for field in dataclasses.fields(steps.PPO)}
+  return steps.PPO(
+    **sizes, **{name: getattr(config, name) for name in names - sizes.keys()}
+  )
 
 
 def rewards(
   answered: Sequence[answering.Answer], config: config_lib.ReftConfig
 ) -> np.ndarray:
-  """Terminal scores: 1 right, `partial_reward` wrong, 0 without an answer."""
+  """Terminal scores: 1 right, `partial_reward` wrong, 0 without an answer.
+
+  Deviation: the paper gives partial credit to wrong numbers only, its code to
+  wrong letters too, as here.
+  """
   worth = {
     Verdict.CORRECT: 1.0,
     Verdict.WRONG: config.partial_reward,
@@ -123,12 +129,10 @@ def verdicts(
   }
   partial = config.partial_reward * count[Verdict.WRONG]
   shares = {
-    f"verdict/{verdict.value}": types.Mean(total=float(number), count=rows)
+    f"verdict/{verdict.value}": types.Mean.of(number, rows)
     for verdict, number in count.items()
   }
   return shares | {
     "accuracy": shares["verdict/correct"],
-    "reward/partial": types.Mean(
-      total=partial, count=count[Verdict.CORRECT] + partial
-    ),
+    "reward/partial": types.Mean.of(partial, count[Verdict.CORRECT] + partial),
   }

@@ -2,18 +2,23 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
+import shutil
+import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import optax
 
-from reft_jax import batching, devices, metrics, terminal
+from reft_jax import batching, devices, metrics, steps, terminal, types
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.models import networks as networks_lib
+from reft_jax.models import pretrained
 from reft_jax.tasks import embedded, sources
 from reft_jax.tasks.problem import Problem
 
@@ -59,16 +64,52 @@ class Run:
     """Jitted: a policy's fp32 shards to what the sampler reads."""
     return jax.jit(self.networks.publish)
 
-  def place(self, params: Any) -> Any:
-    """Parameters onto their shards, always as new arrays."""
-    return jax.tree.map(lambda x: x.copy(), devices.put(self.mesh, params))
+  def start(
+    self, params: Any, optimizer: optax.GradientTransformation
+  ) -> types.TrainState:
+    """The state before the first update, each part made on its shards.
+
+    The parameters are copied: updates donate the state.
+    """
+    init = functools.partial(steps.init_state, optimizer=optimizer)
+    shardings = devices.shardings(self.mesh, jax.eval_shape(init, params))
+    return jax.jit(init, out_shardings=shardings)(
+      devices.put(self.mesh, params)
+    )
+
+  def save_model(
+    self, folder: pathlib.Path, policy: Any, notes: Mapping[str, Any]
+  ) -> None:
+    """Writes a Hugging Face folder in one move, whole or not at all.
+
+    Beside model and tokenizer it holds `notes` as training.json.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+      new = pathlib.Path(scratch) / folder.name
+      tokenizer = self.tokenizer
+      pretrained.save(
+        new,
+        self.networks.config,
+        policy,
+        extra={
+          "bos_token_id": tokenizer.bos_id,
+          "eos_token_id": list(tokenizer.eos_ids),
+          "pad_token_id": tokenizer.pad_id,
+        },
+      )
+      tokenizer.save(new)
+      (new / "training.json").write_text(json.dumps(notes, indent=2) + "\n")
+      if folder.exists():
+        shutil.rmtree(folder)
+      new.rename(folder)
 
   def prompts(
     self,
     examples: Sequence[batching.Example],
     requests: Sequence[int],
     batch: int,
-  ):
+  ) -> types.Prompts:
     """Prompts on the devices; `requests` names the rows' random streams."""
     host = batching.prompts(
       [example.prompt for example in examples],
@@ -104,32 +145,32 @@ def problems(
   if data.test:
     test = sources.load(data.test, data.task)
   train, dev = sources.carve_dev(train, data.dev_size, seed)
-  return train[: data.train_limit], dev, test[: data.test_limit]
+  return train, dev, test
 
 
 def encoded(
   config: config_lib.Config, tokenizer: tokenizer_lib.Tokenizer
-) -> tuple[list[list[batching.Example]], list[str]]:
-  """Train, dev and test examples, and what had to be left out of each."""
-  splits, notes = [], []
-  names = ("train", "dev", "test")
-  for name, some in zip(names, problems(config), strict=True):
-    examples, dropped = batching.encode(
-      some,
+) -> dict[str, batching.Encoded]:
+  """The splits `train`, `dev` and `test` as ids, as many as are wanted.
+
+  Raises:
+    UserError: if all prompts of a split are too long.
+  """
+  data = config.data
+  limits = {"train": data.train_limit, "dev": None, "test": data.test_limit}
+  splits = {}
+  for (name, limit), some in zip(limits.items(), problems(config), strict=True):
+    splits[name] = batching.encode(
+      some[:limit],
       tokenizer,
-      reasoning=config.data.reasoning,
-      add_bos=config.data.add_bos,
-      max_prompt_tokens=config.data.max_prompt_tokens,
-      max_response_tokens=config.data.max_response_tokens,
+      reasoning=data.reasoning,
+      add_bos=data.add_bos,
+      max_prompt_tokens=data.max_prompt_tokens,
+      max_response_tokens=data.max_response_tokens,
     )
-    if dropped:
-      notes.append(
-        f"{name}: {dropped} of {len(some)} problems are left out; their "
-        "prompts or answers are longer than data.max_prompt_tokens="
-        f"{config.data.max_prompt_tokens} or data.max_response_tokens="
-        f"{config.data.max_response_tokens}."
+    if some and not splits[name].examples:
+      raise UserError(
+        f"every prompt of the {name} split is longer than "
+        f"data.max_prompt_tokens={data.max_prompt_tokens}; raise it."
       )
-    if some and not examples:
-      raise UserError(f"{notes[-1]} Nothing is left.")
-    splits.append(examples)
-  return splits, notes
+  return splits

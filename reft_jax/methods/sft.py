@@ -49,7 +49,6 @@ def _train_at(run, name, policy, config, examine, keep) -> loop_lib.Trained:
 
   batch = batches(run, rows, config.batch_size)
   optimizer = optim.build(config.optimizer, total)
-  state = run.place(steps.init_state({"policy": policy}, optimizer))
   update = steps.supervised(
     run.networks,
     optimizer,
@@ -65,10 +64,10 @@ def _train_at(run, name, policy, config, examine, keep) -> loop_lib.Trained:
     examine=examine,
     keep=keep,
   ) as loop:
-    state, start = loop.restore(state)
+    state, start = loop.restore(run.start({"policy": policy}, optimizer))
     for step in range(start, total):
       state, metrics = update(state, batch(step))
-      metrics["learning_rate"] = types.Mean(total=schedule(step), count=1)
+      metrics["learning_rate"] = types.Mean.of(schedule(step))
       loop.end_step(step + 1, state, metrics)
     return loop.result(state, config.optimizer.learning_rate)
 

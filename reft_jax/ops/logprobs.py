@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens, without a batch x length x vocabulary.
 
-The head runs on a chunk of rows at a time and each chunk is recomputed in the
-backward pass, so the largest array is chunk x V in both directions.
+The head runs on some columns of all rows at a time and each chunk is recomputed
+in the backward pass, so the largest array is chunk x V in both directions, and
+each device computes the logits of its own rows.
 """
 
 from collections.abc import Callable
@@ -24,45 +25,45 @@ def of_tokens(
   log p(a) = z_a - logsumexp(z) with z = logits / temperature.
 
   Args:
-    logits_fn: the language-model head, hidden_CD -> logits_CV.
+    logits_fn: the language-model head, hidden_xD -> logits_xV.
     hidden_BTD: the hidden rows that predict `tokens_BT`.
     tokens_BT: the tokens chosen.
     temperature: what the sampler divided the logits by.
-    chunk: rows for which logits exist at a time.
+    chunk: tokens for which logits exist at a time, over all devices; at least
+      one of each row.
 
   Returns:
     `(logprobs_BT, entropies_BT)`.
   """
   chex.assert_equal_shape_prefix([hidden_BTD, tokens_BT], 2)
-  shape = tokens_BT.shape
-  hidden_RD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-  tokens_R = tokens_BT.reshape(-1)
-  rows = tokens_R.shape[0]
-  chunk = min(chunk, rows)
-  filler = -rows % chunk
-  hidden_CKD = jnp.pad(hidden_RD, ((0, filler), (0, 0))).reshape(
-    -1, chunk, hidden_RD.shape[1]
-  )
-  tokens_CK = jnp.pad(tokens_R, (0, filler)).reshape(-1, chunk)
+  rows, slots = tokens_BT.shape
+  width = min(max(chunk // rows, 1), slots)
+  filler = -slots % width
+
+  def columns(x_BT):
+    """[chunks, B, width, ...]: every device keeps its rows in each chunk."""
+    padding = ((0, 0), (0, filler)) + ((0, 0),) * (x_BT.ndim - 2)
+    x_BCW = jnp.pad(x_BT, padding).reshape(rows, -1, width, *x_BT.shape[2:])
+    return jnp.moveaxis(x_BCW, 1, 0)
 
   @jax.checkpoint
   def one_chunk(carry, xs):
-    hidden_KD, tokens_K = xs
-    scaled_KV = logits_fn(hidden_KD).astype(jnp.float32) / temperature
-    return carry, _gather_and_entropy(scaled_KV, tokens_K)
+    hidden_BWD, tokens_BW = xs
+    scaled_BWV = logits_fn(hidden_BWD).astype(jnp.float32) / temperature
+    return carry, _gather_and_entropy(scaled_BWV, tokens_BW)
 
-  _, (logprobs_CK, entropies_CK) = jax.lax.scan(
-    one_chunk, None, (hidden_CKD, tokens_CK)
+  _, found = jax.lax.scan(
+    one_chunk, None, (columns(hidden_BTD), columns(tokens_BT))
   )
-  return (
-    logprobs_CK.reshape(-1)[:rows].reshape(shape),
-    entropies_CK.reshape(-1)[:rows].reshape(shape),
+  logprobs_BT, entropies_BT = (
+    jnp.moveaxis(x_CBW, 0, 1).reshape(rows, -1)[:, :slots] for x_CBW in found
   )
+  return logprobs_BT, entropies_BT
 
 
-def _gather_and_entropy(logits_KV, tokens_K):
-  """Log p of the token, and H = logsumexp(z) - sum_v p_v z_v."""
-  logsumexp_K = jax.nn.logsumexp(logits_KV, axis=-1)
-  chosen_K = jnp.take_along_axis(logits_KV, tokens_K[:, None], axis=-1)[:, 0]
-  mean_logit_K = jnp.sum(jax.nn.softmax(logits_KV) * logits_KV, axis=-1)
-  return chosen_K - logsumexp_K, logsumexp_K - mean_logit_K
+def _gather_and_entropy(logits_BWV, tokens_BW):
+  """log p of the token, and H = logsumexp(z) - sum_v p_v z_v."""
+  logsumexp_BW = jax.nn.logsumexp(logits_BWV, axis=-1)
+  chosen_BW = jnp.take_along_axis(logits_BWV, tokens_BW[..., None], axis=-1)
+  mean_logit_BW = jnp.sum(jax.nn.softmax(logits_BWV) * logits_BWV, axis=-1)
+  return chosen_BW[..., 0] - logsumexp_BW, logsumexp_BW - mean_logit_BW

@@ -132,8 +132,9 @@ def corpus(
     seed: the same seed gives the same documents.
     noise: the share of solutions that hold a mistake: a wrong result, a wrong
       step or a missed one.
-    answer_phrase: the share that ends in the target's answer phrase. The rest
-      ends after the last equation or in a phrase of its own.
+    answer_phrase: the share of the documents with a question that end in the
+      target's answer phrase. Half of the others end after the last equation,
+      half in a phrase of their own; drills have no ending.
     drills: the share of documents that are equations without a question.
     min_events: the fewest events of a question.
     max_events: the most.

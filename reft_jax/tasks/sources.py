@@ -10,14 +10,13 @@ Three layouts are known by their fields:
 
 import dataclasses
 import json
-import pathlib
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reft_jax import errors
+from reft_jax import config, errors
 from reft_jax.tasks import answers
 from reft_jax.tasks import problem as problem_lib
 
@@ -152,6 +151,10 @@ def _problem(
   if task is None:
     task = layout.task or str(item_id or "").partition("_")[0]
   question, rationale, answer = layout.read(row)
+  if not question.strip():
+    raise errors.UserError(
+      "the question is blank; give it words or take the row out."
+    )
   problem = problem_lib.Problem(
     uid=str(item_id or f"{task}_{index}"),
     task=task,
@@ -165,7 +168,7 @@ def _problem(
 
 
 def _read_file(source: str) -> list[Row]:
-  path = pathlib.Path(source)
+  path = config.expanded(source)
   if not path.is_file():
     raise errors.UserError(
       f"no data file at {source!r}; give a .json or .jsonl file, 'embedded' "
