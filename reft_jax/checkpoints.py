@@ -100,8 +100,8 @@ class Checkpoints:
     if unread:
       reason = str(next(iter(unread.values()))).partition("\n")[0]
       raise UserError(
-        f"{self._directory}: none of the checkpoints {list(unread)} can be read "
-        f"({reason:.200}); remove the run's folder to start over."
+        f"{self._directory}: none of the checkpoints {list(unread)} can be "
+        f"read ({reason:.200}); remove the run's folder to start over."
       )
     return None
 

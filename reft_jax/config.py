@@ -696,9 +696,9 @@ def _misfits(config: Config) -> Iterator[str]:
     yield "model.path=null needs the base stage, or set a model folder"
   if data.test == "embedded":
     yield (
-      "data.test=embedded: generated questions are tested on with"
-      " data.train=embedded alone, which brings its own; set data.test to a"
-      " file or hub:owner/name[:split], or to null"
+      "data.test=embedded: only data.train=embedded tests on generated"
+      " questions, and brings its own; set data.test to a file,"
+      " hub:owner/name[:split] or null"
     )
   if config.warmup.start != "base":
     yield "warmup.start=warmup must be base"

@@ -114,7 +114,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
   `config.json`) end a response.
 
   Raises:
-    UserError: no such folder, no tokenizer in it, or no end of sequence, or one
+    UserError: no such folder, no tokenizer in it, no end of sequence, or one
       that is not an id.
   """
   folder = pathlib.Path(path)

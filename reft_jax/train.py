@@ -76,7 +76,7 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
   check_rationales(config, splits["train"])
   # Last, as it may take minutes; None where the base stage trains one.
   path = config.model.path
-  policy = None if path is None else pretrained.load(path)[1]
+  policy = path and pretrained.load(config_lib.expanded(path))[1]
 
   directory = config_lib.run_directory(config)
   claim(
@@ -150,8 +150,9 @@ def open_model(
     tokenizer = tokenizer_lib.wrap(embedded.tokenizer())
     shape = pretrain.architecture(config, tokenizer.vocab_size)
   else:
-    shape = pretrained.read_config(path)
-    tokenizer = tokenizer_lib.load(path)
+    folder = config_lib.expanded(path)
+    shape = pretrained.read_config(folder)
+    tokenizer = tokenizer_lib.load(folder)
     if tokenizer.vocab_size > shape.vocab_size:
       raise UserError(
         f"model.path={path}: the tokenizer has {tokenizer.vocab_size} ids but "

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reft_jax import batching
 from reft_jax import tokenizer as tokenizers
+from reft_jax.errors import UserError
 from reft_jax.tasks import embedded, prompts
 from reft_jax.tasks.problem import Problem
 
@@ -41,10 +42,10 @@ def encode(problems, tokenizer, **changes):
 
 
 def test_prompts_and_targets_are_encoded_apart(tokenizer, problems):
-  examples, dropped = encode(problems, tokenizer)
-  assert dropped == 0
-  assert [each.problem for each in examples] == problems
-  for example, problem in zip(examples, problems, strict=True):
+  encoded = encode(problems, tokenizer)
+  assert encoded.long_prompts == encoded.long_targets == 0
+  assert [each.problem for each in encoded.examples] == problems
+  for example, problem in zip(encoded.examples, problems, strict=True):
     assert list(example.prompt) == tokenizer.encode(prompts.prompt(problem))
     *target, end = example.target
     assert target == tokenizer.encode(prompts.target(problem))
@@ -53,41 +54,63 @@ def test_prompts_and_targets_are_encoded_apart(tokenizer, problems):
 
 def test_the_first_of_several_ends_is_taught(tokenizer, problems):
   several = dataclasses.replace(tokenizer, eos_ids=(5, *tokenizer.eos_ids))
-  examples, _ = encode(problems, several)
+  examples = encode(problems, several).examples
   assert {each.target[-1] for each in examples} == {5}
 
 
 def test_only_prompts_begin_with_bos_and_only_on_request(tokenizer, problems):
   with_bos = dataclasses.replace(tokenizer, bos_id=7)
-  plain, _ = encode(problems, with_bos)
-  asked, _ = encode(problems, with_bos, add_bos=True)
+  plain = encode(problems, with_bos).examples
+  asked = encode(problems, with_bos, add_bos=True).examples
   for one, other in zip(plain, asked, strict=True):
     assert other.prompt == (7, *one.prompt)
     assert other.target == one.target
 
 
+def test_bos_cannot_be_asked_of_a_tokenizer_without(tokenizer, problems):
+  with pytest.raises(UserError, match=r"add_bos=true.*set data.add_bos=false"):
+    encode(problems, tokenizer, add_bos=True)
+
+
 def test_without_a_rationale_there_is_no_target(tokenizer, problems):
   test_set = [dataclasses.replace(each, rationale=None) for each in problems]
-  examples, dropped = encode(test_set, tokenizer, max_response_tokens=1)
-  assert dropped == 0
-  assert all(example.target is None for example in examples)
+  encoded = encode(test_set, tokenizer, max_response_tokens=1)
+  assert encoded.long_targets == 0
+  assert len(encoded.examples) == len(problems)
+  assert all(example.target is None for example in encoded.examples)
 
 
-@pytest.mark.parametrize(
-  ("limit", "part"),
-  [("max_prompt_tokens", "prompt"), ("max_response_tokens", "target")],
-)
-def test_what_is_too_long_is_dropped_whole_and_counted(
-  tokenizer, problems, limit, part
-):
-  examples, _ = encode(problems, tokenizer)
-  lengths = sorted({len(getattr(each, part)) for each in examples})
+def test_long_prompts_are_left_out_whole_and_counted(tokenizer, problems):
+  examples = encode(problems, tokenizer).examples
+  lengths = sorted({len(each.prompt) for each in examples})
   assert len(lengths) > 1
   for most in (lengths[0] - 1, *lengths):
-    kept, dropped = encode(problems, tokenizer, **{limit: most})
-    fit = [each for each in examples if len(getattr(each, part)) <= most]
-    assert kept == fit
-    assert dropped == len(problems) - len(fit)
+    encoded = encode(problems, tokenizer, max_prompt_tokens=most)
+    fit = [each for each in examples if len(each.prompt) <= most]
+    assert encoded.examples == fit
+    assert encoded.long_prompts == len(problems) - len(fit)
+
+
+def test_long_annotations_cost_a_question_its_target_alone(tokenizer, problems):
+  examples = encode(problems, tokenizer).examples
+  lengths = sorted({len(each.target) for each in examples})
+  assert len(lengths) > 1
+  for most in (lengths[0] - 1, *lengths):
+    encoded = encode(problems, tokenizer, max_response_tokens=most)
+    kept = [each for each in examples if len(each.target) <= most]
+    assert [each for each in encoded.examples if each.target] == kept
+    assert len(encoded.examples) == len(problems)
+    assert encoded.long_targets == len(problems) - len(kept)
+
+
+def test_the_fingerprint_follows_what_is_learnt(tokenizer, problems):
+  def of(some, **changes):
+    return batching.fingerprint({"train": encode(some, tokenizer, **changes)})
+
+  assert of(problems) == of(list(problems))
+  assert of(problems) != of(problems[:-1])
+  other = dataclasses.replace(problems[0], answer="1")
+  assert of(problems) != of([other, *problems[1:]])
 
 
 @hypothesis.given(st.lists(st.tuples(IDS, IDS), max_size=4), st.integers(0, 3))

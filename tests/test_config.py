@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import subprocess
 import sys
 import typing
@@ -122,9 +123,10 @@ def test_differences_name_the_changed_setting(setting):
 
 
 def test_differences_show_old_and_new():
-  before, after = small(), small("reft.steps=61", "sft.learning_rates=null")
+  before = small("reft.steps=60", "sft.learning_rates=[1e-4, 1e-3]")
+  after = small("reft.steps=61", "sft.learning_rates=null")
   assert config.differences(before, after) == [
-    "sft.learning_rates: [0.0001, 0.0003, 0.001] -> null",
+    "sft.learning_rates: [0.0001, 0.001] -> null",
     "reft.steps: 60 -> 61",
   ]
 
@@ -261,11 +263,23 @@ def test_binary_and_missing_files(tmp_path):
     (["sft.micro_batch_size=5"], "sft.batch_size=16 must be a multiple"),
     (["reft.samples_per_question=3"], "reft.samples_per_question=3"),
     (["reft.minibatch_size=48"], "reft.minibatch_size=48"),
-    (["reft.micro_batch_size=48"], "reft.minibatch_size=64 must be a multiple"),
     (
-      ["reft.minibatch_size=null", "reft.micro_batch_size=48"],
+      ["reft.minibatch_size=64", "reft.micro_batch_size=48"],
+      "reft.minibatch_size=64 must be a multiple",
+    ),
+    (
+      [
+        "reft.batch_size=128",
+        "reft.minibatch_size=null",
+        "reft.micro_batch_size=48",
+      ],
       "reft.minibatch_size=128 must be a multiple",
     ),
+    (["seed=-1"], "seed=-1 must be between 0 and 2**32 - 1"),
+    (["seed=4294967296"], "seed=4294967296 must be between"),
+    (["data.test=embedded"], "only data.train=embedded tests on generated"),
+    (["sft.learning_rates=[1e-3, 1e-3]"], "[0.001, 0.001] must differ"),
+    (["sft.learning_rates=[1e-3, 1.0000001e-3]"], "must differ"),
     (["reft.batch_size=0"], "reft.batch_size=0 must be above 0"),
     (["reft.temperature=0"], "reft.temperature=0.0 must be above 0"),
     (["embedded.noise=1.1"], "embedded.noise=1.1 must be between 0 and 1"),
@@ -279,12 +293,36 @@ def test_settings_that_do_not_fit(overrides, message):
   with pytest.raises(errors.UserError) as caught:
     config.validate(small(*overrides))
   assert message in str(caught.value)
+  assert "\n" not in str(caught.value)
 
 
 def test_all_problems_are_told_at_once():
   with pytest.raises(errors.UserError) as caught:
     config.validate(small("name=/", "mesh.data=-1", "stages=[warmup]"))
-  assert len(str(caught.value).splitlines()) == 3
+  first, second, third = str(caught.value).split("; ")
+  assert first.startswith("name='/'")
+  assert second.startswith("model.path=null needs the base stage")
+  assert third.startswith("mesh: only one axis")
+
+
+@pytest.mark.parametrize(
+  "real",
+  [["data.train=x.json"], ["model.path=m"], ["data.train=x", "model.path=m"]],
+)
+def test_real_runs_name_their_settings(real):
+  with pytest.raises(errors.UserError) as caught:
+    config.parse(real)
+  said = str(caught.value)
+  assert f"{' and '.join(real)} would be trained with" in said
+  assert "\n" not in said
+  for experiment in re.findall(r"--config (\w+)", said):
+    config.parse([f"--config={experiment}", *real])
+  assert "--config embedded" in said
+
+
+def test_generated_runs_need_no_name():
+  same = config.parse(["data.train=embedded", "model.path=null"])
+  assert same.config == config.parse([]).config
 
 
 def test_missing_files_are_named(tmp_path, monkeypatch):
@@ -294,7 +332,7 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
   )
   with pytest.raises(errors.UserError) as caught:
     config.check_files(run)
-  first, second = str(caught.value).splitlines()
+  first, second = str(caught.value).split("; ")
   assert first.startswith("data.train=train.json: no such file")
   assert second.startswith("model.path=model: no Hugging Face model")
   write(tmp_path, "[]", "train.json")
@@ -306,6 +344,21 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
 def test_run_directory():
   assert str(config.run_directory(small("seed=3"))) == "runs/embedded-seed3"
   assert str(config.run_directory(small("output=there"))) == "there"
+
+
+def test_paths_can_start_at_home(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "model").mkdir()
+  for name in ("train.json", "test.json", "model/config.json"):
+    write(tmp_path, "{}", name)
+  write(tmp_path, "output: ~/run")
+  run = config.load(
+    ["~/run.yaml"],
+    ["data.train=~/train.json", "data.test=~/test.json", "model.path=~/model"],
+  )
+  config.check_files(run)
+  assert run.output == "~/run"
+  assert config.run_directory(run) == tmp_path / "run"
 
 
 def test_reading_a_config_does_not_import_jax():

@@ -133,6 +133,15 @@ def test_share_of_the_answer_phrase(share):
       assert ending[1] == equations(document)[-1][1]
 
 
+def test_endings_are_shares_of_the_documents_with_a_question():
+  documents = embedded.corpus(4000, 0, answer_phrase=0.5, drills=0.5)
+  asked = [each for each in documents if "Question" in each]
+  ended = [re.search(r"answer is: [0-9]+$", each) is not None for each in asked]
+  assert sum(ended) / len(asked) == pytest.approx(0.5, abs=0.04)
+  for drill in set(documents) - set(asked):
+    assert re.search(r"= [0-9]+\.$", drill)
+
+
 def test_corpus_mixes_granularities():
   documents = embedded.corpus(2000, 0, noise=0.0, drills=0)
   steps = [

@@ -1,5 +1,6 @@
 """Hugging Face folders to parameters and back."""
 
+import dataclasses
 import json
 
 import jax
@@ -226,7 +227,19 @@ def test_rope_defaults_follow_from_the_context(folder):
   np.testing.assert_allclose(rope.attention_factor, 0.1 * np.log(4) + 1)
 
 
+def test_a_field_that_is_null_is_left_out(folder):
+  want = pretrained.read_config(folder)
+  edit_config(folder, rms_norm_eps=None, mlp_bias=None, hidden_act=None)
+  got = pretrained.read_config(folder)
+  assert got == dataclasses.replace(want, norm_eps=1e-6)
+
+
 # Mistakes.
+
+
+def longrope_fields(**changes):
+  fields = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
+  return {"rope_parameters": {"rope_type": "longrope", **fields, **changes}}
 
 
 @pytest.mark.parametrize(
@@ -247,6 +260,38 @@ def test_rope_defaults_follow_from_the_context(folder):
       "rope type 'linear' needs the field 'factor'",
     ),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+    ({"model_type": ["llama"]}, r"model_type \['llama'\] is not supported"),
+    ({"hidden_act": ["silu"]}, "'hidden_act' .*must be text"),
+    ({"num_hidden_layers": "5"}, "'num_hidden_layers' is '5' .*whole number"),
+    ({"num_hidden_layers": 0}, "'num_hidden_layers' is 0 .*above 0"),
+    ({"num_hidden_layers": True}, "'num_hidden_layers' is True .*whole number"),
+    ({"hidden_size": 64.5}, "'hidden_size' is 64.5 .*whole number"),
+    ({"hidden_size": None}, "the field 'hidden_size' is missing"),
+    ({"rms_norm_eps": "x"}, "'rms_norm_eps' is 'x' .*must be a number"),
+    ({"rms_norm_eps": True}, "'rms_norm_eps' is True .*must be a number"),
+    ({"initializer_range": float("nan")}, "'initializer_range' is nan"),
+    ({"tie_word_embeddings": 1}, "'tie_word_embeddings' is 1 .*true or false"),
+    ({"rope_parameters": ["linear"]}, "'rope_parameters' .*object with fields"),
+    ({"rope_parameters": []}, "'rope_parameters' .*object with fields"),
+    (
+      {"rope_parameters": {"rope_type": ["linear"]}},
+      "'rope_parameters.rope_type' .*must be text",
+    ),
+    (
+      {
+        "rope_parameters": None,
+        "rope_scaling": {"type": "linear", "factor": "2"},
+      },
+      "'rope_scaling.factor' is '2' .*number above 0",
+    ),
+    ({"rope_parameters": None, "rope_theta": 0}, "'rope_theta' is 0 .*above 0"),
+    (
+      longrope_fields(short_factor=[1.0, 2.0, 3.0]),
+      "short_factor holds 3 numbers but must hold 2",
+    ),
+    (longrope_fields(long_factor=[]), "long_factor holds 0 numbers .* 2"),
+    (longrope_fields(long_factor=["a"]), "'rope_parameters.long_factor'"),
+    (longrope_fields(long_factor=2.0), "'rope_parameters.long_factor'"),
   ],
 )
 def test_configs_that_are_refused(fields, message, folder):
@@ -281,6 +326,18 @@ def test_a_long_list_of_mistakes_is_cut(folder):
   store(folder, {"other": np.zeros(1, np.float32)})
   with pytest.raises(pretrained.UnsupportedModelError, match="and 7 more"):
     pretrained.load(folder)
+
+
+@pytest.mark.parametrize(
+  "index", [{}, {"weight_map": ["a"]}, {"weight_map": {"lm_head.weight": 1}}]
+)
+def test_an_index_without_a_map(index, folder):
+  (folder / "model.safetensors").unlink()
+  file = folder / "model.safetensors.index.json"
+  file.write_text(json.dumps(index))
+  with pytest.raises(pretrained.UnsupportedModelError) as error:
+    pretrained.load(folder)
+  assert str(error.value).startswith(f"{file}: the field 'weight_map' must be")
 
 
 def test_missing_and_damaged_files(folder):

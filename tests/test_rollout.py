@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from reft_jax import devices, steps
+from reft_jax import rollout as rollout_lib
 from reft_jax.ops import sampling
 
 
@@ -51,6 +52,12 @@ def test_sampled_logprobs_are_those_of_the_full_forward(temperature):
 def test_greedy_takes_the_likeliest_token():
   rollout = jax.device_get(tiny.sample(0.0, batch=4))
   network, policy = tiny.make(), tiny.policy()
+
+  @jax.jit
+  def next_logits(tokens_1S, length):
+    hidden_1SD = network.hidden(policy["trunk"], tokens_1S, length[None])
+    return network.logits(policy, hidden_1SD[0, length - 1])
+
   for row in range(4):
     length = int(rollout.prompt_lengths_B[row])
     ids = list(rollout.prompt_BP[row, :length])
@@ -58,10 +65,7 @@ def test_greedy_takes_the_likeliest_token():
       # One shape for all lengths: what lies behind a row's end is not seen.
       padded = np.zeros((1, tiny.PROMPT_SLOTS + tiny.RESPONSE_SLOTS), np.int32)
       padded[0, : len(ids)] = ids
-      hidden = network.hidden(
-        policy["trunk"], jnp.asarray(padded), jnp.array([len(ids)])
-      )
-      logits = network.logits(policy, hidden[0, len(ids) - 1])
+      logits = next_logits(padded, np.int32(len(ids)))
       assert int(jnp.argmax(logits)) == token
       ids.append(token)
 
@@ -82,10 +86,11 @@ def test_a_row_does_not_depend_on_its_batch():
   np.testing.assert_array_equal(straight.response_BT[0], mixed.response_BT[0])
 
 
-def test_devices_change_no_token():
+@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)])
+def test_devices_change_no_token(shape):
   prompts, key = tiny.prompts(8), jax.random.key(0)
   expected = tiny.sampler()(published(), prompts, key).response_BT
-  mesh = devices.make_mesh(data=2, fsdp=4, tensor=1)
+  mesh = tiny.mesh(shape)
   with jax.set_mesh(mesh):
     policy = devices.put(mesh, tiny.policy())
     sharded = tiny.sampler()(
@@ -93,7 +98,7 @@ def test_devices_change_no_token():
       devices.put_batch(mesh, prompts),
       key,
     )
-  assert len(sharded.response_BT.sharding.device_set) == 8
+  assert len(sharded.response_BT.sharding.device_set) == np.prod(shape)
   np.testing.assert_array_equal(sharded.response_BT, expected)
 
 
@@ -141,6 +146,46 @@ def test_any_of_several_eos_ids_ends_a_row():
   assert set(last[rollout.ended_B]) == {3, 5, 11}
 
 
+def chi_square(counts, probs):
+  """How far counts are off, in standard deviations of a chi-square number."""
+  expected = np.asarray(probs, np.float64) * counts.sum()
+  common = expected > 5
+  observed = np.append(counts[common], counts[~common].sum())
+  predicted = np.append(expected[common], expected[~common].sum())
+  some = predicted > 0  # Nothing may be rare.
+  chi2 = ((observed - predicted)[some] ** 2 / predicted[some]).sum()
+  freedom = some.sum() - 1
+  return (chi2 - freedom) / np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.6])
+def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
+  draws = 16384
+  prompt = tiny.take(tiny.prompts(), [0])
+  prompts = jax.tree.map(lambda x: jnp.repeat(x, draws, axis=0), prompt)
+  prompts = prompts.replace(requests_B=jnp.arange(draws, dtype=jnp.uint32))
+  sampler = rollout_lib.Sampler(
+    tiny.make(),
+    response_tokens=1,
+    eos_ids=tiny.EOS,
+    pad_id=tiny.PAD,
+    temperature=temperature,
+  )
+  tokens_B1 = sampler(published(), prompts, jax.random.key(3)).response_BT
+  counts = np.bincount(
+    np.asarray(tokens_B1)[:, 0], minlength=tiny.CONFIG.vocab_size
+  )
+
+  network, policy = tiny.make(), tiny.policy()
+  hidden_1PD = network.hidden(
+    policy["trunk"], prompt.tokens_BP, prompt.lengths_B
+  )
+  logits_V = network.logits(policy, hidden_1PD[0, prompt.lengths_B[0] - 1])
+  # Five standard deviations are chance; another temperature is far more.
+  assert abs(chi_square(counts, jax.nn.softmax(logits_V / temperature))) < 5
+  assert chi_square(counts, jax.nn.softmax(logits_V)) > 50
+
+
 def test_frequencies_match_the_softmax():
   rng = np.random.default_rng(0)
   logits_V = jnp.asarray(rng.normal(size=300) * 2, jnp.float32)
@@ -157,14 +202,7 @@ def test_frequencies_match_the_softmax():
     )
   )(sampling.uniforms(keys, jnp.int32(5)))
   counts = np.bincount(np.asarray(tokens).ravel(), minlength=300)
-  expected = np.asarray(jax.nn.softmax(logits_V), np.float64) * draws
-  common = expected > 5
-  observed = np.append(counts[common], counts[~common].sum())
-  predicted = np.append(expected[common], expected[~common].sum())
-  chi2 = ((observed - predicted) ** 2 / predicted).sum()
-  freedom = len(observed) - 1
-  # Five standard deviations of a chi-square variable.
-  assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+  assert abs(chi_square(counts, jax.nn.softmax(logits_V))) < 5
 
 
 def test_impossible_tokens_are_never_drawn():

@@ -68,6 +68,12 @@ def test_lines_and_lists_are_told_apart_by_content(write):
   assert sources.load(write("\ufeff" + lines, "data.json")) == as_list
 
 
+def test_files_can_lie_at_home(write, tmp_path, monkeypatch):
+  write([REFT], "data.json")
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert len(sources.load("~/data.json")) == 1
+
+
 def test_the_task_can_be_set(write):
   (row,) = sources.load(write([GSM8K]), task="mathqa-numeric")
   assert (row.uid, row.task) == ("mathqa-numeric_0", "mathqa-numeric")
@@ -90,6 +96,9 @@ def test_the_task_can_be_set(write):
     ([REFT, {"item_id": "a_1"}], ["row 2", "question", "answer_value"]),
     ([REFT, 5], ["row 2", "question", "None"]),
     ([{**REFT, "question": None}], ["row 1", "question", "None"]),
+    ([REFT, {**REFT, "question": ""}], ["row 2", "question is blank"]),
+    ([{**GSM8K, "question": " \n"}], ["row 1", "question is blank"]),
+    ([{**SVAMP, "Body": "", "Question": ""}], ["row 1", "is blank"]),
     ([{**REFT, "answer_value": ["7"]}], ["row 1", "answer_value", "7"]),
     ([{**REFT, "answer_value": True}], ["row 1", "True", "number"]),
     ([{**REFT, "answer_value": "many"}], ["row 1", "many", "svamp_3"]),

@@ -132,13 +132,7 @@ def test_micro_batches_change_no_gradient(micro):
 )
 def test_devices_change_no_loss(shape):
   plain, params = losses_of(tiny.sample())
-  data, fsdp, tensor = shape
-  mesh = devices.make_mesh(
-    data=data,
-    fsdp=fsdp,
-    tensor=tensor,
-    devices=jax.devices()[: data * fsdp * tensor],
-  )
+  mesh = tiny.mesh(shape)
   rollout = tiny.sample()
   with jax.set_mesh(mesh):
     placed = devices.put(mesh, params_of())

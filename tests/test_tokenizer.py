@@ -145,6 +145,17 @@ def test_bad_folders(odd, tmp_path):
     tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("ids", ["2", [2, None], [[2]], True, 2.0, -1, {}])
+def test_ends_that_are_no_ids(odd, tmp_path, name, ids):
+  tokenizer.wrap(odd).save(tmp_path)
+  (tmp_path / name).write_text(json.dumps({"eos_token_id": ids}))
+  with pytest.raises(errors.UserError) as caught:
+    tokenizer.load(tmp_path)
+  said = str(caught.value)
+  assert f"{str(tmp_path / name)!r}: eos_token_id is {ids!r} but must" in said
+
+
 def test_a_real_tokenizer(shared):
   stories = tokenizer.load(shared / "models/stories260K")
   text = "Once upon a time, there was a little girl named Lily."

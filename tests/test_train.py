@@ -3,12 +3,15 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from reft_jax import config, metrics, train
@@ -126,7 +129,7 @@ def test_another_run_takes_the_base_model_from_the_cache(finished, tmp_path):
 
 
 def test_no_step_compiles_after_the_first(finished, tmp_path, monkeypatch):
-  compiled, at_step = [0], []
+  compiled, counts = [0], {}
 
   def count(event, duration, **_):
     compiled[0] += event == "/jax/core/compile/backend_compile_duration"
@@ -135,36 +138,47 @@ def test_no_step_compiles_after_the_first(finished, tmp_path, monkeypatch):
 
   def end_step(self, step, *args, **kwargs):
     original(self, step, *args, **kwargs)
-    at_step.append(compiled[0])
+    counts.setdefault(self._name, []).append(compiled[0])
 
   jax.monitoring.register_event_duration_secs_listener(count)
   monkeypatch.setattr(loop.Loop, "end_step", end_step)
   code = train.main(
     [
+      "--config",
+      "embedded",
       *TINY,
       f"output={tmp_path / 'run'}",
       f"model.path={finished / 'models' / 'warmup'}",
-      "stages=[reft]",
+      "stages=[sft,reft]",
+      "sft.start=base",
+      "sft.learning_rates=null",
       "reft.steps=8",
     ]
   )
   assert code == 0
   assert compiled[0] > 0, "the listener heard nothing"
-  # The first step compiles; the second may, for what a first result is put
-  # into (a state that came out of an update, metrics that are added up).
-  assert len(set(at_step[1:])) == 1, at_step
+  assert counts.keys() == {"sft", "reft"}
+  for name, at_step in counts.items():
+    # The first step compiles; the second may, for what a first result is put
+    # into (a state that came out of an update, metrics that are added up).
+    assert len(at_step) > 4
+    assert len(set(at_step[1:])) == 1, (name, at_step)
 
 
-def command(finished, output, *more) -> list[str]:
+def command(finished, output) -> list[str]:
   return [
     sys.executable,
     "-m",
     "reft_jax.train",
+    "--config",
+    "embedded",
     *TINY,
     f"output={output}",
     f"model.path={finished / 'models' / 'warmup'}",
     "stages=[reft]",
-    *more,
+    # Neither falls on the other, so that a save finds half a row of metrics.
+    "logging.every=4",
+    "checkpoint.every=3",
   ]
 
 
@@ -201,9 +215,17 @@ def wait_for(path: pathlib.Path, process) -> None:
 
 def traces(directory) -> dict:
   """What two equal runs share: numbers, parameters, completions."""
-  rows = metrics.read(directory)
+  last = (directory / "stages/reft/checkpoints/6/state").resolve()
+  with ocp.StandardCheckpointer() as checkpointer:
+    state = checkpointer.restore(last)
+  leaves = jax.tree_util.tree_leaves_with_path(state)
   return {
-    "metrics": rows,
+    "metrics": metrics.read(directory),
+    # Parameters and optimizer after the last step, not only the best policy.
+    "state": {
+      jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+      for path, leaf in leaves
+    },
     "model": (directory / "models/reft/model.safetensors").read_bytes(),
     "samples": (directory / "samples/reft.jsonl").read_text(),
     "test": (directory / "samples/test-reft.jsonl").read_text(),
@@ -228,8 +250,12 @@ def test_a_broken_run_is_bitwise_the_unbroken_one(
   output, _ = process.communicate(timeout=300)
   assert process.returncode == (75 if how is signal.SIGTERM else -how), output
   assert not (directory / "summary.json").exists()
-  assert "goes on after step" in finish(start(arguments, root))
+  steps = "3" if how is signal.SIGKILL else "[3-5]"
+  assert re.search(
+    f"goes on after step {steps}\n", finish(start(arguments, root))
+  )
   expected, found = traces(unbroken[0]), traces(directory)
+  assert len(expected["state"]) > 20
   for name, value in expected.items():
     assert found[name] == value, name
 

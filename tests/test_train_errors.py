@@ -28,6 +28,7 @@ ROWS = [
 ]
 # A run that would start; a test spoils one thing.
 SETTINGS = (
+  "--config=embedded",
   "data.train=train.json",
   "data.dev_size=2",
   "data.max_prompt_tokens=40",
@@ -240,13 +241,13 @@ def test_reinforcement_alone_needs_no_chain_of_thought():
     train.main([*SETTINGS, "data.train=bare.json", "stages=[reft]"])
 
 
-@pytest.mark.parametrize(
-  "setting", ["data.max_prompt_tokens=3", "data.max_response_tokens=3"]
-)
-def test_limits_that_leave_nothing(refused, setting):
-  said = refused(setting)
-  assert "train: 10 of 10 problems are left out" in said
-  assert setting in said
+def test_limits_that_leave_nothing(refused):
+  said = refused("data.max_prompt_tokens=3")
+  assert "every prompt of the train split is longer" in said
+  assert "data.max_prompt_tokens=3; raise it" in said
+  said = refused("data.max_response_tokens=3")
+  assert "every chain of thought is longer" in said
+  assert "data.max_response_tokens=3; raise it" in said
 
 
 def test_a_context_that_is_too_short(refused):
@@ -320,8 +321,8 @@ def test_a_tokenizer_that_is_larger_than_the_embedding(refused):
 
 def settle(*arguments: str) -> None:
   """Leaves the folder of a run that was interrupted."""
-  config = configs.parse([*SETTINGS, *arguments]).config
-  train.claim(configs.run_directory(config), config)
+  with pytest.raises(StartedError):
+    train.main([*SETTINGS, *arguments])
 
 
 def test_a_folder_that_holds_another_run(refused, folder):
@@ -329,9 +330,15 @@ def test_a_folder_that_holds_another_run(refused, folder):
   before = (folder / "run" / "config.yaml").read_text()
   said = refused("reft.lam=0.5", "data.dev_size=3")
   assert "run holds a run with other settings" in said
-  assert "data.dev_size: 2 -> 3; reft.lam: 0.95 -> 0.5" in said
+  assert "data.dev_size: 2 -> 3; reft.lam: 1.0 -> 0.5" in said
   assert "set output to another folder, or resume=never" in said
   assert (folder / "run" / "config.yaml").read_text() == before
+
+
+def test_a_folder_whose_data_has_changed_since(refused):
+  settle()
+  write_rows("train.json", [{**row, "answer_value": "1"} for row in ROWS])
+  assert "other settings (other problems)" in refused()
 
 
 def test_the_same_run_goes_on_in_its_folder():
@@ -364,9 +371,9 @@ def test_limits_keep_so_many_problems():
   limits = ["data.train_limit=3", "data.test_limit=4"]
   config = configs.parse([*settings, *limits]).config
   tokenizer = tokenizers.load("model")
-  splits, notes = train.run_lib.encoded(config, tokenizer)
-  assert [len(split) for split in splits] == [3, 2, 4]
-  assert notes == []
+  splits = train.run_lib.encoded(config, tokenizer)
+  sizes = {name: len(split.examples) for name, split in splits.items()}
+  assert sizes == {"train": 3, "dev": 2, "test": 4}
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

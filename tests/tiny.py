@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reft_jax import rollout, types
+from reft_jax import devices, rollout, types
 from reft_jax.models import config, networks
 
 CONFIG = config.ModelConfig(
@@ -43,6 +43,17 @@ def sampler(temperature: float = 1.0, samples: int = 1, eos=EOS, pad=PAD):
     temperature=temperature,
     samples=samples,
     chunk=3,
+  )
+
+
+def mesh(shape: tuple[int, int, int]) -> jax.sharding.Mesh:
+  """Data x fsdp x tensor, of as many devices as that takes."""
+  data, fsdp, tensor = shape
+  return devices.make_mesh(
+    data=data,
+    fsdp=fsdp,
+    tensor=tensor,
+    devices=jax.devices()[: data * fsdp * tensor],
   )
 
 

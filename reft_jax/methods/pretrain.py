@@ -43,7 +43,7 @@ def architecture(
 
 def cached(config: config_lib.Config) -> pathlib.Path:
   """The folder that holds, or will hold, this config's base model."""
-  root = pathlib.Path(config.base.cache or "~/.cache/reft_jax").expanduser()
+  root = config_lib.expanded(config.base.cache or "~/.cache/reft_jax")
   relevant = {
     "version": _VERSION,
     "seed": config.seed,

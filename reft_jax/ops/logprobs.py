@@ -62,7 +62,7 @@ def of_tokens(
 
 
 def _gather_and_entropy(logits_BWV, tokens_BW):
-  """log p of the token, and H = logsumexp(z) - sum_v p_v z_v."""
+  """The log p of the token, and H = logsumexp(z) - sum_v p_v z_v."""
   logsumexp_BW = jax.nn.logsumexp(logits_BWV, axis=-1)
   chosen_BW = jnp.take_along_axis(logits_BWV, tokens_BW[..., None], axis=-1)
   mean_logit_BW = jnp.sum(jax.nn.softmax(logits_BWV) * logits_BWV, axis=-1)
