@@ -219,3 +219,36 @@ def test_join_and_the_one_shift():
   hidden = jnp.broadcast_to(jnp.arange(5.0)[None, :, None], (2, 5, 1))
   rows = sequences.predicting(hidden, jnp.array([2, 1]), 2)
   np.testing.assert_array_equal(rows[..., 0], [[1, 2], [0, 1]])
+
+
+def test_devices_share_the_work_of_the_head():
+  """Each device computes the logits of its own rows and of no other's."""
+  rows, slots, width, vocabulary = 8, 64, 16, 512
+  tokens = jnp.zeros((rows, slots), jnp.int32)
+
+  def loss(hidden, head):
+    found, _ = logprobs.of_tokens(
+      lambda some: some @ head, hidden, tokens, chunk=64
+    )
+    return found.sum()
+
+  def flops(devices):
+    mesh = jax.make_mesh(
+      (devices,),
+      ("fsdp",),
+      axis_types=(jax.sharding.AxisType.Auto,),
+      devices=jax.devices()[:devices],
+    )
+    spread = jax.NamedSharding(mesh, jax.P("fsdp"))
+    whole = jax.NamedSharding(mesh, jax.P())
+    compiled = (
+      jax.jit(jax.grad(loss, argnums=(0, 1)), in_shardings=(spread, whole))
+      .lower(random(rows, slots, width), random(width, vocabulary))
+      .compile()
+    )
+    assert f"f32[{rows},{slots},{width}]" not in compiled.as_text() or (
+      devices == 1
+    )
+    return compiled.cost_analysis()["flops"]
+
+  assert flops(8) < 0.2 * flops(1)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tiny
 
-from reft_jax import devices, steps
+from reft_jax import batching, devices, steps
 from reft_jax import rollout as rollout_lib
+from reft_jax import tokenizer as tokenizers
+from reft_jax.models import networks, pretrained
 from reft_jax.ops import sampling
 
 
@@ -68,6 +70,47 @@ def test_greedy_takes_the_likeliest_token():
       logits = next_logits(padded, np.int32(len(ids)))
       assert int(jnp.argmax(logits)) == token
       ids.append(token)
+
+
+def test_greedy_text_of_a_real_model_equals_transformers(shared):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  folder = shared / "models/stories260K"
+  config, policy = pretrained.load(folder)
+  tokenizer = tokenizers.load(folder)
+  # One of the tokens to begin with, others of other lengths.
+  texts = ["Once upon a time", "Tom", "", "Lily and her mom went to the park."]
+  rows = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
+  network = networks.Networks(config)
+  sampler = rollout_lib.Sampler(
+    network,
+    response_tokens=60,
+    eos_ids=tokenizer.eos_ids,
+    pad_id=tokenizer.pad_id,
+    temperature=0.0,
+  )
+  prompts = batching.prompts(
+    rows, range(4), batch=4, slots=24, pad_id=tokenizer.pad_id
+  )
+  rollout = jax.device_get(
+    sampler(jax.jit(network.publish)(policy), prompts, jax.random.key(0))
+  )
+
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+  for row, prompt in enumerate(rows):
+    want = model.generate(
+      torch.tensor([prompt]),
+      attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+      max_new_tokens=60,
+      do_sample=False,
+      eos_token_id=list(tokenizer.eos_ids),
+      pad_token_id=tokenizer.pad_id,
+    )
+    length = rollout.response_lengths_B[row]
+    got = rollout.response_BT[row, :length].tolist()
+    assert got == want[0, len(prompt) :].tolist()
+  told = tokenizer.decode(rollout.response_BT[0])
+  assert told.strip().startswith(", there was a little girl named Lily.")
 
 
 def test_a_row_does_not_depend_on_its_batch():

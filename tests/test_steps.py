@@ -9,9 +9,14 @@ import numpy as np
 import optax
 import pytest
 import tiny
+import tokenizers
+import transformers
+from tokenizers import models, pre_tokenizers
 
+from reft_jax import batching, devices, optim, steps, types
 from reft_jax import config as config_lib
-from reft_jax import devices, optim, steps, types
+from reft_jax import tokenizer as tokenizer_lib
+from reft_jax.tasks import problem as problem_lib
 
 ROWS = 8
 PPO = steps.PPO(
@@ -125,6 +130,34 @@ def test_micro_batches_change_no_gradient(micro):
   )
   assert parts == pytest.approx(whole, rel=1e-5, abs=1e-5)
   chex.assert_trees_all_close(params, part_params, atol=1e-6)
+
+
+def test_the_gradient_of_a_batch_is_the_mean_of_its_halves():
+  params, rollout = params_of(), tiny.sample()
+
+  def gradient(*rows):
+    ppo = dataclasses.replace(
+      PPO,
+      ppo_epochs=1,
+      whiten=False,  # It looks at the whole batch.
+      minibatch_size=len(rows),
+      micro_batch_size=len(rows),
+    )
+    _, state, _ = learn(
+      params,
+      tiny.take(rollout, rows),
+      reference=tiny.policy(1),
+      ppo=ppo,
+      scores=SCORES[np.asarray(rows)],
+      optimizer=optax.sgd(1.0),
+    )
+    return jax.tree.map(jnp.subtract, params, state.params)
+
+  whole = gradient(*range(8))
+  left, right = gradient(*range(4)), gradient(*range(4, 8))
+  mean = jax.tree.map(lambda a, b: (a + b) / 2, left, right)
+  chex.assert_trees_all_close(whole, mean, atol=1e-6)
+  assert optax.tree.norm(jax.tree.map(jnp.subtract, left, right)) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -243,6 +276,25 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
   )
 
 
+def test_gradients_are_clipped_and_updates_counted():
+  largest = 1e-3
+  config = config_lib.OptimizerConfig(
+    learning_rate=1e-3,
+    schedule="constant",
+    warmup_fraction=0.0,
+    b1=0.0,  # The first moment is then the last gradient.
+    clip_norm=largest,
+  )
+  ppo = dataclasses.replace(PPO, minibatch_size=2, ppo_epochs=3)
+  _, state, means = learn(
+    params_of(), tiny.sample(), ppo=ppo, optimizer=optim.build(config, 10)
+  )
+  assert int(state.step) == 3 * ROWS // 2
+  assert means["grad_norm"] > 100 * largest  # As it was before clipping.
+  learnt_from = optax.tree.get(state.opt_state, "mu")
+  assert optax.tree.norm(learnt_from) == pytest.approx(largest, rel=1e-4)
+
+
 # Supervised ------------------------------------------------------------------
 
 
@@ -260,13 +312,15 @@ def imitation(rows=6, slots=9, seed=0):
   )
 
 
-def imitate(batch, micro=6):
+def imitate(batch, micro=6, policy=None):
+  """Loss of a batch, and the parameters after one update."""
+  policy = tiny.policy() if policy is None else policy
   optimizer = optax.sgd(0.1)
   update = steps.supervised(
     tiny.make(), optimizer, micro_batch_size=micro, logit_chunk=7
   )
   state = jax.tree.map(
-    jnp.copy, steps.init_state({"policy": tiny.policy()}, optimizer)
+    jnp.copy, steps.init_state({"policy": policy}, optimizer)
   )
   state, metrics = update(state, batch)
   return metrics["loss"].value(), jax.device_get(state.params)
@@ -307,12 +361,127 @@ def test_filler_rows_and_padding_change_no_supervised_gradient():
   chex.assert_trees_all_close(params, padded_params, atol=1e-6)
 
 
-def test_gradients_are_clipped_and_the_step_counts():
-  config = config_lib.OptimizerConfig(
-    learning_rate=1.0, schedule="constant", warmup_fraction=0.0, clip_norm=0.5
+@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 8, 1)])
+def test_devices_change_no_supervised_loss(shape):
+  batch = imitation(rows=8)
+  loss, params = imitate(batch, micro=8)
+  mesh = tiny.mesh(shape)
+  with jax.set_mesh(mesh):
+    sharded, sharded_params = imitate(
+      devices.put_batch(mesh, batch),
+      micro=8,
+      policy=devices.put(mesh, tiny.policy()),
+    )
+  assert sharded == pytest.approx(loss, rel=1e-6)
+  chex.assert_trees_all_close(params, sharded_params, atol=1e-6)
+
+
+# Ids of the special tokens ---------------------------------------------------
+
+# The same 29 tokens under other ids: pad, bos and eos are 0, 1 and 3, or 7, 11
+# and 13. `names_V[v]` is what token v is called.
+PAD, BOS, EOS = 0, 1, 3
+USUAL = np.arange(tiny.CONFIG.vocab_size)
+OTHER = USUAL.copy()
+OTHER[[0, 1, 3, 7, 11, 13]] = [7, 11, 13, 0, 1, 3]
+
+
+def word_tokenizer(names_V) -> tokenizer_lib.Tokenizer:
+  """A token a word, for problems of digits."""
+  words = "Question: Answer reasoning: Therefore, the answer is:".split()
+  words = iter([*words, *"0123456789abcdefghi"])
+  special = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>"}
+  core = tokenizers.Tokenizer(
+    models.WordLevel(
+      {special.get(v) or next(words): int(names_V[v]) for v in USUAL}
+    )
   )
-  optimizer = optim.build(config, 10)
-  state = steps.init_state({"policy": tiny.policy()}, optimizer)
-  huge = jax.tree.map(lambda x: jnp.full_like(x, 1e6), state.params)
-  clipped, _ = optimizer.update(huge, state.opt_state, state.params)
-  assert bool(jnp.isfinite(optax.tree.norm(clipped)))
+  core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  return tokenizer_lib.wrap(
+    transformers.PreTrainedTokenizerFast(
+      tokenizer_object=core,
+      pad_token="<pad>",
+      bos_token="<bos>",
+      eos_token="<eos>",
+    )
+  )
+
+
+def renamed(policy, names_V):
+  """The policy that takes and gives the same tokens under other ids."""
+  order_V = np.argsort(names_V)
+  trunk = policy["trunk"] | {"embed_VD": policy["trunk"]["embed_VD"][order_V]}
+  return {"trunk": trunk, "lm_DV": policy["lm_DV"][:, order_V]}
+
+
+def from_text_to_losses(names_V):
+  """All that special ids may touch, with ids turned back into the usual."""
+  rng = np.random.default_rng(0)
+  tokenizer = word_tokenizer(names_V)
+  assert tokenizer.pad_id, tokenizer.bos_id == tuple(names_V[[PAD, BOS]])
+  problems = [
+    problem_lib.Problem(
+      uid="embedded_0",
+      task="embedded",
+      question=" ".join(rng.choice(list("0123456789"), 1 + row % 3)),
+      rationale=" ".join(rng.choice(list("0123456789"), 1 + row % 4)),
+      answer="7",
+    )
+    for row in range(ROWS)
+  ]
+  examples = batching.encode(
+    problems,
+    tokenizer,
+    reasoning="nl",
+    add_bos=True,
+    max_prompt_tokens=8,
+    max_response_tokens=16,
+  ).examples
+
+  policy, reference = (renamed(tiny.policy(seed), names_V) for seed in (0, 1))
+  batch = batching.supervised(
+    [(example.prompt, example.target) for example in examples],
+    batch=ROWS,
+    slots=24,
+    pad_id=tokenizer.pad_id,
+  )
+  loss, imitated = imitate(batch, ROWS, policy)
+
+  # Greedily: what a random number picks depends on the order of the ids.
+  sampler = tiny.sampler(0.0, eos=tokenizer.eos_ids, pad=tokenizer.pad_id)
+  prompts = batching.prompts(
+    [example.prompt for example in examples],
+    range(ROWS),
+    batch=ROWS,
+    slots=8,
+    pad_id=tokenizer.pad_id,
+  )
+  rollout = sampler(
+    jax.jit(tiny.make().publish)(policy), prompts, jax.random.key(0)
+  )
+  params = {**params_of(), "policy": policy}
+  _, state, means = learn(params, rollout, reference=reference)
+  back_V = np.argsort(names_V)
+  return {
+    "tokens": back_V[batch.tokens_BS],
+    "prompts": back_V[rollout.prompt_BP],
+    "responses": back_V[rollout.response_BT],
+    "lengths": np.asarray(rollout.response_lengths_B),
+    "ended": np.asarray(rollout.ended_B),
+    "texts": [tokenizer.decode(row) for row in rollout.response_BT],
+  }, {
+    "logprobs": rollout.logprobs_BT,
+    "loss": loss,
+    "means": means,
+    "imitated": renamed(imitated["policy"], back_V),
+    "learnt": renamed(state.params["policy"], back_V),
+  }
+
+
+def test_ids_of_special_tokens_change_nothing():
+  exact, near = from_text_to_losses(USUAL)
+  other_exact, other_near = from_text_to_losses(OTHER)
+  assert exact["ended"].any()
+  assert not exact["ended"].all()
+  np.testing.assert_equal(other_exact, exact)
+  chex.assert_trees_all_close(other_near, near, atol=1e-5, rtol=1e-4)
