@@ -42,6 +42,9 @@ def build(
 ) -> optax.GradientTransformation:
   """Gradient clipping by global norm, then AdamW or Muon.
 
+  Deviation: weight decay, 0 in the paper, is for all parameters alike; the
+  released code spares biases and LayerNorm weights.
+
   With Muon, what is no matrix of a block gets optax's choice for it, Adam
   with Nesterov momentum and its own learning rate.
   """

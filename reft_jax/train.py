@@ -123,7 +123,7 @@ def describe(name: str, split: batching.Encoded) -> str:
     f"{count} {what}"
     for count, what in (
       (split.long_prompts, "left out, their prompts are too long"),
-      (split.long_targets, "without too long an annotation"),
+      (split.long_targets, "with an annotation too long to be learnt"),
     )
     if count
   ]

@@ -104,8 +104,8 @@ def test_pin_is_the_identity_without_a_mesh():
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_pin_is_the_identity_where_rows_do_not_divide(shape):
   mesh = jax.sharding.AbstractMesh((2, 2, 1), ("data", "fsdp", "tensor"))
+  x = jnp.ones(shape)
   with jax.sharding.use_abstract_mesh(mesh):
-    x = jnp.ones(shape)
     assert partition.pin(x) is x
 
 

@@ -1,6 +1,7 @@
 """The steps: what must be exact, and what must change nothing."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -17,11 +18,13 @@ from reft_jax import batching, devices, optim, steps, types
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.tasks import problem as problem_lib
+from reft_jax.tasks import prompts as prompt_texts
 
 ROWS = 8
 PPO = steps.PPO(
   minibatch_size=ROWS, micro_batch_size=ROWS, vf_coef=0.7, kl_coef=0.1
 )
+NETWORK, DESCENT = tiny.make(), optax.sgd(0.1)
 SCORES = np.float32([1, 0, 0.1, 1, 0.1, 0, 1, 0.1])
 
 
@@ -33,6 +36,16 @@ def params_of(kind="shared"):
   return {"policy": policy, "value": {**value, "head": head}}
 
 
+@functools.cache
+def compiled(network, ppo, optimizer):
+  """A step's three functions, the same for all tests that learn alike."""
+  return (
+    steps.assess(network, ppo, logit_chunk=16),
+    steps.score(ppo),
+    steps.ppo_update(network, optimizer, ppo, logit_chunk=16),
+  )
+
+
 def learn(
   params,
   rollout,
@@ -40,24 +53,17 @@ def learn(
   reference=None,
   ppo=PPO,
   scores=SCORES,
-  network=None,
-  optimizer=None,
+  network=NETWORK,
+  optimizer=DESCENT,
   key=0,
 ):
   """One ReFT step after sampling; returns experience, state and metrics."""
-  network = network or tiny.make()
-  optimizer = optimizer or optax.sgd(0.1)
+  assess, score, update = compiled(network, ppo, optimizer)
   reference = params["policy"] if reference is None else reference
-  assessment = steps.assess(network, ppo, logit_chunk=16)(
-    params, reference, rollout
-  )
-  experience, metrics = steps.score(ppo)(
-    rollout, assessment, jnp.asarray(scores)
-  )
+  assessment = assess(params, reference, rollout)
+  experience, metrics = score(rollout, assessment, jnp.asarray(scores))
   state = jax.tree.map(jnp.copy, steps.init_state(params, optimizer))
-  state, learned = steps.ppo_update(network, optimizer, ppo, logit_chunk=16)(
-    state, experience, jax.random.key(key)
-  )
+  state, learned = update(state, experience, jax.random.key(key))
   means = {k: v.value() for k, v in jax.device_get(metrics | learned).items()}
   return experience, state, means
 
@@ -107,16 +113,21 @@ def losses_of(rollout, rows=None, **options):
   return {k: means[k] for k in kept}, jax.device_get(state.params)
 
 
+@functools.cache
+def plain_losses():
+  """What must not change."""
+  return losses_of(tiny.sample())
+
+
 def test_padding_changes_no_loss():
-  rollout = tiny.sample()
-  plain, params = losses_of(rollout)
-  wide, wide_params = losses_of(tiny.widen(rollout))
+  plain, params = plain_losses()
+  wide, wide_params = losses_of(tiny.widen(tiny.sample()))
   assert wide == pytest.approx(plain, rel=1e-5, abs=1e-5)
   chex.assert_trees_all_close(params, wide_params, atol=1e-5)
 
 
 def test_the_order_of_rows_changes_no_loss():
-  plain, params = losses_of(tiny.sample())
+  plain, params = plain_losses()
   mixed, mixed_params = losses_of(tiny.sample(), [3, 1, 7, 0, 5, 2, 4, 6])
   assert mixed == pytest.approx(plain, rel=1e-5, abs=1e-5)
   chex.assert_trees_all_close(params, mixed_params, atol=1e-5)
@@ -124,7 +135,7 @@ def test_the_order_of_rows_changes_no_loss():
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
 def test_micro_batches_change_no_gradient(micro):
-  whole, params = losses_of(tiny.sample())
+  whole, params = plain_losses()
   parts, part_params = losses_of(
     tiny.sample(), numbers={"micro_batch_size": micro}
   )
@@ -134,8 +145,11 @@ def test_micro_batches_change_no_gradient(micro):
 
 def test_the_gradient_of_a_batch_is_the_mean_of_its_halves():
   params, rollout = params_of(), tiny.sample()
+  assess, *_ = compiled(NETWORK, PPO, DESCENT)
+  assessment = assess(params, tiny.policy(1), rollout)
+  descent = optax.sgd(1.0)
 
-  def gradient(*rows):
+  def gradient(rows):
     ppo = dataclasses.replace(
       PPO,
       ppo_epochs=1,
@@ -143,28 +157,29 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_halves():
       minibatch_size=len(rows),
       micro_batch_size=len(rows),
     )
-    _, state, _ = learn(
-      params,
-      tiny.take(rollout, rows),
-      reference=tiny.policy(1),
-      ppo=ppo,
-      scores=SCORES[np.asarray(rows)],
-      optimizer=optax.sgd(1.0),
-    )
+    _, score, update = compiled(NETWORK, ppo, descent)
+    some = tiny.take((rollout, assessment, SCORES), rows)
+    experience, _ = score(*some)
+    state = jax.tree.map(jnp.copy, steps.init_state(params, descent))
+    state, _ = update(state, experience, jax.random.key(0))
     return jax.tree.map(jnp.subtract, params, state.params)
 
-  whole = gradient(*range(8))
-  left, right = gradient(*range(4)), gradient(*range(4, 8))
+  whole = gradient(range(8))
+  left, right = gradient(range(4)), gradient(range(4, 8))
   mean = jax.tree.map(lambda a, b: (a + b) / 2, left, right)
   chex.assert_trees_all_close(whole, mean, atol=1e-6)
   assert optax.tree.norm(jax.tree.map(jnp.subtract, left, right)) > 0.1
+
+
+def assert_on_the_same_shards(a, b):
+  assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
 
 
 @pytest.mark.parametrize(
   "shape", [(1, 1, 1), (1, 2, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]
 )
 def test_devices_change_no_loss(shape):
-  plain, params = losses_of(tiny.sample())
+  plain, params = plain_losses()
   mesh = tiny.mesh(shape)
   rollout = tiny.sample()
   with jax.set_mesh(mesh):
@@ -180,14 +195,11 @@ def test_devices_change_no_loss(shape):
     assert means[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
   chex.assert_trees_all_close(params, jax.device_get(state.params), atol=1e-5)
   # Updates leave parameters on the shards they were put on.
-  chex.assert_trees_all_equal(
-    jax.tree.map(lambda x: x.sharding.spec, placed),
-    jax.tree.map(lambda x: x.sharding.spec, state.params),
-  )
+  jax.tree.map(assert_on_the_same_shards, placed, state.params)
 
 
 def test_remat_and_compute_dtype():
-  plain, params = losses_of(tiny.sample())
+  plain, params = plain_losses()
   for remat in ("block", "dots"):
     same, same_params = losses_of(tiny.sample(), network=tiny.make(remat=remat))
     assert same == pytest.approx(plain, rel=1e-5, abs=1e-6)
@@ -381,6 +393,7 @@ def test_devices_change_no_supervised_loss(shape):
 # The same 29 tokens under other ids: pad, bos and eos are 0, 1 and 3, or 7, 11
 # and 13. `names_V[v]` is what token v is called.
 PAD, BOS, EOS = 0, 1, 3
+DIGITS = [*"0123456789"]
 USUAL = np.arange(tiny.CONFIG.vocab_size)
 OTHER = USUAL.copy()
 OTHER[[0, 1, 3, 7, 11, 13]] = [7, 11, 13, 0, 1, 3]
@@ -388,8 +401,12 @@ OTHER[[0, 1, 3, 7, 11, 13]] = [7, 11, 13, 0, 1, 3]
 
 def word_tokenizer(names_V) -> tokenizer_lib.Tokenizer:
   """A token a word, for problems of digits."""
-  words = "Question: Answer reasoning: Therefore, the answer is:".split()
-  words = iter([*words, *"0123456789abcdefghi"])
+  phrases = (
+    prompt_texts.INSTRUCTION,
+    prompt_texts.COT_TRIGGER,
+    prompt_texts.ANSWER_TRIGGER,
+  )
+  words = iter([*" ".join(phrases).split(), *DIGITS, *"abcdefghi"])
   special = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>"}
   core = tokenizers.Tokenizer(
     models.WordLevel(
@@ -418,13 +435,14 @@ def from_text_to_losses(names_V):
   """All that special ids may touch, with ids turned back into the usual."""
   rng = np.random.default_rng(0)
   tokenizer = word_tokenizer(names_V)
-  assert tokenizer.pad_id, tokenizer.bos_id == tuple(names_V[[PAD, BOS]])
+  special = [tokenizer.pad_id, tokenizer.bos_id, *tokenizer.eos_ids]
+  assert special == names_V[[PAD, BOS, EOS]].tolist()
   problems = [
     problem_lib.Problem(
       uid="embedded_0",
       task="embedded",
-      question=" ".join(rng.choice(list("0123456789"), 1 + row % 3)),
-      rationale=" ".join(rng.choice(list("0123456789"), 1 + row % 4)),
+      question=" ".join(rng.choice(DIGITS, 1 + row % 2)),
+      rationale=" ".join(rng.choice(DIGITS, 1 + row % 4)),
       answer="7",
     )
     for row in range(ROWS)
@@ -434,11 +452,12 @@ def from_text_to_losses(names_V):
     tokenizer,
     reasoning="nl",
     add_bos=True,
-    max_prompt_tokens=8,
+    max_prompt_tokens=tiny.PROMPT_SLOTS,
     max_response_tokens=16,
   ).examples
 
-  policy, reference = (renamed(tiny.policy(seed), names_V) for seed in (0, 1))
+  # Of a seed whose greedy rows end and are cut.
+  policy, reference = (renamed(tiny.policy(seed), names_V) for seed in (7, 1))
   batch = batching.supervised(
     [(example.prompt, example.target) for example in examples],
     batch=ROWS,
@@ -453,7 +472,7 @@ def from_text_to_losses(names_V):
     [example.prompt for example in examples],
     range(ROWS),
     batch=ROWS,
-    slots=8,
+    slots=tiny.PROMPT_SLOTS,
     pad_id=tokenizer.pad_id,
   )
   rollout = sampler(

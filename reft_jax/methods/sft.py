@@ -26,6 +26,9 @@ def train(
 
   `keep` says which policy of a training run that is: the best on dev, or the
   last, as for a warm-up of a given number of epochs.
+
+  Deviation: a warm-up has a schedule of its own length; the released scripts
+  take an early checkpoint of the 40-epoch schedule.
   """
   rates = config.learning_rates or (config.optimizer.learning_rate,)
   results = []

@@ -1,0 +1,91 @@
+"""The experiment that trains a real model on a real data set."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from reft_jax import metrics, train
+from reft_jax import tokenizer as tokenizers
+from reft_jax.models import networks, pretrained
+
+STAGES = ["warmup", "sft", "reft"]
+# The experiment as it is, cut short.
+SHORT = (
+  "mesh.data=8",
+  "mesh.fsdp=1",
+  "data.train_limit=64",
+  "data.test_limit=16",
+  "data.dev_size=16",
+  "data.max_response_tokens=192",
+  "warmup.epochs=1",
+  "sft.epochs=1",
+  "reft.steps=2",
+  "reft.batch_size=16",
+  "evaluation.batch_size=16",
+  "evaluation.majority_samples=1",
+  "logging.every=1",
+  "logging.tensorboard=false",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(shared, tmp_path_factory) -> pathlib.Path:
+  directory = tmp_path_factory.mktemp("svamp") / "run"
+  arguments = [
+    "--config=svamp_stories260k",
+    f"model.path={shared / 'models/stories260K'}",
+    f"data.train={shared / 'data/svamp_nl.json'}",
+    f"data.test={shared / 'data/svamp_test_set.json'}",
+    f"output={directory}",
+    *SHORT,
+  ]
+  assert train.main(arguments) == 0
+  return directory
+
+
+def test_summary_and_metrics(finished):
+  summary = json.loads((finished / "summary.json").read_text())
+  assert summary["name"] == "svamp_stories260k"
+  assert list(summary["stages"]) == STAGES
+  for result in summary["stages"].values():
+    for name in ("test_accuracy", "majority_accuracy", "dev_accuracy"):
+      assert 0 <= result[name] <= 1
+  rows = metrics.read(finished)
+  losses = [row["loss"] for row in rows if "loss" in row]
+  assert losses[-1] < losses[0]
+  learnt = [row for row in rows if row["stage"] == "reft" and "kl" in row]
+  assert [row["step"] for row in learnt] == [1, 2]
+  assert learnt[0]["kl"] == 0
+  assert learnt[0]["sampler_gap"] < 1e-4
+
+
+def test_samples_are_text(finished):
+  summary = json.loads((finished / "summary.json").read_text())
+  for stage in STAGES:
+    file = finished / "samples" / f"test-{stage}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == summary["problems"]["test"]["used"]
+    assert all(row["uid"].startswith("svamp_") for row in rows)
+    text = " ".join(row["completion"] for row in rows)
+    assert "\N{REPLACEMENT CHARACTER}" not in text
+    assert len(text.split()) > 100
+
+
+def test_the_trained_model_opens_in_transformers(finished):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  folder = finished / "models/reft"
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+  ids = tokenizers.load(folder).encode("Lily had 3 apples.")
+  with torch.no_grad():
+    want_SV = model(torch.tensor([ids])).logits[0].numpy()
+  config, policy = pretrained.load(folder)
+  network = networks.Networks(config)
+  hidden_1SD = jax.jit(network.hidden)(
+    policy["trunk"], np.array([ids]), np.array([len(ids)])
+  )
+  got_SV = network.logits(policy, hidden_1SD[0])
+  np.testing.assert_allclose(got_SV, want_SV, atol=1e-4)
