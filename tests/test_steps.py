@@ -255,13 +255,9 @@ def test_a_larger_kl_coef_keeps_the_policy_nearer():
     ppo = dataclasses.replace(
       PPO, kl_coef=kl_coef, whiten=False, vf_coef=0.0, ppo_epochs=1
     )
-    reference = tiny.policy(1)
-    update = steps.ppo_update(tiny.make(), optax.sgd(0.2), ppo)
-    assess = steps.assess(tiny.make(), ppo)
-    score = steps.score(ppo)
-    state = jax.tree.map(
-      jnp.copy, steps.init_state(params_of(), optax.sgd(0.2))
-    )
+    reference, descent = tiny.policy(1), optax.sgd(0.2)
+    assess, score, update = compiled(NETWORK, ppo, descent)
+    state = jax.tree.map(jnp.copy, steps.init_state(params_of(), descent))
     publish = jax.jit(tiny.make().publish)
     for step in range(20):
       rollout = tiny.sampler()(
@@ -324,17 +320,18 @@ def imitation(rows=6, slots=9, seed=0):
   )
 
 
+@functools.cache
+def compiled_imitation(micro):
+  return steps.supervised(
+    NETWORK, DESCENT, micro_batch_size=micro, logit_chunk=7
+  )
+
+
 def imitate(batch, micro=6, policy=None):
   """Loss of a batch, and the parameters after one update."""
-  policy = tiny.policy() if policy is None else policy
-  optimizer = optax.sgd(0.1)
-  update = steps.supervised(
-    tiny.make(), optimizer, micro_batch_size=micro, logit_chunk=7
-  )
-  state = jax.tree.map(
-    jnp.copy, steps.init_state({"policy": policy}, optimizer)
-  )
-  state, metrics = update(state, batch)
+  params = {"policy": tiny.policy() if policy is None else policy}
+  state = jax.tree.map(jnp.copy, steps.init_state(params, DESCENT))
+  state, metrics = compiled_imitation(micro)(state, batch)
   return metrics["loss"].value(), jax.device_get(state.params)
 
 

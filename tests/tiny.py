@@ -28,9 +28,12 @@ def make(**changes) -> networks.Networks:
   return networks.Networks(CONFIG, **changes)
 
 
+_init = jax.jit(make().init)
+
+
 @functools.cache
 def policy(seed: int = 0):
-  return make().init(jax.random.key(seed))
+  return _init(jax.random.key(seed))
 
 
 @functools.cache
