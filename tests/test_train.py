@@ -3,11 +3,9 @@
 import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -165,11 +163,8 @@ def test_no_step_compiles_after_the_first(finished, tmp_path, monkeypatch):
     assert len(set(at_step[1:])) == 1, (name, at_step)
 
 
-def command(finished, output) -> list[str]:
+def settings(finished, output) -> list[str]:
   return [
-    sys.executable,
-    "-m",
-    "reft_jax.train",
     "--config",
     "embedded",
     *TINY,
@@ -182,35 +177,51 @@ def command(finished, output) -> list[str]:
   ]
 
 
-def start(arguments, root) -> subprocess.Popen:
+# The same command, but a signal strikes it when a step is done: after what was
+# saved before is on disk, before that step is told or saved.
+STRUCK = """
+import os, signal, sys
+from reft_jax import train
+from reft_jax.methods import loop
+
+how, at = signal.Signals[sys.argv[1]], int(sys.argv[2])
+end_step = loop.Loop.end_step
+
+def strike(self, step, *rest):
+  if step == at:
+    self._latest.wait()
+    os.kill(os.getpid(), how)
+  end_step(self, step, *rest)
+
+loop.Loop.end_step = strike
+sys.exit(train.main(sys.argv[3:]))
+"""
+
+
+def run(root, *arguments) -> subprocess.CompletedProcess:
+  """python ARGUMENTS in the repository, with the tests' compile cache."""
   environment = {
     **os.environ,
     "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
-  return subprocess.Popen(
-    arguments,
+  return subprocess.run(
+    [sys.executable, *arguments],
+    check=False,
     cwd=root,
     env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
+    timeout=300,
   )
 
 
-def finish(process) -> str:
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, output
-  return output
-
-
-def wait_for(path: pathlib.Path, process) -> None:
-  """Until a checkpoint is committed; it appears under this name at once."""
-  deadline = time.monotonic() + 300
-  while not path.exists():
-    assert process.poll() is None, process.communicate()[0]
-    assert time.monotonic() < deadline, f"{path} never appeared"
-    time.sleep(0.01)
+def train_in(root, arguments) -> str:
+  """The output of a run that comes to its end."""
+  process = run(root, "-m", "reft_jax.train", *arguments)
+  assert process.returncode == 0, process.stdout
+  return process.stdout
 
 
 def traces(directory) -> dict:
@@ -235,25 +246,23 @@ def traces(directory) -> dict:
 @pytest.fixture(scope="module")
 def unbroken(finished, root) -> tuple[pathlib.Path, str]:
   directory = finished.parent / "unbroken"
-  return directory, finish(start(command(finished, directory), root))
+  return directory, train_in(root, settings(finished, directory))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+  ("how", "at", "code", "saved"),
+  [(signal.SIGKILL, 4, -signal.SIGKILL, 3), (signal.SIGTERM, 5, 75, 5)],
+)
 def test_a_broken_run_is_bitwise_the_unbroken_one(
-  finished, unbroken, root, how
+  finished, unbroken, root, how, at, code, saved
 ):
   directory = finished.parent / f"broken-{how.name}"
-  arguments = command(finished, directory)
-  process = start(arguments, root)
-  wait_for(directory / "stages/reft/checkpoints/3", process)
-  process.send_signal(how)
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == (75 if how is signal.SIGTERM else -how), output
+  arguments = settings(finished, directory)
+  process = run(root, "-c", STRUCK, how.name, str(at), *arguments)
+  assert process.returncode == code, process.stdout
   assert not (directory / "summary.json").exists()
-  steps = "3" if how is signal.SIGKILL else "[3-5]"
-  assert re.search(
-    f"goes on after step {steps}\n", finish(start(arguments, root))
-  )
+  output = train_in(root, arguments)
+  assert f"goes on after step {saved}\n" in output
   expected, found = traces(unbroken[0]), traces(directory)
   assert len(expected["state"]) > 20
   for name, value in expected.items():
