@@ -367,6 +367,15 @@ def test_filler_rows_and_padding_change_no_supervised_gradient():
   chex.assert_trees_all_close(params, padded_params, atol=1e-6)
 
 
+def test_a_batch_twice_over_has_the_same_supervised_gradient():
+  batch = imitation()
+  twice = jax.tree.map(lambda x: np.concatenate([x, x]), batch)
+  loss, params = imitate(batch)
+  doubled, doubled_params = imitate(twice, micro=12)
+  assert doubled == pytest.approx(loss, rel=1e-6)
+  chex.assert_trees_all_close(params, doubled_params, atol=1e-6)
+
+
 def test_gradients_are_clipped_and_updates_counted():
   largest = 0.01
   config = config_lib.OptimizerConfig(
