@@ -710,8 +710,13 @@ def _misfits(config: Config) -> Iterator[str]:
     rates = getattr(config, stage).learning_rates
     if rates == ():
       yield f"{stage}.learning_rates=[] must hold a number, or be null"
-    elif rates and len(rates) > 1 and not data.dev_size:
-      yield f"{stage}.learning_rates are chosen on dev: data.dev_size=0"
+    elif (
+      stage in config.stages and rates and len(rates) > 1 and not data.dev_size
+    ):
+      yield (
+        f"{stage}.learning_rates are chosen on dev: data.dev_size=0 leaves"
+        " none; set one of them"
+      )
     # As they name a sweep's results.
     if rates and len({f"{rate:g}" for rate in rates}) < len(rates):
       yield (
