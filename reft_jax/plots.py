@@ -1,9 +1,7 @@
 """One picture of a run."""
 
-import collections
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib.axes
@@ -16,7 +14,6 @@ _COLORS = {
   "sft": "#3b6fb6",
   "reft": "#d1495b",
 }
-_LINES = ("-", "--", ":", "-.")
 _NAMES = {"warmup": "warm-up", "sft": "SFT", "reft": "ReFT"}
 # Metric, title; in the order of the panels.
 _PANELS = (
@@ -61,19 +58,14 @@ def _panel(
 ) -> None:
   """One metric of every stage that logged it."""
   accuracy = metric == "dev/accuracy"
-  families = collections.Counter()
   for stage in _stages(rows):
     steps, values = _curve(rows, stage, metric)
     if not steps:
       continue
-    family = stage[: re.match("[a-z]*", stage).end()]
     style = {
-      "color": _COLORS.get(family, "#555555"),
-      # The members of a sweep, such as `sft lr 1e-4`, share a colour.
-      "linestyle": _LINES[families[family] % len(_LINES)],
-      "label": _NAMES.get(family, family) + stage.removeprefix(family),
+      "color": _COLORS.get(stage, "#555555"),
+      "label": _NAMES.get(stage, stage),
     }
-    families[family] += 1
     if accuracy:
       last = max(row["step"] for row in rows if row["stage"] == stage)
       steps = [step / max(last, 1) for step in steps]

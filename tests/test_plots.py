@@ -8,7 +8,7 @@ from reft_jax import plots
 METRICS = ["dev/accuracy", "reward/mean", "kl", "response/length"]
 
 
-def rows(metrics, stages=("warmup", "sft lr 1e-4", "sft lr 1e-3", "reft")):
+def rows(metrics, stages=("warmup", "sft", "reft")):
   return [
     {"stage": stage, "step": step, **dict.fromkeys(metrics, step / 10)}
     for stage in stages
