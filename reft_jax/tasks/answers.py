@@ -2,8 +2,9 @@
 
 Two modes. `official` is the released code's rules to the letter. `strict`, the
 default, closes the holes a policy could be rewarded through (a bare number
-without the answer phrase, `nan`, full-width digits, `1_000`, letters that were
-not offered) and understands what people write: `1,000`, `$5`, `7.`, `30 %`.
+without the answer phrase, `nan`, full-width digits, `1_000`, a program that
+returns True, letters that were not offered) and understands what people write:
+`1,000`, `$5`, `7.`, `30 %`. docs/answers.md lists the differences.
 
 Nothing a model writes makes these functions raise.
 """
@@ -11,12 +12,15 @@ Nothing a model writes makes these functions raise.
 import dataclasses
 import enum
 import math
+import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from reft_jax import errors
+from reft_jax.tasks import choices, programs, prompts, quantities
 from reft_jax.tasks import problem as problem_lib
-from reft_jax.tasks import prompts
+from reft_jax.tasks.sandbox import results
 
 MODES = ("strict", "official")
 
@@ -27,29 +31,13 @@ TASKS = {
   "mathqa-numeric": "number",
   "mathqa": "letter",
   "embedded": "number",
+  "embedded-choice": "letter",
 }
 
-# Past this, doubles no longer tell neighbouring hundredths apart.
-_LARGEST = 1e13
-_TOLERANCE = 1e-2
-_RELATIVE_TOLERANCE = 0.05
+Value = float | str
 
-_NUMBER = re.compile(
-  r"""(?P<sign>[+-]?)
-      (?:\$\s?)?                         # A leading dollar
-      (?P<number>
-        (?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)  # 1,000 or 1000
-        (?:\.[0-9]+)?
-        |\.[0-9]+)
-      (?P<exponent>(?:[eE][+-]?[0-9]+)?)
-      (?:\s?%)?                          # A percentage is read as its number
-      \.?                                # A full stop""",
-  re.VERBOSE,
-)
+_TOLERANCE = 1e-2
 _LETTER = re.compile(r"\(?\s*([a-z])\s*\)?\s*\.?")
-# MathQA's options, on the last line of a question: `a ) 38 , b ) 27.675 , ...`.
-_OPTION = re.compile(r"(?:^|,)[\s\['\"]*([a-z])\s*\)")
-_USUAL_LETTERS = frozenset("abcde")
 
 
 class Verdict(enum.Enum):
@@ -62,10 +50,20 @@ class Verdict(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Grade:
-  """A verdict and the value it judged: a number, a letter's text, or None."""
+  """A verdict and what it rests on.
+
+  Attributes:
+    verdict: whether there is an answer, and the right one.
+    value: the answer: a number, a letter's text, or None.
+    reached: on multiple choice, the number that the reasoning came to.
+    supported: whether that is the value of the letter that was chosen; None
+      where it cannot be told.
+  """
 
   verdict: Verdict
-  value: float | str | None
+  value: Value | None
+  reached: float | None = None
+  supported: bool | None = None
 
 
 def grade(
@@ -74,25 +72,47 @@ def grade(
   *,
   reasoning: str = "nl",
   mode: str = "strict",
+  result: results.Result | None = None,
 ) -> Grade:
   """Grades a completion, with or without the prompt in front of it.
+
+  Args:
+    completion: what the model wrote.
+    problem: what it was asked.
+    reasoning: `nl`, or `python` for programs.
+    mode: one of MODES.
+    result: what came of running `programs.source` of a program.
 
   Raises:
     UserError: unknown reasoning, mode or task, or a problem whose own answer
       cannot be read. Never because of the completion.
+    ValueError: a program without its result.
   """
   prompts.check_reasoning(reasoning)
   if mode not in MODES:
     raise errors.UserError(
       f"data.answers={mode!r} is unknown; choose one of: {', '.join(MODES)}."
     )
-  truth = gold(problem)
-  read, same = _RULES[kind(problem.task), mode]
-  value = read(completion, problem.question)
+  given = completion if reasoning == "nl" else result
+  if given is None:
+    raise ValueError("a program is graded by its result, which is missing")
+  answer_kind = kind(problem.task)
+  rules = _RULES[answer_kind, mode]
+  truth = rules.gold(problem)
+  value = rules.read[reasoning](given)
+  if value is not None and rules.choose:
+    value = rules.choose(value, problem.question)
   if value is None:
-    return Grade(Verdict.NONE, None)
-  verdict = Verdict.CORRECT if same(value, truth) else Verdict.WRONG
-  return Grade(verdict, value)
+    verdict = Verdict.NONE
+  else:
+    verdict = Verdict.CORRECT if rules.same(value, truth) else Verdict.WRONG
+  if answer_kind == "number":
+    return Grade(verdict, value)
+  reached = _REACHED[reasoning](given)
+  if reasoning == "python" and reached is None:  # It returned a letter itself.
+    return Grade(verdict, value)
+  supported = choices.supported(problem.question, value, reached)
+  return Grade(verdict, value, reached, supported)
 
 
 def kind(task: str) -> str:
@@ -105,7 +125,7 @@ def kind(task: str) -> str:
   return TASKS[task]
 
 
-def gold(problem: problem_lib.Problem) -> float | str:
+def gold(problem: problem_lib.Problem) -> Value:
   """The known answer's value; UserError if it cannot be read."""
   if kind(problem.task) == "letter":
     value = problem.answer.strip().lower()
@@ -123,11 +143,6 @@ def gold(problem: problem_lib.Problem) -> float | str:
   )
 
 
-def _reasoning(text: str) -> str:
-  """The completion within a decoded sequence."""
-  return text.strip().split(prompts.COT_TRIGGER)[-1].strip()
-
-
 def _float(text: str) -> float | None:
   try:
     return float(text)
@@ -135,71 +150,123 @@ def _float(text: str) -> float | None:
     return None
 
 
-def _official_text(text: str) -> str:
+def _official_text(completion: str) -> str:
   """What follows the last answer phrase; everything if there is none."""
-  return _reasoning(text).split(prompts.ANSWER_TRIGGER)[-1]
+  text = prompts.continuation(completion)
+  return text.split(prompts.ANSWER_TRIGGER)[-1]
 
 
-def _official_number(text: str, question: str) -> float | None:
+def _official_number(completion: str) -> float | None:
   """Whatever `float` reads, nan and inf included."""
-  del question
-  return _float(_official_text(text))
+  return _float(_official_text(completion))
 
 
-def _official_letter(text: str, question: str) -> str:
+def _official_letter(completion: str) -> str:
   """Any text at all: never None."""
-  del question
-  return re.sub("[\"']", "", _official_text(text).lower()).strip()
+  return _unquoted(_official_text(completion))
 
 
-def _strict_text(text: str) -> str | None:
-  """What follows the last answer phrase, None if there is none."""
-  _, phrase, answer = _reasoning(text).rpartition(
-    prompts.ANSWER_TRIGGER.rstrip()
-  )
-  return answer.strip() if phrase else None
+def _official_program_number(result: results.Result) -> float | None:
+  """Whatever `float` makes of what was returned, be it True or '7'."""
+  returned = result.status is results.Status.RETURNED
+  return result.number if returned else None
 
 
-def _strict_number(text: str, question: str) -> float | None:
-  """Deviation: a finite decimal number of sane size, alone on its line."""
-  del question
-  answer = _strict_text(text)
-  match = answer and _NUMBER.fullmatch(answer)
-  if not match:
-    return None
-  digits = match["sign"] + match["number"] + match["exponent"]
-  value = float(digits.replace(",", ""))
-  return value if abs(value) <= _LARGEST else None
+def _official_program_letter(result: results.Result) -> str:
+  """What was returned as a text; 'none' for a program that failed."""
+  returned = result.status is results.Status.RETURNED
+  return _unquoted(str(result.text if returned else None))
 
 
-def _strict_letter(text: str, question: str) -> str | None:
-  """Deviation: one of the letters the question offers, or no answer."""
-  answer = _strict_text(text)
-  match = answer and _LETTER.fullmatch(answer.strip("\"' ").lower())
-  if not match:
-    return None
-  options = question.strip().rpartition("\n")[2]
-  offered = frozenset(_OPTION.findall(options)) or _USUAL_LETTERS
-  return match[1] if match[1] in offered else None
+def _official_gold_letter(problem: problem_lib.Problem) -> str:
+  return _unquoted(problem.answer)
 
 
 def _official_close(value: float, truth: float) -> bool:
   return abs(value - truth) <= _TOLERANCE
 
 
-def _strict_close(value: float, truth: float) -> bool:
-  """Deviation: small truths must be met to 5 %, or 0 would pass for 0.005."""
-  tolerance = min(_TOLERANCE, _RELATIVE_TOLERANCE * abs(truth))
-  return abs(value - truth) <= tolerance
+def _unquoted(text: str) -> str:
+  return re.sub("[\"']", "", text.lower()).strip()
 
 
-def _same_letter(value: str, truth: str) -> bool:
-  return value == truth
+def _split(completion: str) -> tuple[str, str]:
+  """The reasoning, and what follows the last answer phrase ('' without it)."""
+  text = prompts.continuation(completion)
+  before, phrase, answer = text.rpartition(prompts.ANSWER_TRIGGER.rstrip())
+  return (before, answer.strip()) if phrase else (text, "")
 
 
-_RULES: dict[tuple[str, str], tuple[Callable, Callable]] = {
-  ("number", "official"): (_official_number, _official_close),
-  ("number", "strict"): (_strict_number, _strict_close),
-  ("letter", "official"): (_official_letter, _same_letter),
-  ("letter", "strict"): (_strict_letter, _same_letter),
+def _strict_number(completion: str) -> float | None:
+  """Deviation: a finite decimal number of sane size, alone on its line."""
+  return quantities.plain(_split(completion)[1])
+
+
+def _strict_letter(completion: str) -> str:
+  return _split(completion)[1]
+
+
+def _strict_program_letter(result: results.Result) -> Value | None:
+  number = programs.number(result)
+  return programs.text(result) if number is None else number
+
+
+def _choose(answer: Value, question: str) -> str | None:
+  """Deviation: one of the letters that the question offers, or no answer.
+
+  A number stands for the option that it is the value of.
+  """
+  if not isinstance(answer, str):
+    return choices.nearest(question, answer)
+  match = _LETTER.fullmatch(answer.strip("\"' ").lower())
+  return match[1] if match and match[1] in choices.offered(question) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rules:
+  """How answers of one kind are read and compared in one mode.
+
+  Attributes:
+    gold: problem -> the right value.
+    read: by reasoning: completion, or a program's result -> what it answers.
+    same: (value, right value) -> whether the answer is right.
+    choose: (what is answered, question) -> the value, where they differ.
+  """
+
+  gold: Callable[[problem_lib.Problem], Value]
+  read: Mapping[str, Callable[[Any], Value | None]]
+  same: Callable[[Any, Any], bool]
+  choose: Callable[[Value, str], Value | None] | None = None
+
+
+_RULES = {
+  ("number", "official"): _Rules(
+    gold,
+    {"nl": _official_number, "python": _official_program_number},
+    _official_close,
+  ),
+  ("number", "strict"): _Rules(
+    gold,
+    {"nl": _strict_number, "python": programs.number},
+    quantities.close,
+  ),
+  ("letter", "official"): _Rules(
+    _official_gold_letter,
+    {"nl": _official_letter, "python": _official_program_letter},
+    operator.eq,
+  ),
+  ("letter", "strict"): _Rules(
+    gold,
+    {"nl": _strict_letter, "python": _strict_program_letter},
+    operator.eq,
+    _choose,
+  ),
 }
+
+
+def _computed(completion: str) -> float | None:
+  return quantities.computed(_split(completion)[0])
+
+
+# By reasoning: the number that an answer to multiple choice came from.
+_REACHED = {"nl": _computed, "python": programs.number}

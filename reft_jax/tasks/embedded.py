@@ -11,10 +11,22 @@ It is solved in one equation an event, or by a terse annotator who merges some:
   We get 12 + 5 = 17, then 17 * 2 = 34.
   We get ( 12 + 5 ) * 2 = 34.
 
+or by a program, a line an equation, after a docstring that is the question:
+
+  def solution():
+      result = 12 + 5
+      result = result * 2
+      return result
+
+As multiple choice, the question ends in a line of options as MathQA's do, and
+the answer is a letter:
+
+  a ) 17 , b ) 34 , c ) 35 , d ) 24 , e ) 19
+
 `problems` makes the annotated questions. `corpus` makes the documents that
 stand in for the web in a base model's pretraining: every granularity, many
-mistakes, seldom the target's answer phrase. Every quantity is a whole number
-from 0 to 99, always behind a space, so it is a single token of `tokenizer`.
+mistakes, seldom the target's ending. Every quantity is a whole number from 0
+to 99, always behind a space, so it is a single token of `tokenizer`.
 Everything is a function of its seed, the same in every process.
 """
 
@@ -32,6 +44,8 @@ if TYPE_CHECKING:
   import transformers
 
 NAME = "embedded"
+CHOICE = "embedded-choice"
+TASKS = (NAME, CHOICE)
 
 # An event is a sign and a number: ("+", 5) or ("*", 2).
 Event = tuple[str, int]
@@ -43,6 +57,9 @@ _LARGEST_STEP = 12
 _DRILL_EVENTS = 9  # As many as fill a document.
 _DISTRACTED = 0.4  # The share of questions with a sentence beside the point.
 _TRIES = 10_000  # Draws in a row, after which a new problem is given up on.
+_LETTERS = "abcde"
+_RETURN = "\n    return result"
+_PRINT = "\n    print ( result )"
 
 _HER = ("Anna", "Emma", "Lucy", "Mia")
 _HIM = ("Ben", "Carl", "Paul", "Tom")
@@ -67,22 +84,43 @@ class _Story:
     return self.start, self.events
 
 
+@dataclasses.dataclass(frozen=True)
+class _Solution:
+  """A start, the events of each equation and what each comes to."""
+
+  start: int
+  groups: Sequence[Sequence[Event]]
+  results: Sequence[int]
+
+  @property
+  def value(self) -> int:
+    return self.results[-1]
+
+
 def problems(
   count: int,
   seed: int,
   *,
   merge: float = 0.0,
+  reasoning: str = "nl",
+  choice: bool = False,
   min_events: int = 3,
   max_events: int = 4,
   exclude: Collection[Signature] = frozenset(),
 ) -> list[problem_lib.Problem]:
   """Annotated problems with distinct signatures, none of them in `exclude`.
 
+  The same seed tells the same stories, with the same equations, whatever the
+  reasoning and whether or not there are options: without options they are the
+  numeric conversion of those with.
+
   Args:
     count: how many.
     seed: the same seed gives the same problems.
     merge: the chance that the annotator writes an event into the equation of
       the event before it; 0 is one equation an event, 1 a single equation.
+    reasoning: the rationales are sentences ("nl") or programs ("python").
+    choice: whether questions offer options; the answer is then a letter.
     min_events: the fewest events of a question.
     max_events: the most.
     exclude: `signatures` of problems that must not appear again.
@@ -91,20 +129,29 @@ def problems(
     UserError: numbers out of range, or not enough different problems exist.
   """
   _check(merge=merge)
+  prompts.check_reasoning(reasoning)
+  task = CHOICE if choice else NAME
   rng = random.Random(f"{NAME} problems {seed}")
+  options_rng = random.Random(f"{NAME} options {seed}")
   taken = set(exclude)
   made = []
   for story in _stories(rng, count, min_events, max_events, taken):
     taken.add(story.signature)
     groups = _grouped(rng, story.events, merge)
-    rationale, answer = _solution(story.start, groups)
+    solution = _solution(story.start, groups)
+    options = _options(options_rng, story, solution) if choice else ()
+    question = story.question + _listed(options)
+    if reasoning == "python":
+      rationale = f"{_header(question)}{_program(solution)}{_RETURN}"
+    else:
+      rationale = _sentence(solution)
     made.append(
       problem_lib.Problem(
-        uid=f"{NAME}_{len(made)}",
-        task=NAME,
-        question=story.question,
+        uid=f"{task}_{len(made)}",
+        task=task,
+        question=question,
         rationale=rationale,
-        answer=str(answer),
+        answer=_answer(solution, options),
       )
     )
   return made
@@ -117,6 +164,8 @@ def corpus(
   noise: float = 0.4,
   answer_phrase: float = 0.15,
   drills: float = 0.5,
+  choices: float = 0.0,
+  programs: float = 0.0,
   min_events: int = 3,
   max_events: int = 4,
   exclude: Collection[Signature] = frozenset(),
@@ -126,16 +175,21 @@ def corpus(
   A document's solution joins its steps with a chance of its own, from one
   equation an event to one for everything. Some documents are drills: a long
   row of equations about nothing, which is where most arithmetic is learnt.
+  Options always hold the value that the document's solution comes to, right or
+  not, and the document names the letter of that value.
 
   Args:
     count: how many; they may repeat each other.
     seed: the same seed gives the same documents.
     noise: the share of solutions that hold a mistake: a wrong result, a wrong
       step or a missed one.
-    answer_phrase: the share of the documents with a question that end in the
-      target's answer phrase. Half of the others end after the last equation,
-      half in a phrase of their own; drills have no ending.
+    answer_phrase: the share of the documents with a question that end as the
+      target does: in the answer phrase, or a program in its return. Half of the
+      others end after the last equation, half in a way of their own; drills
+      have no ending.
     drills: the share of documents that are equations without a question.
+    choices: the share of the documents with a question that offer options.
+    programs: the share of the documents with a question that hold a program.
     min_events: the fewest events of a question.
     max_events: the most.
     exclude: `signatures` of problems that must not appear (the test set's).
@@ -143,28 +197,46 @@ def corpus(
   Raises:
     UserError: as for `problems`.
   """
-  _check(noise=noise, answer_phrase=answer_phrase, drills=drills)
+  _check(
+    noise=noise,
+    answer_phrase=answer_phrase,
+    drills=drills,
+    choices=choices,
+    programs=programs,
+  )
   rng = random.Random(f"{NAME} corpus {seed}")
+  # Apart: what is drawn from it leaves the other documents as they are.
+  kinds_rng = random.Random(f"{NAME} kinds {seed}")
   documents = []
   for asked in _stories(rng, count, min_events, max_events, exclude):
     drill = rng.random() < drills
+    choice = kinds_rng.random() < choices
+    program = not drill and kinds_rng.random() < programs
     story = _story(rng, _DRILL_EVENTS) if drill else asked
     merge = rng.choice((0.0, 0.25, 0.5, 0.75, 1.0))
     groups = _grouped(rng, story.events, merge)
     solution = None
     if rng.random() < noise:
-      solution = _mistaken_solution(rng, story.start, groups)
-    rationale, answer = solution or _solution(story.start, groups)
+      solution = _mistaken_solution(rng, story.start, groups, slips=not program)
+    solution = solution or _solution(story.start, groups)
     if drill:
-      documents.append(rationale)
+      documents.append(_lookups(kinds_rng) if choice else _sentence(solution))
       continue
-    if rng.random() < answer_phrase:
-      ending = f"{prompts.ANSWER_TRIGGER}{answer}"
+    options = _options(kinds_rng, story, solution) if choice else ()
+    question = story.question + _listed(options)
+    if program:
+      reasoning = f"{_header(question)}{_program(solution)}"
+      as_target, own = _RETURN, _PRINT
     else:
-      ending = rng.choice(("", f" That makes {answer}."))
+      reasoning = _sentence(solution)
+      as_target = f"{prompts.ANSWER_TRIGGER}{_answer(solution, options)}"
+      own = f" {_conclusion(solution, options)}"
+    if rng.random() < answer_phrase:
+      ending = as_target
+    else:
+      ending = rng.choice(("", own))
     documents.append(
-      f"{prompts.INSTRUCTION}{story.question}{prompts.COT_TRIGGER}"
-      f"{rationale}{ending}"
+      f"{prompts.INSTRUCTION}{question}{prompts.COT_TRIGGER}{reasoning}{ending}"
     )
   return documents
 
@@ -305,8 +377,8 @@ def _solution(
   groups: Sequence[Sequence[Event]],
   slip_at: int = -1,
   slip: int = 0,
-) -> tuple[str, int] | None:
-  """A rationale and its answer; None if a value leaves 0..99 on the way.
+) -> _Solution | None:
+  """A solution; None if a value leaves 0..99 on the way.
 
   Args:
     start: how many things there are at first.
@@ -315,35 +387,35 @@ def _solution(
     slip: by how much it is off; the next equation goes on from there.
   """
   value = start
-  equations = []
+  results = []
   for index, group in enumerate(groups):
-    expression = str(value)
-    loose = False  # Whether `*` or `/` would bind tighter than what is written.
-    for sign, number in group:
-      if loose and sign in "*/":
-        expression = f"( {expression} )"
-      loose = sign in "+-"
-      expression = f"{expression} {sign} {number}"
-      value = _apply(value, (sign, number))
+    for event in group:
+      value = _apply(value, event)
       if value is None:
         return None
     if index == slip_at:
       value += slip
       if not 0 <= value <= _LARGEST:
         return None
-    equations.append(f"{expression} = {value}")
-  return f"We get {', then '.join(equations)}.", value
+    results.append(value)
+  return _Solution(start, groups, results)
 
 
 def _mistaken_solution(
-  rng: random.Random, start: int, groups: Sequence[Sequence[Event]]
-) -> tuple[str, int] | None:
+  rng: random.Random,
+  start: int,
+  groups: Sequence[Sequence[Event]],
+  *,
+  slips: bool = True,
+) -> _Solution | None:
   """A solution with a wrong result, a wrong step or a missed step.
 
-  None if the mistakes that were tried lead out of 0..99 (rare).
+  None if the mistakes that were tried lead out of 0..99 (rare). Without `slips`
+  every result is that of its equation, as in a program, which works them out.
   """
+  mistakes = ("result", "step", "missed") if slips else ("step", "missed")
   for _ in range(8):
-    mistake = rng.choice(("result", "step", "missed"))
+    mistake = rng.choice(mistakes)
     if mistake == "result":
       slip = rng.choice((-10, -3, -2, -1, 1, 2, 3, 10))
       solution = _solution(start, groups, rng.randrange(len(groups)), slip)
@@ -364,6 +436,94 @@ def _mistaken_solution(
   return None
 
 
+def _sentence(solution: _Solution) -> str:
+  """The solution as a person writes it."""
+  before = (solution.start, *solution.results[:-1])
+  steps = zip(before, solution.groups, solution.results, strict=True)
+  equations = [
+    f"{_expression(str(value), group)} = {result}"
+    for value, group, result in steps
+  ]
+  return f"We get {', then '.join(equations)}."
+
+
+def _header(question: str) -> str:
+  """How a program begins."""
+  return f'def solution():\n    """{question}"""\n'
+
+
+def _program(solution: _Solution) -> str:
+  """The program's lines after its header, before it returns anything."""
+  first, *others = solution.groups
+  expressions = (
+    _expression(str(solution.start), first),
+    *(_expression("result", group) for group in others),
+  )
+  return "\n".join(f"    result = {each}" for each in expressions)
+
+
+def _expression(operand: str, events: Sequence[Event]) -> str:
+  """The events, one after the other, applied to an operand."""
+  expression = operand
+  loose = False  # Whether `*` or `/` would bind tighter than what is written.
+  for sign, number in events:
+    if loose and sign in "*/":
+      expression = f"( {expression} )"
+    loose = sign in "+-"
+    expression = f"{expression} {sign} {number}"
+  return expression
+
+
+def _options(
+  rng: random.Random, story: _Story, solution: _Solution
+) -> list[int]:
+  """Values to choose from, all different, in random order.
+
+  Among them are the right one and the solution's, right or not; the others are
+  what mistakes lead to.
+  """
+  groups = [[event] for event in story.events]
+  right = _solution(story.start, groups)
+  options = list(dict.fromkeys((right.value, solution.value)))
+  while len(options) < len(_LETTERS):
+    wrong = _mistaken_solution(rng, story.start, groups)
+    if wrong and wrong.value not in options:
+      options.append(wrong.value)
+  rng.shuffle(options)
+  return options
+
+
+def _listed(options: Sequence[int]) -> str:
+  """The options as a question's last line; nothing if there are none."""
+  listed = zip(_LETTERS, options, strict=False)
+  line = " , ".join(f"{letter} ) {value}" for letter, value in listed)
+  return f"\n{line}" if line else ""
+
+
+def _answer(solution: _Solution, options: Sequence[int]) -> str:
+  """The letter of the solution's value, without options the value."""
+  if options:
+    return _LETTERS[options.index(solution.value)]
+  return str(solution.value)
+
+
+def _lookups(rng: random.Random) -> str:
+  """A drill in finding the letters of values."""
+  options = rng.sample(range(_LARGEST + 1), len(_LETTERS))
+  places = rng.choices(range(len(options)), k=_DRILL_EVENTS)
+  sentences = (
+    f" That makes {options[place]}, so {_LETTERS[place]}." for place in places
+  )
+  return _listed(options) + "".join(sentences)
+
+
+def _conclusion(solution: _Solution, options: Sequence[int]) -> str:
+  """What a document ends in that has no answer phrase."""
+  if options:
+    return f"That makes {solution.value}, so {_answer(solution, options)}."
+  return f"That makes {solution.value}."
+
+
 # Tokens keep their leading space, so that decoding only joins them.
 _PHRASES = (
   prompts.INSTRUCTION,
@@ -373,12 +533,24 @@ _PHRASES = (
   ", then",
   " That makes",
 )
+_CHOICE_PHRASES = (
+  f"\n{_LETTERS[0]} )",
+  *(f" , {letter} )" for letter in _LETTERS[1:]),
+  ", so",
+)
+_PROGRAM_PHRASES = (
+  *("def solution():", '    """', '"""'),
+  *("    result", "    return", "    print"),
+)
 _SPECIAL = ("<pad>", "<eos>", "<unk>")
 
 
-def tokenizer() -> "transformers.PreTrainedTokenizerFast":
+def tokenizer(
+  *, choices: bool = False, programs: bool = False
+) -> "transformers.PreTrainedTokenizerFast":
   """A word tokenizer with a token for every word and number of the task.
 
+  What options and programs need comes after all else, if they are asked for.
   It can be saved and opened by AutoTokenizer; `<pad>`, `<eos>` and `<unk>` are
   three different tokens.
   """
@@ -398,7 +570,14 @@ def tokenizer() -> "transformers.PreTrainedTokenizerFast":
     *(*_SPECIAL, *_PHRASES, ".", "?", *names),
     *(f" {word}" for word in words),
   )
-  pattern = "|".join([*map(re.escape, _PHRASES), r" ?\w+", r" ?[^\w\s]", r"\s"])
+  phrases = _PHRASES
+  if choices:
+    phrases += _CHOICE_PHRASES
+    vocabulary += (*_CHOICE_PHRASES, *(f" {letter}" for letter in _LETTERS))
+  if programs:
+    phrases += _PROGRAM_PHRASES
+    vocabulary += (*_PROGRAM_PHRASES, " result", "\n")
+  pattern = "|".join([*map(re.escape, phrases), r" ?\w+", r" ?[^\w\s]", r"\s"])
   core = tokenizers.Tokenizer(
     models.WordLevel(
       {token: index for index, token in enumerate(vocabulary)},

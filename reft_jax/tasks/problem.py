@@ -10,8 +10,9 @@ class Problem:
   Attributes:
     uid: unique within its data set, such as `gsm8k_12`.
     task: says how its answers are read; a key of `answers.TASKS`.
-    question: as published; prompts strip it.
-    rationale: the annotated chain of thought, None for test questions.
+    question: as published; prompts strip it. Options stand on its last line.
+    rationale: the annotated chain of thought, in words or a whole program;
+      None for test questions.
     answer: as published, such as `"203.0"` or `"c"`.
   """
 

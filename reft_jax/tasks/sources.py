@@ -1,31 +1,56 @@
 """Problems from files and from the Hugging Face hub.
 
-Three layouts are known by their fields:
+Four layouts are known by their fields:
 
   ReFT (the released code's):  item_id, question, answer_cot (optional),
     answer_value
   GSM8K as published:  question, answer (`... <<48/2=24>>24 ... #### 72`)
   SVAMP on the hub:  Body, Question, Answer (no chain of thought)
+  MathQA as published:  Problem, Rationale (optional), options, correct
+
+Multiple choice becomes MathQA-numeric when task="mathqa-numeric" is asked for:
+the question without its options, answered by the value of the right one.
 """
 
+import ast
 import dataclasses
 import json
 import random
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reft_jax import config, errors
-from reft_jax.tasks import answers
+from reft_jax.tasks import answers, choices
 from reft_jax.tasks import problem as problem_lib
 
 HUB = "hub:"
 
 Row = Mapping[str, Any]
 
+# The configuration that is meant where a data set has several.
+_CONFIGURATIONS = {"openai/gsm8k": ("main",)}
+_NUMERIC = "mathqa-numeric"
 
-def load(source: str, task: str | None = None) -> list[problem_lib.Problem]:
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """What a source holds.
+
+  Attributes:
+    problems: in the order of the rows.
+    left_out: rows asked for as MathQA-numeric whose right option is no number.
+  """
+
+  problems: list[problem_lib.Problem]
+  left_out: int = 0
+
+
+def load(
+  source: str, task: str | None = None, *, calculator_marks: bool = False
+) -> Loaded:
   """The problems of a file or of a data set on the hub.
 
   Args:
@@ -34,6 +59,7 @@ def load(source: str, task: str | None = None) -> list[problem_lib.Problem]:
       `hub:openai/gsm8k:main:test`; the split is `train` unless given.
     task: how answers are read (a key of `answers.TASKS`). By default what the
       layout or the rows say: an item_id's text before its first underscore.
+    calculator_marks: keep GSM8K's `<<48/2=24>>`.
 
   Raises:
     UserError: says which source, which row and what was expected of it.
@@ -47,11 +73,18 @@ def load(source: str, task: str | None = None) -> list[problem_lib.Problem]:
   problems = []
   for index, row in enumerate(rows):
     try:
-      problems.append(_problem(row, layout, task, index))
+      problem = _problem(row, layout, task, index, calculator_marks)
     except errors.UserError as error:
       message = f"row {index + 1} of {source}: {error}"
       raise errors.UserError(message) from None
-  return problems
+    if problem is not None:
+      problems.append(problem)
+  if not problems:
+    raise errors.UserError(
+      f"none of the {len(rows)} right options of {source} is a number, so "
+      f"nothing is left for task {_NUMERIC!r}; set data.task=mathqa."
+    )
+  return Loaded(problems, left_out=len(rows) - len(problems))
 
 
 def carve_dev(
@@ -89,11 +122,13 @@ class _Layout:
       number.
     task: the task of every row, None if the rows say it.
     read: row -> (question, rationale, answer).
+    marked: whether rationales hold calculator marks.
   """
 
   fields: tuple[str, ...]
   task: str | None
   read: Callable[[Row], tuple[str, str, str]]
+  marked: bool = False
 
 
 def _read_reft(row: Row) -> tuple[str, str, str]:
@@ -105,11 +140,7 @@ def _read_gsm8k(row: Row) -> tuple[str, str, str]:
   rationale, _, answer = str(row["answer"]).rpartition("####")
   # Without commas: the official rules cannot read them in a completion, and
   # what is taught must be readable.
-  return (
-    row["question"],
-    re.sub("<<.*?>>", "", rationale),
-    answer.replace(",", ""),
-  )
+  return row["question"], rationale, answer.replace(",", "")
 
 
 def _read_svamp(row: Row) -> tuple[str, str, str]:
@@ -117,10 +148,36 @@ def _read_svamp(row: Row) -> tuple[str, str, str]:
   return question, "", str(row["Answer"])
 
 
+def _read_mathqa(row: Row) -> tuple[str, str, str]:
+  question = f"{row['Problem'].strip()}\n{_labelled(row['options'])}"
+  rationale = str(row.get("Rationale") or "").strip()
+  if re.fullmatch('".*"', rationale, re.DOTALL):  # Most are quoted twice.
+    rationale = rationale[1:-1]
+  return question, rationale, str(row["correct"])
+
+
+def _labelled(options: str) -> str:
+  """MathQA's options on one line, with letters if they are a list without."""
+  options = " ".join(options.split())
+  if choices.parse(options):
+    return options
+  try:
+    texts = ast.literal_eval(options)
+  except (SyntaxError, ValueError):
+    return options
+  if not isinstance(texts, list | tuple):
+    return options
+  return " , ".join(
+    f"{letter} ) {str(text).strip()}"
+    for letter, text in zip(string.ascii_lowercase, texts, strict=False)
+  )
+
+
 _LAYOUTS = (
   _Layout(("question", "answer_value"), None, _read_reft),
-  _Layout(("question", "answer"), "gsm8k", _read_gsm8k),
+  _Layout(("question", "answer"), "gsm8k", _read_gsm8k, marked=True),
   _Layout(("Body", "Question", "Answer"), "svamp", _read_svamp),
+  _Layout(("Problem", "options", "correct"), "mathqa", _read_mathqa),
 )
 
 
@@ -137,8 +194,13 @@ def _layout(row: Row, source: str) -> _Layout:
 
 
 def _problem(
-  row: Row, layout: _Layout, task: str | None, index: int
-) -> problem_lib.Problem:
+  row: Row,
+  layout: _Layout,
+  task: str | None,
+  index: int,
+  calculator_marks: bool,
+) -> problem_lib.Problem | None:
+  """A row as a problem; None if its right option is no number, but must be."""
   found = row if isinstance(row, Mapping) else {}
   for field in layout.fields:
     wanted = str | int | float if field == layout.fields[-1] else str
@@ -155,6 +217,8 @@ def _problem(
     raise errors.UserError(
       "the question is blank; give it words or take the row out."
     )
+  if layout.marked and not calculator_marks:
+    rationale = re.sub("<<.*?>>", "", rationale)
   problem = problem_lib.Problem(
     uid=str(item_id or f"{task}_{index}"),
     task=task,
@@ -163,8 +227,29 @@ def _problem(
     rationale=rationale.strip() or None,
     answer=answer.strip(),
   )
+  if task == _NUMERIC and re.fullmatch("[a-zA-Z]", problem.answer):
+    return _numeric(problem)
   answers.gold(problem)  # Raises if the task or the answer is not understood.
   return problem
+
+
+def _numeric(problem: problem_lib.Problem) -> problem_lib.Problem | None:
+  """Multiple choice as MathQA-numeric; None if the right option is no number.
+
+  The options are taken from the question and the answer is what
+  `quantities.measured` reads in the right one: units, currencies and percent
+  signs are dropped, fractions worked out. Deviation: the published file drops
+  minus signs and cuts `$ 3,375` to 3.
+  """
+  options = choices.options(problem.question)
+  right = options.get(problem.answer.lower())
+  if right is None or right.value is None:
+    return None
+  return dataclasses.replace(
+    problem,
+    question=choices.without_options(problem.question),
+    answer=str(right.value),
+  )
 
 
 def _read_file(source: str) -> list[Row]:
@@ -203,6 +288,7 @@ def _read_hub(source: str) -> list[Row]:
       "hub:openai/gsm8k:main:test."
     )
   *configuration, split = rest or ["train"]
+  configuration = configuration or _CONFIGURATIONS.get(name, ())
   import datasets
 
   try:

@@ -1,0 +1,1 @@
+"""Running the programs that a policy writes, without trusting them."""

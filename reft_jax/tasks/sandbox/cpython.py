@@ -1,0 +1,181 @@
+"""Tier 2, seen from the trainer: CPython in a server process."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import reft_jax
+from reft_jax.tasks.sandbox import results, seccomp, wire
+
+WALL_FACTOR = 5.0
+START_SECONDS = 60.0  # sympy from a cold disk.
+
+# The package in a checkout and an installed one alike.
+_ROOT = pathlib.Path(reft_jax.__file__).resolve().parent.parent
+_START = (
+  "import sys; sys.path.insert(0, sys.argv[1]); "
+  "from reft_jax.tasks.sandbox import server; server.main()"
+)
+
+_STATUS = {
+  "returned": results.Status.RETURNED,
+  "failed": results.Status.FAILED,
+  "timed out": results.Status.TIMED_OUT,
+}
+
+# Returns what it finds that it can do. Each must be refused, which is not the
+# same as failing; to start a thread is the one that raises something else.
+_PROOF = """
+import os, socket, threading
+def solution():
+  attempts = {
+    "open": lambda: open("/dev/null"),
+    "unlink": lambda: os.unlink("/nowhere"),
+    "fork": os.fork,
+    "exec": lambda: os.execv("/nowhere", ["nowhere"]),
+    "socket": socket.socket,
+    "kill": lambda: os.kill(os.getpid(), 0),
+    "pipe": os.pipe,
+    "threads": threading.Thread(target=int).start,
+  }
+  refusals = {"threads": RuntimeError}
+  possible = []
+  for name, attempt in attempts.items():
+    try:
+      attempt()
+    except refusals.get(name, PermissionError):
+      continue
+    except Exception:
+      pass
+    possible.append(name)
+  return " ".join(possible)
+"""
+
+
+class Server:
+  """Runs programs in the server's children, from any number of threads.
+
+  Each thread at work has a handler of its own at the other end of a socket.
+  """
+
+  def __init__(self, *, cpu_seconds: float, memory_mb: int, confined: bool):
+    """Starts the server and proves that its programs are confined.
+
+    Raises:
+      OSError: if it does not start, or they are not.
+    """
+    if confined and not seccomp.supported():
+      raise OSError("no filter of system calls is known for this machine")
+    self._limits = {
+      "cpu_seconds": cpu_seconds,
+      "wall_seconds": WALL_FACTOR * cpu_seconds,
+      "memory_mb": memory_mb,
+      "confined": confined,
+    }
+    self._lock = threading.Lock()
+    self._idle: list[socket.socket] = []
+    self._start()
+    try:
+      self._prove()
+    except OSError:
+      self.close()
+      raise
+
+  def _start(self) -> None:
+    """Starts the process and waits until it's ready. Raises OSError."""
+    self._control, theirs = socket.socketpair()
+    self._control.settimeout(START_SECONDS)
+    with theirs:
+      self._process = subprocess.Popen(
+        [sys.executable, "-P", "-s", "-B", "-c", _START, str(_ROOT)],
+        stdin=theirs,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Nothing but this: sets have one order, so rewards can be had again.
+        env={"PYTHONHASHSEED": "0"},
+        cwd="/",
+        start_new_session=True,
+      )
+    try:
+      wire.send(self._control, self._limits)
+      hello = wire.receive(self._control) or {"error": "it died"}
+    except OSError as error:
+      hello = {"error": str(error)}
+    if hello["error"]:
+      self._end()
+      raise OSError(f"its server did not start ({hello['error']})")
+
+  def _prove(self) -> None:
+    """Raises OSError unless a program runs, and cannot do what it must not."""
+    result = self.run(_PROOF, "one")
+    if result.status is not results.Status.RETURNED:
+      raise OSError(f"a program of its own failed ({result.reason})")
+    if self._limits["confined"] and result.text:
+      raise OSError(f"its programs are not kept from: {result.text}")
+
+  def run(self, program: str, scopes: str) -> results.Result:
+    """Runs one program.
+
+    Raises:
+      OSError: if the child, its handler or the server was lost.
+    """
+    connection = self._connect()
+    try:
+      wire.send(connection, {"program": program, "scopes": scopes})
+      answer = wire.receive(connection)
+      if answer is None:
+        raise ConnectionError("its handler died")
+      if answer["end"] == "lost":
+        raise ConnectionError(answer["reason"])
+    except OSError:
+      connection.close()
+      self._drop_idle()  # They may be no better.
+      raise
+    self._idle.append(connection)
+    return results.Result(
+      status=_STATUS[answer["end"]],
+      tier="cpython",
+      kind=answer.get("kind", "none"),
+      number=answer.get("number"),
+      text=answer.get("text"),
+      reason=answer.get("reason", ""),
+    )
+
+  def _connect(self) -> socket.socket:
+    """An idle connection or a new one, to a new server if need be."""
+    with contextlib.suppress(IndexError):
+      return self._idle.pop()
+    with self._lock:
+      if self._process.poll() is not None:
+        self._end()
+        self._start()
+      ours, theirs = socket.socketpair()
+      with theirs:
+        socket.send_fds(self._control, [b"c"], [theirs.fileno()])
+    # The handler keeps the time; this is for one that is stuck.
+    ours.settimeout(4 * self._limits["wall_seconds"] + 10)
+    return ours
+
+  def _drop_idle(self) -> None:
+    """Closes the connections that wait for a program; their handlers end."""
+    with contextlib.suppress(IndexError):
+      while True:
+        self._idle.pop().close()
+
+  def _end(self) -> None:
+    """Kills the process and all that came of it."""
+    if self._process.poll() is None:
+      os.killpg(self._process.pid, signal.SIGKILL)
+      self._process.wait()
+    self._control.close()
+    self._drop_idle()
+
+  def close(self) -> None:
+    """Ends the server and its children."""
+    with self._lock:
+      self._end()

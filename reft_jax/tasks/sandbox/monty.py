@@ -1,0 +1,237 @@
+"""Tier 1: pydantic-monty, a Python interpreter in Rust that does no I/O.
+
+Programs run in its pool of worker processes, at 0.3 ms each. It limits memory,
+recursion and wall time itself; CPU time is read from here. Clock and random
+numbers are the same in every run, and so is what programs score.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import math
+import os
+import pathlib
+import secrets
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from reft_jax.tasks.sandbox import results
+
+WALL_FACTOR = 5.0
+WATCH_SECONDS = 0.1
+LEASE_SECONDS = 2
+PRINTED_BYTES = 1 << 20
+RECURSION = 1000  # As in CPython.
+OS_POLICY = {
+  "datetime": datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
+  "sleep": "zero",
+  "random_start": {"seed": 0},
+}
+
+# Errors that may be due to what monty lacks rather than to the program.
+DOUBTFUL = (
+  NotImplementedError,
+  ImportError,
+  AttributeError,
+  TypeError,
+  NameError,
+  RecursionError,
+)
+
+# The returned object is read out where it lives, by a function whose name no
+# program can guess, so that only scalars are decoded in this process.
+_READER = """
+import math
+def {name}(value, float=float, str=str, type=type):
+  kinds = {{
+    "int": "int", "float": "float", "Decimal": "exact", "bool": "bool",
+    "str": "text", "NoneType": "none",
+  }}
+  try:
+    number = float(value)
+  except Exception:
+    number = None
+  try:
+    text = str(value)[:200]
+  except Exception:
+    text = None
+  return (kinds.get(type(value).__name__, "other"), number, text)
+"""
+
+
+@dataclasses.dataclass(eq=False)
+class _Run:
+  """A running program: its worker, its end of time, whether that has come."""
+
+  pid: int
+  cpu_deadline: float
+  is_over: bool = False
+
+
+class Pool:
+  """Runs programs in monty's workers, from any number of threads."""
+
+  def __init__(self, *, workers: int, cpu_seconds: float, memory_mb: int):
+    """Starts the pool and runs a first program.
+
+    Raises:
+      ImportError: if pydantic-monty is not installed.
+      OSError: if its workers do not work.
+    """
+    import pydantic_monty
+
+    self._monty = pydantic_monty
+    self._cpu_seconds = cpu_seconds
+    self._limits = {
+      "max_feed_duration_secs": WALL_FACTOR * cpu_seconds,
+      "max_memory": memory_mb << 20,
+      "max_recursion_depth": RECURSION,
+      "max_suspensions": 100,
+    }
+    reader = f"read_{secrets.token_hex(8)}"
+    self._before = _READER.format(name=reader)
+    self._after = f"\n\n{reader}(solution())"
+    self._lock = threading.Lock()
+    self._running: list[_Run] = []
+    self._is_closed = threading.Event()
+    with contextlib.ExitStack() as stack:
+      binary = stack.enter_context(_worker_script())
+      pool = pydantic_monty.Monty(binary_path=binary, max_processes=workers)
+      try:
+        self._pool = stack.enter_context(pool)
+      except RuntimeError as error:
+        raise OSError(str(error)) from error
+      watch = threading.Thread(target=self._watch_cpu, daemon=True)
+      watch.start()
+      stack.callback(watch.join)
+      stack.callback(self._is_closed.set)
+      self.prove()
+      self._stack = stack.pop_all()
+
+  def close(self) -> None:
+    """Ends the workers."""
+    self._stack.close()
+
+  def prove(self) -> None:
+    """Raises OSError unless a program runs."""
+    result, _ = self.run("def solution():\n  return 7")
+    if result.number != 7.0:
+      raise OSError(f"a program of its own failed ({result.reason})")
+
+  def run(self, program: str) -> tuple[results.Result, bool]:
+    """Runs one program; also whether CPython might do better at it.
+
+    Raises:
+      OSError: if its worker died, or none could be started.
+    """
+    code = self._before + program + self._after
+    printed = self._monty.CollectString(max_bytes=PRINTED_BYTES)
+    checkout = self._pool.checkout(limits=self._limits, os_policy=OS_POLICY)
+    run = None
+    try:
+      with checkout as session, self._timed(session.worker_pid) as run:
+        answer = session.feed_run(code, print_callback=printed)
+    except self._monty.MontyCrashedError as error:
+      if error.timed_out or (run and run.is_over):
+        return _out_of_time(), False
+      raise ConnectionError(str(error)) from error
+    except self._monty.MontyError as error:
+      return _judge(error.exception())
+    except RuntimeError as error:  # What the pool raises of itself.
+      raise ConnectionError(str(error)) from error
+    return _read(answer), False
+
+  @contextlib.contextmanager
+  def _timed(self, pid: int) -> Iterator[_Run]:
+    """Has the worker killed if it uses up its CPU time here."""
+    run = _Run(pid, _cpu_time(pid) + self._cpu_seconds)
+    _extend_lease(pid)
+    with self._lock:
+      self._running.append(run)
+    try:
+      yield run
+    finally:
+      with self._lock:
+        self._running.remove(run)
+
+  def _watch_cpu(self) -> None:
+    """Kills workers whose program is out of CPU time, until closed."""
+    while not self._is_closed.wait(WATCH_SECONDS):
+      with self._lock:  # No worker can get on to its next program meanwhile.
+        for run in self._running:
+          if _cpu_time(run.pid) > run.cpu_deadline:
+            run.is_over = True
+            os.kill(run.pid, signal.SIGKILL)
+          else:
+            _extend_lease(run.pid)
+
+
+@contextlib.contextmanager
+def _worker_script() -> Iterator[str]:
+  """An executable file that starts a worker by way of `monty_worker`."""
+  from pydantic_monty import _binary
+
+  launcher = pathlib.Path(__file__).with_name("monty_worker.py")
+  command = [sys.executable, "-I", "-S", str(launcher)]
+  command.append(_binary.find_monty_binary())
+  with tempfile.TemporaryDirectory(prefix="reft_jax_") as folder:
+    script = pathlib.Path(folder) / "monty"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    script.chmod(0o700)
+    yield str(script)
+
+
+def _cpu_time(pid: int) -> float:
+  """CPU seconds of a process: clock_getcpuclockid(3), which Python lacks.
+
+  Only Linux tells; elsewhere, and of a process that has ended, 0. Wall time is
+  then the limit.
+  """
+  if sys.platform != "linux":
+    return 0.0
+  try:
+    return time.clock_gettime((~pid << 3) | 2)
+  except OSError:
+    return 0.0
+
+
+def _extend_lease(pid: int) -> None:
+  """Lets a worker go on for a while, so that it ends if this process does."""
+  if sys.platform == "linux":
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = math.ceil(_cpu_time(pid)) + LEASE_SECONDS
+    with contextlib.suppress(OSError, ValueError):
+      resource.prlimit(pid, resource.RLIMIT_CPU, (soft, hard))
+
+
+def _read(answer: Any) -> results.Result:
+  """The reader's three scalars; a program that avoids it returns nothing."""
+  match answer:
+    case (str(kind), float() | None as number, str() | None as text):
+      return results.Result(
+        results.Status.RETURNED, "monty", kind, number, text
+      )
+  return results.Result(results.Status.FAILED, "monty", reason="SyntaxError")
+
+
+def _judge(error: BaseException) -> tuple[results.Result, bool]:
+  """The result of an exception, and whether monty rather than it may be why."""
+  if isinstance(error, TimeoutError) and "limit exceeded" in str(error):
+    return _out_of_time(), False
+  status = results.Status.FAILED
+  if isinstance(error, NotImplementedError | ImportError):
+    status = results.Status.UNSUPPORTED
+  result = results.Result(status, "monty", reason=type(error).__name__)
+  return result, isinstance(error, DOUBTFUL)
+
+
+def _out_of_time() -> results.Result:
+  return results.Result(results.Status.TIMED_OUT, "monty", reason="out of time")
