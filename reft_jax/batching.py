@@ -39,11 +39,14 @@ class Encoded:
     long_prompts: problems left out because their prompts are too long.
     long_targets: examples left without a target because it is too long; they
       can still be answered.
+    not_asked: problems left out because they do not fit the task, such as
+      options without numbers where the answer is to be a number.
   """
 
   examples: list[Example]
   long_prompts: int
   long_targets: int
+  not_asked: int = 0
 
 
 def encode(

@@ -74,7 +74,7 @@ class DataConfig:
     None, "held-out problems, as for train (embedded brings its own)"
   )
   task: str | None = _setting(
-    None, "gsm8k, svamp, mathqa ...; null: read from the problems' ids"
+    None, "gsm8k, mathqa-numeric ...; null: read from the problems' ids"
   )
   dev_size: int = _setting(
     200, "training problems set aside to choose models on", _NOT_NEGATIVE
@@ -85,11 +85,14 @@ class DataConfig:
   test_limit: int | None = _setting(
     None, "keep this many test problems", _POSITIVE
   )
-  reasoning: Literal["nl"] = _setting(
-    "nl", "kind of chain of thought: nl, natural language"
+  reasoning: Literal["nl", "python"] = _setting(
+    "nl", "chains of thought: nl, natural language, or python, programs"
   )
   answers: Literal["strict", "official"] = _setting(
     "strict", "answer matching; official repeats the released code's rules"
+  )
+  calculator_marks: bool = _setting(
+    False, "keep the <<48/2=24>> of GSM8K's own files"
   )
   add_bos: bool = _setting(
     False, "start prompts with the beginning-of-sequence token"
@@ -122,6 +125,12 @@ class EmbeddedConfig:
   )
   drills: float = _setting(
     0.5, "share of documents that are equations without a question", _SHARE
+  )
+  choices: float = _setting(
+    0.0, "share of documents with a question that offer options", _SHARE
+  )
+  programs: float = _setting(
+    0.0, "share of documents with a question solved by a program", _SHARE
   )
   min_events: int = _setting(3, "fewest events in a question", _POSITIVE)
   max_events: int = _setting(4, "most events in a question", _POSITIVE)
@@ -260,10 +269,35 @@ class ReftConfig:
   partial_reward: float = _setting(
     0.1, "reward of a wrong answer, where a right one earns 1", _SHARE
   )
+  choice_reward: Literal["letter", "value"] = _setting(
+    "letter",
+    "multiple choice: value pays a letter only if the reasoning reaches it",
+  )
+  unsupported_limit: float = _setting(
+    0.2, "warn when more right letters come from another value", _SHARE
+  )
   evaluate_every: int = _setting(100, "steps between evaluations", _POSITIVE)
   optimizer: OptimizerConfig = OptimizerConfig(
     learning_rate=3e-7, schedule="constant", warmup_fraction=0.0
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramsConfig:
+  """How the programs of data.reasoning=python are run."""
+
+  isolation: Literal["strict", "monty", "unsafe"] = _setting(
+    "strict",
+    "monty: a small interpreter; strict: CPython under seccomp behind it;"
+    " unsafe: CPython without seccomp behind it",
+  )
+  workers: int | None = _setting(
+    None, "programs run at once; null: one a CPU core", _POSITIVE
+  )
+  cpu_seconds: float = _setting(
+    1.0, "CPU time of a program (the released code: 10 of the clock)", _POSITIVE
+  )
+  memory_mb: int = _setting(64, "memory of a program", _POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,6 +354,7 @@ class Config:
   warmup: SupervisedConfig = SupervisedConfig(epochs=2)
   sft: SupervisedConfig = SupervisedConfig()
   reft: ReftConfig = ReftConfig()
+  programs: ProgramsConfig = ProgramsConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   logging: LoggingConfig = LoggingConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
@@ -692,6 +727,16 @@ def _misfits(config: Config) -> Iterator[str]:
         f"model.path={config.model.path}: the base stage would train another"
         " model; set stages=[warmup, sft, reft] or model.path=null"
       )
+    for setting, share, wanted in (
+      ("programs", embedded.programs, data.reasoning == "python"),
+      ("choices", embedded.choices, data.task == "embedded-choice"),
+    ):
+      if wanted and not share:
+        yield (
+          f"embedded.{setting}=0: the base model would never have seen"
+          f" {setting}; set a share, or --config embedded_"
+          f"{'python' if setting == 'programs' else 'choice'}"
+        )
   elif not config.model.path:
     yield "model.path=null needs the base stage, or set a model folder"
   if data.test == "embedded":

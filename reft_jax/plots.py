@@ -21,6 +21,8 @@ _PANELS = (
   ("reward/mean", "Mean reward of a rollout"),
   ("kl", "KL from the starting model, nats a response"),
   ("response/length", "Tokens in a response"),
+  ("verdict/none", "Rollouts without an answer"),
+  ("choice/unsupported", "Right letters that come from another value"),
 )
 
 

@@ -2,23 +2,40 @@
 
 Prefill runs once over the right-padded prompts. Then a jitted loop decodes a
 chunk of tokens at a time into a donated cache and stops early when all rows
-are done; the host looks at that flag one chunk late, so the device never
-waits for it. Layers are unrolled, keys and values lie head-major in a prompt
-part and a response part with one shared write column.
+are done. The host looks at what a chunk made one chunk late, so the device
+never waits for it: whether all rows are done, and which are, so that their
+answers can be graded while the others go on. Layers are unrolled, keys and
+values lie head-major in a prompt part and a response part with one shared
+write column.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from reft_jax import types
 from reft_jax.models import cache as cache_lib
 from reft_jax.models import networks as networks_lib
 from reft_jax.models import partition
 from reft_jax.ops import sampling
+
+
+@chex.dataclass(frozen=True)
+class Progress:
+  """What has been sampled up to now, for the host: no cache, no log-probs."""
+
+  response_BT: chex.Array
+  lengths_B: chex.Array
+  ended_B: chex.Array
+
+
+# Takes the rows that have ended since it was last called.
+OnEnded = Callable[[np.ndarray, Progress], None]
 
 
 @chex.dataclass(frozen=True)
@@ -84,17 +101,32 @@ class Sampler:
     )
 
   def __call__(
-    self, published: Any, prompts: types.Prompts, key: jax.Array
+    self,
+    published: Any,
+    prompts: types.Prompts,
+    key: jax.Array,
+    on_ended: OnEnded | None = None,
   ) -> types.Rollout:
-    """Samples from published parameters; `key` is this step's."""
+    """Samples from published parameters; `key` is this step's.
+
+    `on_ended` is told of rows that have ended while others go on. It is not
+    told of those that end, or are cut at the length limit, at the very last.
+    """
     state = self._prefill(published, prompts, key)
-    done_before = None
+    # Filler rows end before they start, which is no news.
+    told_B = ~np.repeat(jax.device_get(prompts.real_B), self.samples)
+    before = None
     for start in range(0, self._response_tokens, self._chunk):
       upto = min(start + self._chunk, self._response_tokens)
-      state, done = self._decode(published, state, upto)
-      if done_before is not None and bool(done_before):
-        break
-      done_before = done
+      state, now = self._decode(published, state, upto)
+      if before is not None:
+        ended_B = jax.device_get(before.ended_B)
+        if on_ended is not None and np.any(ended_B & ~told_B):
+          on_ended(np.flatnonzero(ended_B & ~told_B), before)
+        told_B = ended_B
+        if ended_B.all():
+          break
+      before = now
     repeat = functools.partial(jnp.repeat, repeats=self.samples, axis=0)
     return types.Rollout(
       prompt_BP=repeat(jnp.asarray(prompts.tokens_BP)),
@@ -173,4 +205,10 @@ def _decode_chunk(published, state, upto, *, networks, eos_ids, temperature):
     )
 
   state = jax.lax.while_loop(unfinished, one_token, state)
-  return jax.tree.map(partition.pin, state), jnp.all(state.ended_B)
+  state = jax.tree.map(partition.pin, state)
+  progress = Progress(
+    response_BT=state.response_BT,
+    lengths_B=state.lengths_B,
+    ended_B=state.ended_B,
+  )
+  return state, progress

@@ -24,7 +24,9 @@ import rich.text
 _HEADLINES = {
   "loss": "loss",
   "reward/mean": "reward",
-  "accuracy": "correct",
+  "verdict/correct": "correct",
+  "verdict/none": "none",
+  "choice/unsupported": "unsupported",
   "kl": "kl",
   "response/length": "tokens",
   "clip_fraction": "clipped",

@@ -1,19 +1,21 @@
 """`python -m reft_jax.train`: from questions to a learning curve.
 
 Without arguments it runs the embedded experiment, which needs no download.
-Exit codes: 0 done, 2 bad input, 4 diverged, 75 stopped by SIGTERM with
-everything saved (the same command goes on), 130 interrupted.
+Exit codes: 0 done, 2 bad input, 3 programs can no longer be run, 4 diverged,
+75 stopped by SIGTERM with everything saved (the same command goes on), 130
+interrupted.
 """
 
 import contextlib
 import datetime
 import json
 import logging
+import operator
 import os
 import pathlib
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 
 import jax
@@ -22,15 +24,36 @@ from reft_jax import batching, devices, metrics, plots, terminal
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
-from reft_jax.methods import loop, pipeline, pretrain
+from reft_jax.methods import answering, gold, loop, pipeline, pretrain
 from reft_jax.methods import run as run_lib
 from reft_jax.models import networks, pretrained
-from reft_jax.tasks import embedded
+from reft_jax.tasks import choices, embedded, grading
+from reft_jax.tasks.sandbox import executor as executor_lib
 
-_TABLE = ("stage", "test", "majority", "dev", "best step", "seconds")
+
+def _share(metric: str) -> Callable[[pipeline.Result], float | None]:
+  return lambda result: result.shares.get(metric)
+
+
+# The closing table, a row a stage: what a column is called and holds.
+_COLUMNS = {
+  "test": operator.attrgetter("test_accuracy"),
+  "wrong": _share("verdict/wrong"),
+  "none": _share("verdict/none"),
+  "partial": _share("reward/partial"),
+  "unsupported": _share(answering.UNSUPPORTED),
+  "majority": operator.attrgetter("majority_accuracy"),
+  "dev": operator.attrgetter("dev_accuracy"),
+  "best step": operator.attrgetter("best_step"),
+  "seconds": operator.attrgetter("seconds"),
+}
 _SOLUTIONS_SHOWN = 3
+_FAILURES_SHOWN = 5
 # What may differ when a run is taken up again: not what is learnt.
-_MAY_CHANGE = ("resume", "output", "logging.", "checkpoint.", "mesh.", "stages")
+_MAY_CHANGE = (
+  *("resume", "output", "logging.", "checkpoint.", "mesh.", "stages"),
+  "programs.workers",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,6 +73,12 @@ def main(argv: Sequence[str]) -> int:
   except (UserError, pretrained.UnsupportedModelError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except executor_lib.LostWorkerError as error:
+    print(
+      f"error: {error}; the same command goes on from the last save.",
+      file=sys.stderr,
+    )
+    return 3
   except loop.DivergedError as error:
     print(f"error: {error}", file=sys.stderr)
     return 4
@@ -66,54 +95,107 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
   """Runs all stages of a config and shows what came out."""
   logging.getLogger("absl").setLevel(logging.WARNING)
   _use_compilation_cache()
-  mesh = devices.make_mesh(
-    data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
-  )
-  check_batches(config, mesh)
-  tokenizer, network = open_model(config)
-  check_lengths(config, network)
-  splits = run_lib.encoded(config, tokenizer)
-  check_rationales(config, splits["train"])
-  # Last, as it may take minutes; None where the base stage trains one.
-  path = config.model.path
-  policy = path and pretrained.load(config_lib.expanded(path))[1]
+  with contextlib.ExitStack() as exits:
+    # First: its processes are started before jax has threads and devices.
+    grader = open_grader(config, exits)
+    mesh = devices.make_mesh(
+      data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+    )
+    check_batches(config, mesh)
+    tokenizer, network = open_model(config)
+    check_lengths(config, network)
+    splits = run_lib.encoded(config, tokenizer)
+    check_rationales(config, splits["train"])
+    failures = gold.check(grader, tokenizer, splits)
+    # Last, as it may take minutes; None where the base stage trains one.
+    path = config.model.path
+    policy = path and pretrained.load(config_lib.expanded(path))[1]
 
-  directory = config_lib.run_directory(config)
-  claim(
-    directory,
-    config,
-    {
-      "tokenizer": tokenizer.fingerprint,
-      "problems": batching.fingerprint(splits),
-    },
-  )
-  screen.line(f"{config.name}, seed {config.seed}: {directory}", style="bold")
-  screen.line(
+    directory = config_lib.run_directory(config)
+    claim(
+      directory,
+      config,
+      {
+        "tokenizer": tokenizer.fingerprint,
+        "problems": batching.fingerprint(splits),
+      },
+    )
+    recorder = exits.enter_context(
+      contextlib.closing(
+        metrics.Recorder(directory, tensorboard=config.logging.tensorboard)
+      )
+    )
+    run = run_lib.Run(
+      config=config,
+      directory=directory,
+      mesh=mesh,
+      networks=network,
+      tokenizer=tokenizer,
+      **{name: split.examples for name, split in splits.items()},
+      grader=grader,
+      recorder=recorder,
+      terminal=screen,
+    )
+    introduce(run, splits)
+    list_failures(run, failures)
+    exits.enter_context(loop.stopping_on_sigterm())
+    exits.enter_context(jax.set_mesh(mesh))
+    results = pipeline.Pipeline(run)(policy)
+    report(run, results, splits)
+
+
+def open_grader(
+  config: config_lib.Config, exits: contextlib.ExitStack
+) -> grading.Grader:
+  """What grades completions; what runs their programs ends with `exits`.
+
+  Raises:
+    UserError: programs cannot be run safely here.
+  """
+  executor, settings = None, config.programs
+  if config.data.reasoning == "python":
+    executor = exits.enter_context(
+      executor_lib.Executor(
+        isolation=settings.isolation,
+        workers=settings.workers,
+        cpu_seconds=settings.cpu_seconds,
+        memory_mb=settings.memory_mb,
+      )
+    )
+  return grading.Grader(config.data.reasoning, config.data.answers, executor)
+
+
+def introduce(run: run_lib.Run, splits: Mapping[str, batching.Encoded]) -> None:
+  """Says what is about to be run, on what and with what."""
+  config, line = run.config, run.terminal.line
+  line(f"{config.name}, seed {config.seed}: {run.directory}", style="bold")
+  line(
     "problems: "
     + ", ".join(describe(name, split) for name, split in splits.items())
   )
-  screen.line(
+  line(
     f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh "
-    + " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    + " x ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items())
   )
-  recorder = metrics.Recorder(directory, tensorboard=config.logging.tensorboard)
-  run = run_lib.Run(
-    config=config,
-    directory=directory,
-    mesh=mesh,
-    networks=network,
-    tokenizer=tokenizer,
-    **{name: split.examples for name, split in splits.items()},
-    recorder=recorder,
-    terminal=screen,
-  )
-  with (
-    contextlib.closing(recorder),
-    loop.stopping_on_sigterm(),
-    jax.set_mesh(mesh),
-  ):
-    results = pipeline.Pipeline(run)(policy)
-  report(run, results, splits)
+  executor = run.grader.executor
+  if executor is not None:
+    line(f"programs: run by {', then '.join(executor.tiers)}")
+    for note in executor.notes:
+      line(note)
+
+
+def list_failures(run: run_lib.Run, failures: Sequence[gold.Failure]) -> None:
+  """Says how many known answers earn 1, and lists those that do not."""
+  total = sum(map(len, (run.train, run.dev, run.test)))
+  text = f"known answers: {total - len(failures)} of {total} earn 1"
+  file = run.directory / "gold_failures.jsonl"
+  file.unlink(missing_ok=True)
+  if failures:
+    rows = [json.dumps(failure.row()) + "\n" for failure in failures]
+    file.write_text("".join(rows), encoding="utf-8")
+    shown = "; ".join(map(gold.describe, failures[:_FAILURES_SHOWN]))
+    text += f"; not: {shown} (all in {file})"
+  run.terminal.line(text)
 
 
 def describe(name: str, split: batching.Encoded) -> str:
@@ -122,6 +204,7 @@ def describe(name: str, split: batching.Encoded) -> str:
   left_out = [
     f"{count} {what}"
     for count, what in (
+      (split.not_asked, "left out, their answers are not of this task"),
       (split.long_prompts, "left out, their prompts are too long"),
       (split.long_targets, "with an annotation too long to be learnt"),
     )
@@ -147,7 +230,10 @@ def open_model(
   """
   path = config.model.path
   if path is None:
-    tokenizer = tokenizer_lib.wrap(embedded.tokenizer())
+    words = config.embedded
+    tokenizer = tokenizer_lib.wrap(
+      embedded.tokenizer(choices=words.choices > 0, programs=words.programs > 0)
+    )
     shape = pretrain.architecture(config, tokenizer.vocab_size)
   else:
     folder = config_lib.expanded(path)
@@ -307,6 +393,7 @@ def report(
     "problems": {
       name: {
         "used": len(split.examples),
+        "left_out_for_their_answers": split.not_asked,
         "left_out_for_long_prompts": split.long_prompts,
         "long_annotations": split.long_targets,
       }
@@ -320,22 +407,32 @@ def report(
   plots.learning_curves(rows, directory / "learning_curves.png")
   show_solutions(run, [name for name in ("sft", "reft") if name in results])
   votes = run.config.evaluation.majority_samples
+  columns = {"stage": list(results)} | {
+    title: [read(result) for result in results.values()]
+    for title, read in _COLUMNS.items()
+  }
+  # What no stage has, such as letters where there is no choice, has no column.
+  columns = {
+    title: column
+    for title, column in columns.items()
+    if any(cell is not None for cell in column)
+  }
   screen.table(
     f"Accuracy on {len(run.test)} test problems"
     + (f" (majority of {votes} samples)" if votes else ""),
-    _TABLE,
-    [
-      (
-        name,
-        result.test_accuracy,
-        result.majority_accuracy,
-        result.dev_accuracy,
-        result.best_step,
-        result.seconds,
-      )
-      for name, result in results.items()
-    ],
+    list(columns),
+    list(zip(*columns.values(), strict=True)),
   )
+  screen.line(
+    "test, wrong, none: greedy answers; partial: the share of their reward "
+    "that would be partial credit"
+  )
+  if answering.UNSUPPORTED in results[next(iter(results))].shares:
+    letter, share = choices.constant_letter([e.problem for e in run.test])
+    screen.line(
+      "unsupported: right letters that come with another value; always "
+      f"answering {letter!r} would be right on {share:.1%}"
+    )
   for what, where in (
     ("summary", "summary.json"),
     ("learning curves", "learning_curves.png"),

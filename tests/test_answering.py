@@ -2,21 +2,20 @@
 
 import dataclasses
 import math
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from reft_jax import batching, types
+from reft_jax import batching, rollout, types
 from reft_jax import config as configs
-from reft_jax import tokenizer as tokenizers
-from reft_jax.methods import answering, reft
+from reft_jax.methods import answering
 from reft_jax.methods import run as run_lib
-from reft_jax.models import networks
 from reft_jax.tasks import answers, embedded, prompts
 from reft_jax.tasks.answers import Verdict
+from reft_jax.tasks.grading import Grader
+from reft_jax.tasks.problem import Problem
 
 QUESTIONS, RESPONSE_SLOTS = 7, 8
 
@@ -24,34 +23,10 @@ QUESTIONS, RESPONSE_SLOTS = 7, 8
 @pytest.fixture(scope="module")
 def run() -> run_lib.Run:
   """Seven questions and a model that says something else to each."""
-  tokenizer = tokenizers.wrap(embedded.tokenizer())
-  config = configs.load(
-    ["embedded"],
-    [f"data.max_response_tokens={RESPONSE_SLOTS}", "evaluation.batch_size=5"],
-  )
-  examples = batching.encode(
+  return tiny.run(
     embedded.problems(QUESTIONS, seed=0),
-    tokenizer,
-    reasoning="nl",
-    add_bos=False,
-    max_prompt_tokens=40,
-    max_response_tokens=32,
-  ).examples
-  return run_lib.Run(
-    config=config,
-    directory=pathlib.Path(),
-    mesh=tiny.mesh((1, 2, 1)),
-    networks=networks.Networks(
-      dataclasses.replace(
-        tiny.CONFIG, vocab_size=tokenizer.vocab_size, layers=1
-      )
-    ),
-    tokenizer=tokenizer,
-    train=(),
-    dev=(),
-    test=examples,
-    recorder=None,
-    terminal=None,
+    f"data.max_response_tokens={RESPONSE_SLOTS}",
+    "evaluation.batch_size=5",
   )
 
 
@@ -127,12 +102,20 @@ def test_rows_are_graded_by_the_mode_of_the_run(run, mode):
   right = prompts.target(example.problem)
   wrong = f"We get 1 + 1 = 2.{prompts.ANSWER_TRIGGER}98"
   bare = f" {example.problem.answer}"
-  data = dataclasses.replace(run.config.data, answers=mode)
-  graded = answering.grade(
-    dataclasses.replace(run, config=dataclasses.replace(run.config, data=data)),
+  grading = answering.Grading(
+    dataclasses.replace(run, grader=Grader(mode=mode)),
     [example] * 3,  # The fourth row fills the batch up.
-    replies(run, [right, wrong, bare, right]),
   )
+  sampled = replies(run, [right, wrong, bare, right])
+  # Told of one row before the others, twice, and of the filler row.
+  progress = rollout.Progress(
+    response_BT=sampled.response_BT,
+    lengths_B=sampled.response_lengths_B,
+    ended_B=sampled.ended_B,
+  )
+  grading([1, 3], progress)
+  grading([1], progress)
+  graded = grading.answers(sampled)
   lenient = Verdict.CORRECT if mode == "official" else Verdict.NONE
   assert [each.grade.verdict for each in graded] == [
     Verdict.CORRECT,
@@ -148,23 +131,47 @@ def test_rows_are_graded_by_the_mode_of_the_run(run, mode):
     "completion": wrong,
     "verdict": "wrong",
     "value": 98.0,
+    "reached": None,
+    "supported": None,
     "answer": example.problem.answer,
     "ended": False,
   }
 
 
+def example(task, answer) -> batching.Example:
+  return batching.Example(Problem("x_0", task, "?", None, answer), (), None)
+
+
 def answered(*values) -> list[answering.Answer]:
   """Answers to a question whose answer is 7; None is no answer."""
-
-  def verdict(value):
-    if value is None:
-      return Verdict.NONE
-    return Verdict.CORRECT if value == 7 else Verdict.WRONG
-
   return [
-    answering.Answer(None, "", answers.Grade(verdict(value), value), True)
+    answering.Answer(
+      example("embedded", "7"),
+      "",
+      answers.Grade(verdict(value, 7), value),
+      True,
+    )
     for value in values
   ]
+
+
+def chosen(*letters) -> list[answering.Answer]:
+  """Answers to a choice whose answer is b: letters, and if they are reached."""
+  return [
+    answering.Answer(
+      example("mathqa", "b"),
+      "",
+      answers.Grade(verdict(letter, "b"), letter, supported=supported),
+      True,
+    )
+    for letter, supported in letters
+  ]
+
+
+def verdict(value, truth) -> Verdict:
+  if value is None:
+    return Verdict.NONE
+  return Verdict.CORRECT if value == truth else Verdict.WRONG
 
 
 @pytest.mark.parametrize(
@@ -197,31 +204,65 @@ def test_shares_of_questions():
 def test_scores_and_what_they_consist_of():
   graded = answered(7, 8, None, 9, 7, None, None, 8)
   config = configs.ReftConfig(partial_reward=0.1)
-  scores_B = reft.rewards(graded, config)
+  scores_B = answering.rewards(graded, config)
   assert scores_B.dtype == np.float32
   np.testing.assert_array_equal(
     scores_B, np.float32([1, 0.1, 0, 0.1, 1, 0, 0, 0.1])
   )
   # Also where no score is a whole number, or every one is.
   np.testing.assert_array_equal(
-    reft.rewards(answered(8, 8), config), np.float32([0.1, 0.1])
+    answering.rewards(answered(8, 8), config), np.float32([0.1, 0.1])
   )
-  np.testing.assert_array_equal(reft.rewards(answered(None), config), [0])
+  np.testing.assert_array_equal(answering.rewards(answered(None), config), [0])
 
   shares = {
-    name: mean.value() for name, mean in reft.verdicts(graded, config).items()
+    name: mean.value()
+    for name, mean in answering.shares(graded, config).items()
   }
   assert shares == pytest.approx(
     {
       "verdict/correct": 2 / 8,
       "verdict/wrong": 3 / 8,
       "verdict/none": 3 / 8,
-      "accuracy": 2 / 8,
       "reward/partial": 0.3 / 2.3,
     }
   )
-  none = reft.verdicts(answered(None, None), config)
+  none = answering.shares(answered(None, None), config)
   assert math.isnan(none["reward/partial"].value())
   strict = configs.ReftConfig(partial_reward=0.0)
-  assert reft.rewards(graded, strict).sum() == 2
-  assert reft.verdicts(graded, strict)["reward/partial"].value() == 0
+  assert answering.rewards(graded, strict).sum() == 2
+  assert answering.shares(graded, strict)["reward/partial"].value() == 0
+
+
+CHOICES = (
+  ("b", True),
+  ("b", False),
+  ("b", None),  # Such as an option that is no number.
+  ("c", True),
+  ("c", False),
+  (None, None),
+)
+
+
+@pytest.mark.parametrize(
+  ("choice_reward", "scores"),
+  [("letter", [1, 1, 1, 0.1, 0.1, 0]), ("value", [1, 0.1, 0.1, 0.1, 0.1, 0])],
+)
+def test_a_letter_may_have_to_be_reached(choice_reward, scores):
+  graded = chosen(*CHOICES)
+  config = configs.ReftConfig(choice_reward=choice_reward)
+  scores_B = answering.rewards(graded, config)
+  np.testing.assert_array_equal(scores_B, np.float32(scores))
+  shares = answering.shares(graded, config)
+  # Of the three right letters one cannot be told, and one was not reached.
+  assert shares["choice/unsupported"].value() == 1 / 2
+  partial = sum(score for score in scores if score < 1) / sum(scores)
+  assert shares["reward/partial"].value() == pytest.approx(partial)
+
+
+def test_numbers_are_paid_alike_however_choices_are():
+  graded = answered(7, 8, None)
+  config = configs.ReftConfig(choice_reward="value")
+  scores_B = answering.rewards(graded, config)
+  np.testing.assert_array_equal(scores_B, np.float32([1, 0.1, 0]))
+  assert "choice/unsupported" not in answering.shares(graded, config)

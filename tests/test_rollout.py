@@ -169,6 +169,35 @@ def test_several_samples_a_question_share_one_prefill():
   np.testing.assert_array_equal(rollout.response_BT, expected.response_BT)
 
 
+def test_rows_that_ended_are_told_of_before_the_last_is_done():
+  calls = []
+
+  def on_ended(rows, progress):
+    now = jax.device_get(progress)
+    assert now.ended_B[rows].all()
+    calls.append((rows, now.response_BT, now.lengths_B))
+
+  # Filler rows, which end before they start, are no news.
+  prompts = tiny.prompts(64)
+  prompts = prompts.replace(real_B=np.arange(64) < 60)
+  sampled = jax.device_get(
+    tiny.sampler()(published(), prompts, jax.random.key(0), on_ended)
+  )
+  told = np.concatenate([rows for rows, *_ in calls])
+  assert len(calls) > 1
+  assert len(told) == len(set(told)) > 10
+  assert sampled.ended_B[told].all()
+  assert told.max() < 60
+  # What was told of a row while others went on is what it ends as.
+  for rows, response_BT, lengths_B in calls:
+    np.testing.assert_array_equal(
+      lengths_B[rows], sampled.response_lengths_B[rows]
+    )
+    np.testing.assert_array_equal(response_BT[rows], sampled.response_BT[rows])
+  alone = tiny.sampler()(published(), prompts, jax.random.key(0))
+  np.testing.assert_array_equal(alone.response_BT, sampled.response_BT)
+
+
 def test_pad_may_equal_eos_and_a_sampled_pad_is_a_token():
   plain = tiny.sample(batch=32)
   same = tiny.sample(batch=32, pad=tiny.EOS[0])

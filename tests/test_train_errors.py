@@ -21,8 +21,8 @@ ROWS = [
   {
     "item_id": f"gsm8k_{number}",
     "question": f"Alice has {number} apples. How many does she have?",
-    "answer_cot": f"{number} = {number}",
-    "answer_value": f"{number}.0",
+    "answer_cot": f"We get {number} + 0 = {number}.",
+    "answer_value": f"{number}",
   }
   for number in range(12)
 ]

@@ -1,13 +1,19 @@
 """A model small enough to test with, and rollouts of it."""
 
+import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reft_jax import devices, rollout, types
+from reft_jax import batching, devices, rollout, types
+from reft_jax import config as configs
+from reft_jax import tokenizer as tokenizers
+from reft_jax.methods import run as run_lib
 from reft_jax.models import config, networks
+from reft_jax.tasks import embedded, grading
 
 CONFIG = config.ModelConfig(
   vocab_size=29,
@@ -57,6 +63,41 @@ def mesh(shape: tuple[int, int, int]) -> jax.sharding.Mesh:
     fsdp=fsdp,
     tensor=tensor,
     devices=jax.devices()[: data * fsdp * tensor],
+  )
+
+
+def run(problems, *settings: str, executor=None) -> run_lib.Run:
+  """A run of the embedded experiment whose test problems are these."""
+  options = configs.load(["embedded"], settings)
+  tokenizer = tokenizers.wrap(
+    embedded.tokenizer(
+      choices=options.embedded.choices > 0,
+      programs=options.embedded.programs > 0,
+    )
+  )
+  return run_lib.Run(
+    config=options,
+    directory=pathlib.Path(),
+    mesh=mesh((1, 2, 1)),
+    networks=networks.Networks(
+      dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, layers=1)
+    ),
+    tokenizer=tokenizer,
+    train=(),
+    dev=(),
+    test=batching.encode(
+      problems,
+      tokenizer,
+      reasoning=options.data.reasoning,
+      add_bos=False,
+      max_prompt_tokens=200,
+      max_response_tokens=100,
+    ).examples,
+    grader=grading.Grader(
+      options.data.reasoning, options.data.answers, executor
+    ),
+    recorder=None,
+    terminal=None,
   )
 
 

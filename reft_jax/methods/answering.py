@@ -5,25 +5,41 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from reft_jax import batching, devices, rollout, selection, terminal, types
+from reft_jax import config as config_lib
 from reft_jax.methods.run import Run
-from reft_jax.tasks import answers
+from reft_jax.tasks import answers, grading
+from reft_jax.tasks.answers import Verdict
+from reft_jax.tasks.sandbox import results
+
+# The share of right letters that come from another value.
+UNSUPPORTED = "choice/unsupported"
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """One completion of a question and what it is worth."""
+  """One completion of a question and what it is worth.
+
+  `result` is how its program ended, where chains of thought are programs.
+  """
 
   example: batching.Example
   completion: str
   grade: answers.Grade
   ended: bool
+  result: results.Result | None = None
 
   @property
   def correct(self) -> bool:
     """Whether the final answer is right."""
-    return self.grade.verdict is answers.Verdict.CORRECT
+    return self.grade.verdict is Verdict.CORRECT
+
+  @property
+  def choice(self) -> bool:
+    """Whether the question is multiple choice."""
+    return answers.kind(self.example.problem.task) == "letter"
 
   def solution(self) -> terminal.Solution:
     """As the terminal shows it."""
@@ -35,36 +51,78 @@ class Answer:
 
   def row(self) -> dict[str, Any]:
     """As a file of samples holds it."""
-    problem = self.example.problem
+    problem, result = self.example.problem, self.result
+    ran = result and {
+      "program": result.status.value,
+      "tier": result.tier,
+      "reason": result.reason,
+    }
     return {
       "uid": problem.uid,
       "question": problem.question,
       "completion": self.completion,
       "verdict": self.grade.verdict.value,
       "value": self.grade.value,
+      "reached": self.grade.reached,
+      "supported": self.grade.supported,
       "answer": problem.answer,
       "ended": self.ended,
+      **(ran or {}),
     }
 
 
-def grade(
-  run: Run, examples: Sequence[batching.Example], sampled: types.Rollout
-) -> list[Answer]:
-  """Grades the first rows of a rollout, one for each example."""
-  response_BT, lengths_B, ended_B = jax.device_get(
-    (sampled.response_BT, sampled.response_lengths_B, sampled.ended_B)
-  )
-  graded = []
-  for row, example in enumerate(examples):
-    completion = run.tokenizer.decode(response_BT[row, : lengths_B[row]])
-    verdict = answers.grade(
-      completion,
-      example.problem,
-      reasoning=run.config.data.reasoning,
-      mode=run.config.data.answers,
+class Grading:
+  """The completions of one rollout on their way to verdicts.
+
+  It is given to a sampler as `on_ended`: programs of rows that have ended run
+  while others are sampled and, until `answers` is called, while the device
+  goes on with something else.
+
+  Args:
+    run: the run.
+    examples: one for each row; further rows of the rollout are ignored.
+  """
+
+  def __init__(self, run: Run, examples: Sequence[batching.Example]):
+    self._run = run
+    self._examples = examples
+    self._started: dict[int, grading.Started] = {}
+
+  def __call__(self, rows: Sequence[int], sampled: rollout.Progress) -> None:
+    """Starts to grade rows that have ended."""
+    response_BT, lengths_B = jax.device_get(
+      (sampled.response_BT, sampled.lengths_B)
     )
-    graded.append(Answer(example, completion, verdict, bool(ended_B[row])))
-  return graded
+    self._start(rows, response_BT, lengths_B)
+
+  def answers(self, sampled: types.Rollout) -> list[Answer]:
+    """One answer for each example; waits for programs that still run."""
+    response_BT, lengths_B, ended_B = jax.device_get(
+      (sampled.response_BT, sampled.response_lengths_B, sampled.ended_B)
+    )
+    self._start(range(len(ended_B)), response_BT, lengths_B)
+    return [
+      Answer(
+        example,
+        self._started[row].completion,
+        self._started[row].grade(),
+        bool(ended_B[row]),
+        self._started[row].result(),
+      )
+      for row, example in enumerate(self._examples)
+    ]
+
+  def _start(
+    self, rows: Sequence[int], response_BT: np.ndarray, lengths_B: np.ndarray
+  ) -> None:
+    for row in rows:
+      if row < len(self._examples) and row not in self._started:
+        completion = self._run.tokenizer.decode(
+          response_BT[row, : lengths_B[row]]
+        )
+        self._started[row] = self._run.grader.start(
+          self._examples[row].problem, completion
+        )
 
 
 def accuracy(graded: Sequence[Answer]) -> float:
@@ -84,6 +142,61 @@ def majority_accuracy(groups: Sequence[Sequence[Answer]]) -> float:
       for answer in group
     )
   return right / len(groups) if groups else float("nan")
+
+
+def rewards(
+  answered: Sequence[Answer], config: config_lib.ReftConfig
+) -> np.ndarray:
+  """Terminal scores: 1 right, `partial_reward` wrong, 0 without an answer.
+
+  With choice_reward=value a right letter that the reasoning does not reach is
+  worth as much as a wrong one.
+
+  Deviation: the paper gives partial credit to wrong numbers only, its code to
+  wrong letters too, as here.
+  """
+
+  def worth(answer: Answer) -> float:
+    if answer.grade.verdict is Verdict.NONE:
+      return 0.0
+    hollow = answer.choice and answer.grade.supported is not True
+    if answer.correct and not (hollow and config.choice_reward == "value"):
+      return 1.0
+    return config.partial_reward
+
+  return np.array([worth(answer) for answer in answered], np.float32)
+
+
+def shares(
+  answered: Sequence[Answer], config: config_lib.ReftConfig
+) -> dict[str, types.Mean]:
+  """The share of each verdict, and of the reward that is partial credit.
+
+  On multiple choice also the share of right letters, of those where it can be
+  told, that come with a value that is not the letter's; of programs also the
+  share that ended in each way.
+  """
+  rows = len(answered)
+  metrics = {
+    f"verdict/{verdict.value}": types.Mean.of(
+      sum(answer.grade.verdict is verdict for answer in answered), rows
+    )
+    for verdict in Verdict
+  }
+  scores_B = rewards(answered, config)
+  partial = scores_B[scores_B < 1].sum()
+  metrics["reward/partial"] = types.Mean.of(partial, scores_B.sum())
+  if any(answer.choice for answer in answered):
+    told = [a.grade.supported for a in answered if a.correct]
+    told = [supported for supported in told if supported is not None]
+    metrics[UNSUPPORTED] = types.Mean.of(told.count(False), len(told))
+  ran = [a.result.status for a in answered if a.result is not None]
+  if ran:
+    metrics |= {
+      f"program/{status.name.lower()}": types.Mean.of(ran.count(status), rows)
+      for status in results.Status
+    }
+  return metrics
 
 
 class Answerer:
@@ -130,9 +243,9 @@ class Answerer:
         prompts = self._run.prompts(
           [examples[index] for index in some], requests, self._batch
         )
-        sampled = self._sample(published, prompts, key)
         rows = [each for each in some for _ in range(self._sample.samples)]
-        graded = grade(self._run, [examples[row] for row in rows], sampled)
-        for row, answer in zip(rows, graded, strict=True):
+        graded = Grading(self._run, [examples[row] for row in rows])
+        sampled = self._sample(published, prompts, key, on_ended=graded)
+        for row, answer in zip(rows, graded.answers(sampled), strict=True):
           groups[row].append(answer)
     return groups

@@ -15,6 +15,7 @@ import jax
 from reft_jax import checkpoints, terminal, types
 from reft_jax.methods import answering
 from reft_jax.methods.run import Run
+from reft_jax.tasks import choices
 
 Examine = Callable[[Any], list[answering.Answer]]
 
@@ -105,6 +106,7 @@ class Loop:
     self._pending: dict[str, types.Mean] = {}
     self._skipped = 0
     self._sampled = False
+    self._warned = False
     self._exit = contextlib.ExitStack()
     self._progress: terminal.Stage | None = None
 
@@ -169,6 +171,7 @@ class Loop:
     if last or step % self._log_every == 0:
       values = self._read()
       self._log(step, values)
+      self._warn(step, values)
     self._progress.step(step, values)
     self._sampled = bool(sampled)
     every = self._run.config.logging.sample_every
@@ -219,13 +222,33 @@ class Loop:
   def _log(self, step: int, values: Mapping[str, float]) -> None:
     self._run.recorder.log(step, values, stage=self._name)
 
+  def _warn(self, step: int, values: Mapping[str, float]) -> None:
+    """Says so when the policy begins to name letters without reaching them."""
+    share = values.get(answering.UNSUPPORTED, 0.0)
+    limit = self._run.config.reft.unsupported_limit
+    if share > limit and not self._warned:
+      letter, constant = choices.constant_letter(
+        [example.problem for example in self._run.train]
+      )
+      self._progress.note(
+        f"step {step}: warning: {share:.0%} of the right letters come with a "
+        f"value that is not theirs (limit {limit:.0%}); always answering "
+        f"{letter!r} would be right on {constant:.1%}"
+      )
+    self._warned = share > limit
+
   def _evaluate(self, step: int, state: types.TrainState) -> None:
     """Greedy accuracy on dev; the best parameters so far are kept."""
     if self._examine is None:
       return
     graded = self._examine(state.params["policy"])
     accuracy = answering.accuracy(graded)
-    self._log(step, {"dev/accuracy": accuracy})
+    shares = answering.shares(graded, self._run.config.reft)
+    self._log(
+      step,
+      {"dev/accuracy": accuracy}
+      | {f"dev/{name}": mean.value() for name, mean in shares.items()},
+    )
     self._progress.note(f"step {step}: {accuracy:.1%} of dev correct")
     # A loop that samples shows what it samples; another shows this.
     last = step == self._steps and not self._sampled

@@ -29,6 +29,9 @@ class Result:
       by the run that trained it.
     test_seconds: answering the test problems.
     cached: whether the model was there already.
+    shares: of the greedy test answers, by the names that training logs: each
+      verdict, partial credit in what they would be rewarded, and on multiple
+      choice right letters that come from another value; None if of nothing.
   """
 
   start: str | None
@@ -40,6 +43,7 @@ class Result:
   seconds: float
   test_seconds: float
   cached: bool
+  shares: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 class Pipeline:
@@ -111,12 +115,17 @@ class Pipeline:
     trained, cached = self._train(name, policy)
     run.save_model(model, trained.policy, trained.facts())
     begin = time.monotonic()
-    accuracy, majority = self._test(name, trained.policy)
+    graded, majority = self._test(name, trained.policy)
+    shares = answering.shares(graded, run.config.reft) if graded else {}
     result = Result(
       start=start,
-      test_accuracy=accuracy,
+      test_accuracy=answering.accuracy(graded) if graded else None,
       majority_accuracy=majority,
       dev_accuracy=trained.dev_accuracy,
+      shares={
+        metric: mean.value() if mean.count else None
+        for metric, mean in shares.items()
+      },
       best_step=trained.best_step,
       learning_rate=trained.learning_rate,
       seconds=round(trained.seconds, 1),
@@ -158,16 +167,16 @@ class Pipeline:
     groups = self._greedy(policy, examples, self._run.key("greedy"))
     return [group[0] for group in groups]
 
-  def _test(self, name, policy) -> tuple[float | None, float | None]:
-    """Greedy and majority accuracy on the test problems; completions kept."""
+  def _test(self, name, policy) -> tuple[list[answering.Answer], float | None]:
+    """Greedy test answers and majority accuracy; completions are kept."""
     run = self._run
     if not run.test:
-      return None, None
+      return [], None
     graded = self._answer_greedily(policy, run.test)
     loop_lib.Samples(run, f"test-{name}").replace(graded)
     if self._vote is None:
-      return answering.accuracy(graded), None
+      return graded, None
     groups = self._vote(policy, run.test, run.key(name, "vote"))
     first = [group[0] for group in groups]
     loop_lib.Samples(run, f"test-{name}-sampled").replace(first)
-    return answering.accuracy(graded), answering.majority_accuracy(groups)
+    return graded, answering.majority_accuracy(groups)

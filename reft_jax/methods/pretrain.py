@@ -100,16 +100,20 @@ def corpus(run: Run) -> list[sft.Row]:
   No document holds a dev or test problem, used in this run or not.
   """
   settings = run.config.embedded
-  _, dev, test = run_lib.problems(run.config)
+  splits = run_lib.problems(run.config)
   texts = embedded.corpus(
     settings.documents,
     run.config.seed,
     noise=settings.noise,
     answer_phrase=settings.answer_phrase,
     drills=settings.drills,
+    choices=settings.choices,
+    programs=settings.programs,
     min_events=settings.min_events,
     max_events=settings.max_events,
-    exclude=embedded.signatures([*dev, *test]),
+    exclude=embedded.signatures(
+      [*splits["dev"].problems, *splits["test"].problems]
+    ),
   )
   end = run.tokenizer.eos_ids[0]
   return [((), [*ids, end]) for ids in run.tokenizer.encode_all(texts)]

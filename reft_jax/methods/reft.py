@@ -1,17 +1,13 @@
 """Reinforced fine-tuning (paper section 3.2, algorithm 1): PPO on answers."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from reft_jax import batching, devices, optim, rollout, steps, types
 from reft_jax import config as config_lib
 from reft_jax.methods import answering
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
-from reft_jax.tasks.answers import Verdict
 
 
 def train(
@@ -68,22 +64,26 @@ def train(
       )
       examples = [run.train[number % len(run.train)] for number in requests]
       prompts = run.prompts(examples, requests, questions)
+      repeated = [
+        each for each in examples for _ in range(config.samples_per_question)
+      ]
+      grading = answering.Grading(run, repeated)
       sampled = sample(
         run.publish(state.params["policy"]),
         prompts,
         run.key(name, "sample", step),
+        on_ended=grading,
       )
-      # The device reads the rollout while the host grades it.
+      # The device reads the rollout while the host grades the last of it.
       assessment = assess(state.params, reference, sampled)
-      repeated = [
-        each for each in examples for _ in range(config.samples_per_question)
-      ]
-      answered = answering.grade(run, repeated, sampled)
-      scores_B = devices.put_batch(run.mesh, rewards(answered, config))
+      answered = grading.answers(sampled)
+      scores_B = devices.put_batch(
+        run.mesh, answering.rewards(answered, config)
+      )
       experience, metrics = score(sampled, assessment, scores_B)
       rate = schedule(state.step)
       state, learned = update(state, experience, run.key(name, "update", step))
-      metrics |= learned | verdicts(answered, config)
+      metrics |= learned | answering.shares(answered, config)
       metrics["learning_rate"] = types.Mean.of(rate)
       loop.end_step(step + 1, state, metrics, answered)
     return loop.result(state, config.optimizer.learning_rate)
@@ -100,39 +100,3 @@ def ppo_numbers(config: config_lib.ReftConfig) -> steps.PPO:
   return steps.PPO(
     **sizes, **{name: getattr(config, name) for name in names - sizes.keys()}
   )
-
-
-def rewards(
-  answered: Sequence[answering.Answer], config: config_lib.ReftConfig
-) -> np.ndarray:
-  """Terminal scores: 1 right, `partial_reward` wrong, 0 without an answer.
-
-  Deviation: the paper gives partial credit to wrong numbers only, its code to
-  wrong letters too, as here.
-  """
-  worth = {
-    Verdict.CORRECT: 1.0,
-    Verdict.WRONG: config.partial_reward,
-    Verdict.NONE: 0.0,
-  }
-  return np.array([worth[a.grade.verdict] for a in answered], np.float32)
-
-
-def verdicts(
-  answered: Sequence[answering.Answer], config: config_lib.ReftConfig
-) -> dict[str, types.Mean]:
-  """Shares of each verdict, and of the reward that is partial credit."""
-  rows = len(answered)
-  count = {
-    verdict: sum(a.grade.verdict is verdict for a in answered)
-    for verdict in Verdict
-  }
-  partial = config.partial_reward * count[Verdict.WRONG]
-  shares = {
-    f"verdict/{verdict.value}": types.Mean.of(number, rows)
-    for verdict, number in count.items()
-  }
-  return shares | {
-    "accuracy": shares["verdict/correct"],
-    "reward/partial": types.Mean.of(partial, count[Verdict.CORRECT] + partial),
-  }

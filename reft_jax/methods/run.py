@@ -19,7 +19,7 @@ from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.models import networks as networks_lib
 from reft_jax.models import pretrained
-from reft_jax.tasks import embedded, sources
+from reft_jax.tasks import embedded, grading, sources
 from reft_jax.tasks.problem import Problem
 
 # Test problems come from a stream of their own.
@@ -38,6 +38,7 @@ class Run:
   train: Sequence[batching.Example]
   dev: Sequence[batching.Example]
   test: Sequence[batching.Example]
+  grader: grading.Grader
   recorder: metrics.Recorder
   terminal: terminal.Terminal
 
@@ -121,31 +122,64 @@ class Run:
     return devices.put_batch(self.mesh, host)
 
 
-def problems(
-  config: config_lib.Config,
-) -> tuple[list[Problem], list[Problem], list[Problem]]:
-  """The problems to train on, to choose models on and to test on."""
-  data, seed = config.data, config.seed
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """The problems of a split; `left_out` could not be asked in this task."""
+
+  problems: list[Problem]
+  left_out: int = 0
+
+
+def problems(config: config_lib.Config) -> dict[str, Split]:
+  """The problems to train on, to choose models on and to test on.
+
+  Raises:
+    UserError: they cannot be read, or the task is not known.
+  """
+  data, left_out = config.data, 0
   if data.train == embedded.NAME:
-    settings = config.embedded
-    events = {
-      "min_events": settings.min_events,
-      "max_events": settings.max_events,
-    }
-    test = embedded.problems(settings.test, seed + _TEST_SEED, **events)
-    train = embedded.problems(
-      settings.questions + data.dev_size,
-      seed,
-      merge=settings.merge,
-      exclude=embedded.signatures(test),
-      **events,
-    )
+    train, test = _generated(config)
   else:
-    train, test = sources.load(data.train, data.task), []
+    loaded = _load(data.train, data)
+    train, left_out, test = loaded.problems, loaded.left_out, []
+  train, dev = sources.carve_dev(train, data.dev_size, config.seed)
+  tested = Split(test)
   if data.test:
-    test = sources.load(data.test, data.task)
-  train, dev = sources.carve_dev(train, data.dev_size, seed)
-  return train, dev, test
+    loaded = _load(data.test, data)
+    tested = Split(loaded.problems, loaded.left_out)
+  return {"train": Split(train, left_out), "dev": Split(dev), "test": tested}
+
+
+def _load(source: str, data: config_lib.DataConfig) -> sources.Loaded:
+  return sources.load(source, data.task, calculator_marks=data.calculator_marks)
+
+
+def _generated(
+  config: config_lib.Config,
+) -> tuple[list[Problem], list[Problem]]:
+  """Embedded problems to learn from, dev's included, and to test on."""
+  data, settings, seed = config.data, config.embedded, config.seed
+  task = data.task or embedded.NAME
+  if task not in embedded.TASKS:
+    raise UserError(
+      f"data.task={task}: data.train=embedded has the tasks "
+      f"{', '.join(embedded.TASKS)}; choose one of them, or other data."
+    )
+  kind = {
+    "choice": task == embedded.CHOICE,
+    "reasoning": data.reasoning,
+    "min_events": settings.min_events,
+    "max_events": settings.max_events,
+  }
+  test = embedded.problems(settings.test, seed + _TEST_SEED, **kind)
+  train = embedded.problems(
+    settings.questions + data.dev_size,
+    seed,
+    merge=settings.merge,
+    exclude=embedded.signatures(test),
+    **kind,
+  )
+  return train, test
 
 
 def encoded(
@@ -159,16 +193,17 @@ def encoded(
   data = config.data
   limits = {"train": data.train_limit, "dev": None, "test": data.test_limit}
   splits = {}
-  for (name, limit), some in zip(limits.items(), problems(config), strict=True):
-    splits[name] = batching.encode(
-      some[:limit],
+  for name, split in problems(config).items():
+    encoded_split = batching.encode(
+      split.problems[: limits[name]],
       tokenizer,
       reasoning=data.reasoning,
       add_bos=data.add_bos,
       max_prompt_tokens=data.max_prompt_tokens,
       max_response_tokens=data.max_response_tokens,
     )
-    if some and not splits[name].examples:
+    splits[name] = dataclasses.replace(encoded_split, not_asked=split.left_out)
+    if split.problems and not splits[name].examples:
       raise UserError(
         f"every prompt of the {name} split is longer than "
         f"data.max_prompt_tokens={data.max_prompt_tokens}; raise it."

@@ -1,0 +1,79 @@
+"""Before a run: every known answer must earn what the policy is to earn."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from reft_jax import batching, errors
+from reft_jax import tokenizer as tokenizer_lib
+from reft_jax.tasks import grading, prompts
+from reft_jax.tasks.answers import Grade, Verdict
+from reft_jax.tasks.problem import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+  """A known answer that is not graded as right."""
+
+  split: str
+  problem: Problem
+  completion: str
+  grade: Grade
+
+  def row(self) -> dict[str, object]:
+    """As a file holds it."""
+    return {
+      "split": self.split,
+      "uid": self.problem.uid,
+      "question": self.problem.question,
+      "completion": self.completion,
+      "answer": self.problem.answer,
+      "verdict": self.grade.verdict.value,
+      "value": self.grade.value,
+    }
+
+
+def check(
+  grader: grading.Grader,
+  tokenizer: tokenizer_lib.Tokenizer,
+  splits: Mapping[str, batching.Encoded],
+) -> list[Failure]:
+  """Grades every known answer as if the policy had written it.
+
+  An annotated solution goes through the tokenizer and back, and its program is
+  run; where there is none, a completion of the bare answer is graded.
+
+  Raises:
+    UserError: no answer of a split is graded as right.
+  """
+
+  def completion(example: batching.Example) -> str:
+    if example.target is not None:
+      return tokenizer.decode(example.target)
+    return prompts.bare(example.problem, grader.reasoning)
+
+  failures = []
+  for name, split in splits.items():
+    started = [
+      grader.start(example.problem, completion(example))
+      for example in split.examples
+    ]
+    wrong = [
+      Failure(name, each.problem, each.completion, grade)
+      for each in started
+      if (grade := each.grade()).verdict is not Verdict.CORRECT
+    ]
+    if wrong and len(wrong) == len(started):
+      raise errors.UserError(
+        f"no known answer of the {name} split is graded as right: "
+        f"{describe(wrong[0])}; are data.task and data.reasoning those of the "
+        "data?"
+      )
+    failures += wrong
+  return failures
+
+
+def describe(failure: Failure) -> str:
+  """One failure in a few words."""
+  found, wanted = failure.grade.value, failure.problem.answer
+  read = "no answer was found" if found is None else f"{found!r} was found"
+  return f"{failure.problem.uid} ({read}, the known one is {wanted!r})"
