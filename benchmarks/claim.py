@@ -10,14 +10,11 @@ reward to break. Prints JSON, and a table for people on standard error.
 
 import argparse
 import json
-import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 
-import jax
+import harness
 
 ARMS = {"terse": [], "control": ["embedded.merge=0", "name=control"]}
 STAGES = ("base", "warmup", "sft", "reft")
@@ -43,13 +40,7 @@ def main() -> None:
   }
   result = {
     "benchmark": "claim",
-    "machine": {
-      "platform": platform.platform(),
-      "cpus": os.cpu_count(),
-      "python": platform.python_version(),
-      "jax": jax.__version__,
-      "devices": [str(device) for device in jax.devices()],
-    },
+    "machine": harness.machine(),
     "overrides": options.overrides,
     "runs": runs,
     "mean": mean,
@@ -63,24 +54,20 @@ def main() -> None:
 def run(arm: str, seed: int, folder: pathlib.Path, overrides) -> dict:
   """One run of the default command; one that is finished is not repeated."""
   output = folder / f"{arm}-seed{seed}"
-  command = [sys.executable, "-m", "reft_jax.train", f"seed={seed}"]
-  command += [f"output={output}", *ARMS[arm], *overrides]
-  subprocess.run(command, check=True, stdout=sys.stderr)
-  summary = json.loads((output / "summary.json").read_text())
+  summary = harness.train(output, f"seed={seed}", *ARMS[arm], *overrides)
   return {
     "arm": arm,
     "seed": seed,
     "stages": summary["stages"],
     "equations_a_solution": {
-      stage: equations(output / "samples" / f"test-{stage}.jsonl")
+      stage: equations(harness.samples(output, f"test-{stage}"))
       for stage in STAGES
     },
   }
 
 
-def equations(file: pathlib.Path) -> float:
-  """Mean number of equations in a greedy solution of a test problem."""
-  rows = [json.loads(line) for line in file.read_text().splitlines()]
+def equations(rows: list[dict]) -> float:
+  """Mean number of equations in a solution."""
   return statistics.mean(row["completion"].count("=") for row in rows)
 
 
