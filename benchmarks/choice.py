@@ -12,7 +12,6 @@ ways, as the paper's section on MathQA does:
 Prints JSON, a table for people on standard error, and draws a picture.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -39,15 +38,7 @@ PANELS = (
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-  parser.add_argument(
-    "--output", type=pathlib.Path, default=pathlib.Path("runs/choice")
-  )
-  parser.add_argument(
-    "overrides", nargs="*", help="settings for every run, as key=value"
-  )
-  options = parser.parse_intermixed_args()
+  options = harness.options(__doc__, "runs/choice")
   runs = [
     run(arm, seed, options.output, options.overrides)
     for seed in options.seeds

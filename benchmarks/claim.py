@@ -8,7 +8,6 @@ writes one equation for each event, so that there is no terse habit for the
 reward to break. Prints JSON, and a table for people on standard error.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -21,13 +20,7 @@ STAGES = ("base", "warmup", "sft", "reft")
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-  parser.add_argument("--output", type=pathlib.Path, default="runs/claim")
-  parser.add_argument(
-    "overrides", nargs="*", help="settings for every run, as key=value"
-  )
-  options = parser.parse_intermixed_args()
+  options = harness.options(__doc__, "runs/claim")
   runs = [
     run(arm, seed, options.output, options.overrides)
     for seed in options.seeds

@@ -1,5 +1,6 @@
 """What the benchmarks share: their machine, and runs of the trainer."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -7,6 +8,19 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+
+
+def options(about: str, output: str) -> argparse.Namespace:
+  """The command line of a benchmark that trains: seeds, folder, settings."""
+  parser = argparse.ArgumentParser(description=about.splitlines()[0])
+  parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+  parser.add_argument(
+    "--output", type=pathlib.Path, default=pathlib.Path(output)
+  )
+  parser.add_argument(
+    "overrides", nargs="*", help="settings for every run, as key=value"
+  )
+  return parser.parse_intermixed_args()
 
 
 def machine() -> dict:
