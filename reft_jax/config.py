@@ -292,7 +292,7 @@ class ProgramsConfig:
     " unsafe: CPython without seccomp behind it",
   )
   workers: int | None = _setting(
-    None, "programs run at once; null: one a CPU core", _POSITIVE
+    None, "programs run at once; null: one a CPU core, at most 32", _POSITIVE
   )
   cpu_seconds: float = _setting(
     1.0, "CPU time of a program (the released code: 10 of the clock)", _POSITIVE

@@ -14,6 +14,7 @@ import sys
 import types
 from typing import Any
 
+from reft_jax.tasks.sandbox import limits as limits_lib
 from reft_jax.tasks.sandbox import seccomp
 
 TEXT_CHARACTERS = 200
@@ -32,43 +33,46 @@ KINDS = {
 
 def main(
   request: dict[str, str],
-  limits: dict[str, Any],
   answer_to: int,
+  *,
   handler: int,
+  limits: limits_lib.Limits,
+  is_confined: bool,
   sympy: types.ModuleType,
 ) -> None:
   """Writes a line when everything is in place, then a line with the answer.
 
   Args:
     request: the `program` and whether it sees one or two `scopes`.
-    limits: as of `cpython.Server`.
     answer_to: the descriptor to write to.
     handler: the process that forked this one.
+    limits: of the program.
+    is_confined: whether it gets the filter too.
     sympy: the module to offer.
   """
-  _confine(limits, answer_to, handler)
+  seccomp.die_with_parent(handler)
+  os.dup2(answer_to, seccomp.LAST_DESCRIPTOR)
+  _limit(limits)
+  random.seed(0)
+  if is_confined:
+    seccomp.confine()
   os.write(seccomp.LAST_DESCRIPTOR, b"\n")
   answer = json.dumps(_run(request["program"], request["scopes"], sympy))
   os.write(seccomp.LAST_DESCRIPTOR, answer.encode() + b"\n")
 
 
-def _confine(limits: dict[str, Any], answer_to: int, handler: int) -> None:
+def _limit(limits: limits_lib.Limits) -> None:
   """Leaves nothing but some time, some memory and the answer's pipe."""
-  seccomp.die_with_parent(handler)
-  os.dup2(answer_to, seccomp.LAST_DESCRIPTOR)
-  most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-  os.closerange(seccomp.LAST_DESCRIPTOR + 1, most)
+  files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+  os.closerange(seccomp.LAST_DESCRIPTOR + 1, files)
   if sys.platform == "linux":
-    _limit_memory(limits["memory_mb"] << 20)
+    _limit_memory(limits.memory_bytes)
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-  # The timer ends the program by SIGPROF; the limit has whole seconds only.
-  at_last = math.ceil(limits["cpu_seconds"]) + 1
+  # The timer ends the program by SIGPROF; the limit knows whole seconds only.
+  at_last = math.ceil(limits.cpu_seconds) + 1
   resource.setrlimit(resource.RLIMIT_CPU, (at_last, at_last))
-  signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
-  random.seed(0)
-  if limits["confined"]:
-    seccomp.confine()
+  signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
 
 
 def _limit_memory(room: int) -> None:

@@ -10,9 +10,9 @@ import sys
 import threading
 
 import reft_jax
+from reft_jax.tasks.sandbox import limits as limits_lib
 from reft_jax.tasks.sandbox import results, seccomp, wire
 
-WALL_FACTOR = 5.0
 START_SECONDS = 60.0  # sympy from a cold disk.
 
 # The package in a checkout and an installed one alike.
@@ -63,20 +63,16 @@ class Server:
   Each thread at work has a handler of its own at the other end of a socket.
   """
 
-  def __init__(self, *, cpu_seconds: float, memory_mb: int, confined: bool):
+  def __init__(self, *, limits: limits_lib.Limits, is_confined: bool):
     """Starts the server and proves that its programs are confined.
 
     Raises:
       OSError: if it does not start, or they are not.
     """
-    if confined and not seccomp.supported():
+    if is_confined and not seccomp.supported():
       raise OSError("no filter of system calls is known for this machine")
-    self._limits = {
-      "cpu_seconds": cpu_seconds,
-      "wall_seconds": WALL_FACTOR * cpu_seconds,
-      "memory_mb": memory_mb,
-      "confined": confined,
-    }
+    self._limits = limits
+    self._is_confined = is_confined
     self._lock = threading.Lock()
     self._idle: list[socket.socket] = []
     self._start()
@@ -102,7 +98,11 @@ class Server:
         start_new_session=True,
       )
     try:
-      wire.send(self._control, self._limits)
+      settings = {
+        "limits": vars(self._limits),
+        "is_confined": self._is_confined,
+      }
+      wire.send(self._control, settings)
       hello = wire.receive(self._control) or {"error": "it died"}
     except OSError as error:
       hello = {"error": str(error)}
@@ -115,7 +115,7 @@ class Server:
     result = self.run(_PROOF, "one")
     if result.status is not results.Status.RETURNED:
       raise OSError(f"a program of its own failed ({result.reason})")
-    if self._limits["confined"] and result.text:
+    if self._is_confined and result.text != "":
       raise OSError(f"its programs are not kept from: {result.text}")
 
   def run(self, program: str, scopes: str) -> results.Result:
@@ -158,7 +158,7 @@ class Server:
       with theirs:
         socket.send_fds(self._control, [b"c"], [theirs.fileno()])
     # The handler keeps the time; this is for one that is stuck.
-    ours.settimeout(4 * self._limits["wall_seconds"] + 10)
+    ours.settimeout(4 * self._limits.wall_seconds + 10)
     return ours
 
   def _drop_idle(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from reft_jax.errors import UserError
 from reft_jax.tasks.sandbox import cpython, monty, results
+from reft_jax.tasks.sandbox import limits as limits_lib
 
 Isolation = Literal["strict", "monty", "unsafe"]
 Scopes = Literal["one", "two"]
@@ -73,12 +74,12 @@ class Executor:
       UserError: if there is no safe tier on this machine.
     """
     workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
-    limits = {"cpu_seconds": cpu_seconds, "memory_mb": memory_mb}
+    limits = limits_lib.Limits(cpu_seconds, memory_mb)
     notes = []
-    self._monty = _start_monty(notes, workers=workers, **limits)
+    self._monty = _start_monty(workers, limits, notes)
     self._cpython = None
     if isolation != "monty":
-      self._cpython = _start_cpython(notes, isolation == "unsafe", **limits)
+      self._cpython = _start_cpython(limits, isolation == "unsafe", notes)
     self.notes = tuple(notes)
     tiers = {"monty": self._monty, "cpython": self._cpython}
     self.tiers = tuple(name for name, tier in tiers.items() if tier)
@@ -154,11 +155,11 @@ class Executor:
     return result
 
   def _run_monty(self, program: str) -> tuple[results.Result, bool]:
-    """Tier 1; who fells a worker every time did it himself."""
+    """Tier 1; a program that fells worker after worker is no accident."""
     try:
       return _persist(self._monty.run, program)
     except LostWorkerError:
-      _persist(self._monty.prove)  # Or is it the workers, whoever comes?
+      _persist(self._monty.prove)  # Unless they fall for any program.
       return _no_result(results.Status.FAILED, "monty", "crashed"), True
 
 
@@ -197,26 +198,31 @@ def _is_one_function(program: str) -> bool:
   return not _SEES_SCOPES.search(body)
 
 
-def _start_monty(notes: list[str], **limits: Any) -> monty.Pool | None:
+def _start_monty(
+  workers: int, limits: limits_lib.Limits, notes: list[str]
+) -> monty.Pool | None:
   """Tier 1, or a note why not."""
   try:
-    return monty.Pool(**limits)
+    return monty.Pool(workers=workers, limits=limits)
   except (ImportError, OSError) as error:
     notes.append(f"pydantic-monty is not in use: {error}.")
     return None
 
 
 def _start_cpython(
-  notes: list[str], is_unsafe: bool, **limits: Any
+  limits: limits_lib.Limits, is_unsafe: bool, notes: list[str]
 ) -> cpython.Server | None:
   """Tier 2, or a note why not; without its confinement only if asked for."""
-  for is_confined in (True, False) if is_unsafe else (True,):
+  try:
+    return cpython.Server(limits=limits, is_confined=True)
+  except OSError as error:
+    reason = error
+  if is_unsafe:
     try:
-      server = cpython.Server(**limits, confined=is_confined)
-    except OSError as error:
-      notes.append(f"CPython is not in use: {error}.")
-    else:
-      if not is_confined:
-        notes[-1:] = ["CPython runs programs UNCONFINED, as was asked for."]
+      server = cpython.Server(limits=limits, is_confined=False)
+      notes.append(f"CPython runs programs UNCONFINED, as asked: {reason}.")
       return server
+    except OSError as error:
+      reason = error
+  notes.append(f"CPython is not in use: {reason}.")
   return None

@@ -21,9 +21,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from reft_jax.tasks.sandbox import limits as limits_lib
 from reft_jax.tasks.sandbox import results
 
-WALL_FACTOR = 5.0
 WATCH_SECONDS = 0.1
 LEASE_SECONDS = 2
 PRINTED_BYTES = 1 << 20
@@ -77,7 +77,7 @@ class _Run:
 class Pool:
   """Runs programs in monty's workers, from any number of threads."""
 
-  def __init__(self, *, workers: int, cpu_seconds: float, memory_mb: int):
+  def __init__(self, *, workers: int, limits: limits_lib.Limits):
     """Starts the pool and runs a first program.
 
     Raises:
@@ -87,10 +87,10 @@ class Pool:
     import pydantic_monty
 
     self._monty = pydantic_monty
-    self._cpu_seconds = cpu_seconds
+    self._cpu_seconds = limits.cpu_seconds
     self._limits = {
-      "max_feed_duration_secs": WALL_FACTOR * cpu_seconds,
-      "max_memory": memory_mb << 20,
+      "max_feed_duration_secs": limits.wall_seconds,
+      "max_memory": limits.memory_bytes,
       "max_recursion_depth": RECURSION,
       "max_suspensions": 100,
     }
@@ -101,7 +101,7 @@ class Pool:
     self._running: list[_Run] = []
     self._is_closed = threading.Event()
     with contextlib.ExitStack() as stack:
-      binary = stack.enter_context(_worker_script())
+      binary = stack.enter_context(_worker_script(limits.memory_bytes))
       pool = pydantic_monty.Monty(binary_path=binary, max_processes=workers)
       try:
         self._pool = stack.enter_context(pool)
@@ -167,24 +167,37 @@ class Pool:
         for run in self._running:
           if _cpu_time(run.pid) > run.cpu_deadline:
             run.is_over = True
-            os.kill(run.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+              os.kill(run.pid, signal.SIGKILL)
           else:
             _extend_lease(run.pid)
 
 
 @contextlib.contextmanager
-def _worker_script() -> Iterator[str]:
+def _worker_script(memory_bytes: int) -> Iterator[str]:
   """An executable file that starts a worker by way of `monty_worker`."""
   from pydantic_monty import _binary
 
   launcher = pathlib.Path(__file__).with_name("monty_worker.py")
-  command = [sys.executable, "-I", "-S", str(launcher)]
+  command = [sys.executable, "-I", "-S", str(launcher), str(memory_bytes)]
   command.append(_binary.find_monty_binary())
-  with tempfile.TemporaryDirectory(prefix="reft_jax_") as folder:
-    script = pathlib.Path(folder) / "monty"
-    script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
-    script.chmod(0o700)
-    yield str(script)
+  script = f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'.encode()
+  if sys.platform == "linux":
+    # A file in memory: nothing is left of it, however this process ends. What
+    # is open for writing cannot be executed, hence the second descriptor.
+    with open(os.memfd_create("monty"), "wb", buffering=0) as file:
+      file.write(script)
+      descriptor = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
+    try:
+      yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+      os.close(descriptor)
+  else:
+    with tempfile.TemporaryDirectory(prefix="reft_jax_") as folder:
+      path = pathlib.Path(folder) / "monty"
+      path.write_bytes(script)
+      path.chmod(0o700)
+      yield str(path)
 
 
 def _cpu_time(pid: int) -> float:

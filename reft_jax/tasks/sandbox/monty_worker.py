@@ -2,20 +2,23 @@
 
 The pool starts a worker with an empty environment, but with the trainer's
 standard error, process group and those open files that libraries leave
-inheritable. Run by path: `python -I -S monty_worker.py MONTY ARGUMENTS...`.
+inheritable. Run by path:
+
+  python -I -S monty_worker.py MEMORY_BYTES MONTY ARGUMENTS...
 """
 
 import os
 import resource
 import sys
 
-# Room for monty's own threads and code beside its programs' memory, which it
-# limits itself; this is the second line.
-ADDRESS_SPACE = 1 << 30
+# What monty takes for itself, generously: it limits its programs' memory on its
+# own, this is the second line.
+OWN_BYTES = 1 << 29
 
 
 def main() -> None:
-  """Keeps the two pipes, drops the rest and executes the arguments."""
+  """Keeps the two pipes, drops the rest and becomes monty."""
+  memory_bytes, *command = sys.argv[1:]
   os.setsid()  # A Ctrl-C at the terminal is the trainer's business.
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
   os.closerange(3, os.sysconf("SC_OPEN_MAX"))
@@ -26,8 +29,11 @@ def main() -> None:
   ):
     resource.setrlimit(name, (value, value))
   if sys.platform == "linux":
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-  os.execve(sys.argv[1], sys.argv[1:], {})
+    soft = OWN_BYTES + int(memory_bytes)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or hard > soft:
+      resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
+  os.execve(command[0], command, {})
 
 
 if __name__ == "__main__":

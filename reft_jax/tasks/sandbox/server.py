@@ -13,6 +13,7 @@ child. The child is believed in nothing but its own answer.
 """
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -21,10 +22,11 @@ import select
 import signal
 import socket
 import time
-import types
+from collections.abc import Callable
 from typing import Any
 
 from reft_jax.tasks.sandbox import child, preload, seccomp, wire
+from reft_jax.tasks.sandbox import limits as limits_lib
 
 ANSWER_BYTES = 4096
 OPEN_FILES = 64
@@ -42,7 +44,8 @@ def main() -> None:
   control = socket.socket(fileno=os.dup(0))
   os.dup2(os.open(os.devnull, os.O_RDWR), 0)
   _reset()
-  limits = wire.receive(control)
+  settings = wire.receive(control)
+  limits = limits_lib.Limits(**settings["limits"])
   try:
     sympy = preload.preload()
   except ImportError as error:
@@ -50,6 +53,12 @@ def main() -> None:
     return
   gc.freeze()
   wire.send(control, {"error": None})
+  run_child = functools.partial(
+    child.main,
+    limits=limits,
+    is_confined=settings["is_confined"],
+    sympy=sympy,
+  )
   server = os.getpid()
   while os.getppid() == trainer:
     with contextlib.suppress(ChildProcessError):
@@ -63,7 +72,7 @@ def main() -> None:
       try:
         seccomp.die_with_parent(server)
         control.close()
-        _handle(socket.socket(fileno=descriptors[0]), limits, sympy)
+        _handle(socket.socket(fileno=descriptors[0]), limits, run_child)
       finally:
         os._exit(0)
     os.close(descriptors[0])
@@ -78,7 +87,9 @@ def _reset() -> None:
 
 
 def _handle(
-  connection: socket.socket, limits: dict[str, Any], sympy: types.ModuleType
+  connection: socket.socket,
+  limits: limits_lib.Limits,
+  run_child: Callable[..., None],
 ) -> None:
   """Runs the programs of one connection, one at a time."""
   handler = os.getpid()
@@ -87,16 +98,16 @@ def _handle(
     process = os.fork()
     if process == 0:
       try:
-        child.main(request, limits, answer_to, handler, sympy)
+        run_child(request, answer_to, handler=handler)
       finally:
         os._exit(0)
     os.close(answer_to)
-    heard, in_time = _listen(answer_from, limits["wall_seconds"])
+    heard, in_time = _listen(answer_from, limits.wall_seconds)
     os.close(answer_from)
     os.kill(process, signal.SIGKILL)
     _, status, usage = os.wait4(process, 0)
     cpu_seconds = usage.ru_utime + usage.ru_stime
-    is_over = not in_time or cpu_seconds >= limits["cpu_seconds"]
+    is_over = not in_time or cpu_seconds >= limits.cpu_seconds
     wire.send(connection, _verdict(heard, status, is_over))
 
 
