@@ -302,13 +302,14 @@ def test_it_outlives_the_thread_that_made_it():
 @pytest.mark.parametrize(
   "end", [None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 )
-def test_a_trainer_that_ends_leaves_no_process(root, end):
+def test_a_trainer_that_ends_leaves_no_process(root, tmp_path, end):
   before = descendants(os.getpid())
   trainer = subprocess.Popen(
     [sys.executable, "-c", TRAINER, "600" if end else "0.2"],
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
     cwd=root,
+    env=os.environ | {"TMPDIR": str(tmp_path)},
   )
   with trainer:
     assert trainer.stdout.readline() == b"running\n"

@@ -81,12 +81,6 @@ PROGRAMS = (
       while True:
         sympy.solve(x**2 - 4, x)
     """,
-    text_of_a_number="""
-      import sys
-      sys.set_int_max_str_digits(0)
-      while True:
-        str(3 ** 10**5)
-    """,
   ),
   *program.bodies(
     *program.STOPPED,
@@ -94,6 +88,12 @@ PROGRAMS = (
       import collections, itertools
       collections.deque(itertools.repeat(0), maxlen=0)
       return 42
+    """,
+    text_of_a_number="""
+      import sys
+      sys.set_int_max_str_digits(0)
+      while True:
+        str(3 ** 10**5)
     """,
     tower_of_nines="return 9**9**9",
     tower_of_tens="return 10**10**9",

@@ -9,7 +9,7 @@ import types
 import warnings
 
 STANDARD = """
-  __future__ _strptime abc array ast base64 bisect calendar cmath collections
+  __future__ _pylong _strptime abc array ast base64 bisect calendar cmath collections
   collections.abc contextlib copy dataclasses datetime decimal difflib enum
   fractions functools graphlib hashlib heapq inspect io itertools json locale
   math numbers operator os os.path pprint queue random re secrets statistics
@@ -67,7 +67,9 @@ def preload() -> types.ModuleType:
     ImportError: if sympy is not installed.
   """
   for name in STANDARD.split():
-    importlib.import_module(name)
+    # Not every version of Python has all, such as _pylong, which str() needs.
+    with contextlib.suppress(ModuleNotFoundError):
+      importlib.import_module(name)
   import sympy
 
   names = dict(vars(sympy))
