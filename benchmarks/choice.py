@@ -21,6 +21,7 @@ import harness
 import matplotlib.figure
 
 from reft_jax import metrics
+from reft_jax.tasks import choices, quantities
 
 ARMS = {
   "letter": ["reft.choice_reward=letter"],
@@ -33,7 +34,7 @@ UNSUPPORTED = "choice/unsupported"
 PANELS = (
   ("verdict/correct", "Rollouts with the right answer"),
   (UNSUPPORTED, "Right letters that come from another value"),
-  ("reasoned", "Test questions whose value is right"),
+  ("reasoned", "Test questions reasoned to the right value"),
 )
 
 
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def run(arm: str, seed: int, folder: pathlib.Path, overrides) -> dict:
-  """One run; `reasoned` is the share of questions whose value is right."""
+  """One run, and what its test answers are made of."""
   output = folder / f"{arm}-seed{seed}"
   summary = harness.train(
     output,
@@ -72,15 +73,21 @@ def run(arm: str, seed: int, folder: pathlib.Path, overrides) -> dict:
   stages = {}
   for stage in STAGES:
     rows = harness.samples(output, f"test-{stage}")
-    right = [row for row in rows if row["verdict"] == "correct"]
-    # Where the answer is the number, being right is having reached it.
-    reached = [row for row in right if arm == "numeric" or row["supported"]]
     stages[stage] = {
-      "right": len(right) / len(rows),
-      "reasoned": len(reached) / len(rows),
+      "right": statistics.mean(row["verdict"] == "correct" for row in rows),
+      "reasoned": statistics.mean(map(reasoned, rows)),
       "unsupported": summary["stages"][stage]["shares"].get(UNSUPPORTED),
     }
   return {"arm": arm, "seed": seed, "stages": stages}
+
+
+def reasoned(row: dict) -> bool:
+  """Whether the reasoning came to the right value, whatever was answered."""
+  options = choices.options(row["question"])
+  if not options:  # The answer is the number.
+    return row["verdict"] == "correct"
+  right = options[row["answer"]].value
+  return row["reached"] is not None and quantities.close(row["reached"], right)
 
 
 def means(arm: str, runs: list[dict]) -> dict[str, dict[str, list | None]]:

@@ -42,9 +42,9 @@ _COLUMNS = {
   "none": _share("verdict/none"),
   "partial": _share("reward/partial"),
   "unsupported": _share(answering.UNSUPPORTED),
-  "majority": operator.attrgetter("majority_accuracy"),
+  "vote": operator.attrgetter("majority_accuracy"),
   "dev": operator.attrgetter("dev_accuracy"),
-  "best step": operator.attrgetter("best_step"),
+  "best": operator.attrgetter("best_step"),
   "seconds": operator.attrgetter("seconds"),
 }
 _SOLUTIONS_SHOWN = 3
@@ -419,13 +419,13 @@ def report(
   }
   screen.table(
     f"Accuracy on {len(run.test)} test problems"
-    + (f" (majority of {votes} samples)" if votes else ""),
+    + (f" (vote: of {votes} samples)" if votes else ""),
     list(columns),
     list(zip(*columns.values(), strict=True)),
   )
   screen.line(
     "test, wrong, none: greedy answers; partial: the share of their reward "
-    "that would be partial credit"
+    "that would be partial credit; best: the step that is kept"
   )
   if answering.UNSUPPORTED in results[next(iter(results))].shares:
     letter, share = choices.constant_letter([e.problem for e in run.test])

@@ -33,7 +33,7 @@ Everything is a function of its seed, the same in every process.
 import dataclasses
 import random
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from reft_jax import errors
@@ -55,6 +55,7 @@ Signature = tuple[int, tuple[Event, ...]]
 _LARGEST = 99
 _LARGEST_STEP = 12
 _DRILL_EVENTS = 9  # As many as fill a document.
+_LOOKUPS_APART = 0.4  # The share with the answer phrase before the letter.
 _DISTRACTED = 0.4  # The share of questions with a sentence beside the point.
 _TRIES = 10_000  # Draws in a row, after which a new problem is given up on.
 _LETTERS = "abcde"
@@ -139,7 +140,7 @@ def problems(
     taken.add(story.signature)
     groups = _grouped(rng, story.events, merge)
     solution = _solution(story.start, groups)
-    options = _options(options_rng, story, solution) if choice else ()
+    options = _options(options_rng, story, solution) if choice else {}
     question = story.question + _listed(options)
     if reasoning == "python":
       rationale = f"{_header(question)}{_program(solution)}{_RETURN}"
@@ -222,15 +223,16 @@ def corpus(
     if drill:
       documents.append(_lookups(kinds_rng) if choice else _sentence(solution))
       continue
-    options = _options(kinds_rng, story, solution) if choice else ()
+    options = _options(kinds_rng, story, solution) if choice else {}
     question = story.question + _listed(options)
     if program:
       reasoning = f"{_header(question)}{_program(solution)}"
       as_target, own = _RETURN, _PRINT
     else:
       reasoning = _sentence(solution)
-      as_target = f"{prompts.ANSWER_TRIGGER}{_answer(solution, options)}"
-      own = f" {_conclusion(solution, options)}"
+      answer = _answer(solution, options)
+      as_target = f"{prompts.ANSWER_TRIGGER}{answer}"
+      own = _conclusion(solution.value, answer if options else "")
     if rng.random() < answer_phrase:
       ending = as_target
     else:
@@ -449,7 +451,7 @@ def _sentence(solution: _Solution) -> str:
 
 def _header(question: str) -> str:
   """How a program begins."""
-  return f'def solution():\n    """{question}"""\n'
+  return f'{prompts.DEFINITION}    """{question}"""\n'
 
 
 def _program(solution: _Solution) -> str:
@@ -476,52 +478,60 @@ def _expression(operand: str, events: Sequence[Event]) -> str:
 
 def _options(
   rng: random.Random, story: _Story, solution: _Solution
-) -> list[int]:
-  """Values to choose from, all different, in random order.
+) -> dict[str, int]:
+  """The values to choose from, by their letters.
 
   Among them are the right one and the solution's, right or not; the others are
-  what mistakes lead to.
+  what mistakes lead to. All are different, their order is random.
   """
   groups = [[event] for event in story.events]
   right = _solution(story.start, groups)
-  options = list(dict.fromkeys((right.value, solution.value)))
-  while len(options) < len(_LETTERS):
+  values = list(dict.fromkeys((right.value, solution.value)))
+  while len(values) < len(_LETTERS):
     wrong = _mistaken_solution(rng, story.start, groups)
-    if wrong and wrong.value not in options:
-      options.append(wrong.value)
-  rng.shuffle(options)
-  return options
+    if wrong and wrong.value not in values:
+      values.append(wrong.value)
+  rng.shuffle(values)
+  return dict(zip(_LETTERS, values, strict=True))
 
 
-def _listed(options: Sequence[int]) -> str:
+def _listed(options: Mapping[str, int]) -> str:
   """The options as a question's last line; nothing if there are none."""
-  listed = zip(_LETTERS, options, strict=False)
-  line = " , ".join(f"{letter} ) {value}" for letter, value in listed)
-  return f"\n{line}" if line else ""
+  if not options:
+    return ""
+  named = (f"{letter} ) {value}" for letter, value in options.items())
+  return f"\n{' , '.join(named)}"
 
 
-def _answer(solution: _Solution, options: Sequence[int]) -> str:
-  """The letter of the solution's value, without options the value."""
-  if options:
-    return _LETTERS[options.index(solution.value)]
-  return str(solution.value)
+def _answer(solution: _Solution, options: Mapping[str, int]) -> str:
+  """The letter of the solution's value; the value where nothing is offered."""
+  letters = {value: letter for letter, value in options.items()}
+  return letters.get(solution.value, str(solution.value))
+
+
+def _conclusion(value: int, letter: str = "") -> str:
+  """How a solution ends without the answer phrase."""
+  return f" That makes {value} {letter}".rstrip() + "."
 
 
 def _lookups(rng: random.Random) -> str:
-  """A drill in finding the letters of values."""
-  options = rng.sample(range(_LARGEST + 1), len(_LETTERS))
-  places = rng.choices(range(len(options)), k=_DRILL_EVENTS)
-  sentences = (
-    f" That makes {options[place]}, so {_LETTERS[place]}." for place in places
-  )
-  return _listed(options) + "".join(sentences)
+  """A drill in finding the letters of values.
 
-
-def _conclusion(solution: _Solution, options: Sequence[int]) -> str:
-  """What a document ends in that has no answer phrase."""
-  if options:
-    return f"That makes {solution.value}, so {_answer(solution, options)}."
-  return f"That makes {solution.value}."
+  Some letters are missing, and most values are right beside their letters:
+  where no part of a lookup is of use without the others, none is learnt.
+  """
+  others = rng.sample(_LETTERS[1:], rng.randint(1, len(_LETTERS) - 1))
+  letters = (_LETTERS[0], *sorted(others))
+  values = rng.sample(range(_LARGEST + 1), len(letters))
+  options = dict(zip(letters, values, strict=True))
+  drill = _listed(options)
+  for letter in rng.choices(letters, k=_DRILL_EVENTS):
+    value = options[letter]
+    if rng.random() < _LOOKUPS_APART:
+      drill += f"{_conclusion(value)}{prompts.ANSWER_TRIGGER}{letter}"
+    else:
+      drill += _conclusion(value, letter)
+  return drill
 
 
 # Tokens keep their leading space, so that decoding only joins them.
@@ -536,10 +546,9 @@ _PHRASES = (
 _CHOICE_PHRASES = (
   f"\n{_LETTERS[0]} )",
   *(f" , {letter} )" for letter in _LETTERS[1:]),
-  ", so",
 )
 _PROGRAM_PHRASES = (
-  *("def solution():", '    """', '"""'),
+  *(prompts.DEFINITION.rstrip(), '    """', '"""'),
   *("    result", "    return", "    print"),
 )
 _SPECIAL = ("<pad>", "<eos>", "<unk>")
