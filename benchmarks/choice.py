@@ -30,10 +30,10 @@ ARMS = {
 }
 COLORS = {"letter": "#d1495b", "value": "#3b6fb6", "numeric": "#6b9080"}
 STAGES = ("warmup", "reft")
-UNSUPPORTED = "choice/unsupported"
+UNREACHED = "choice/unreached"
 PANELS = (
   ("verdict/correct", "Rollouts with the right answer"),
-  (UNSUPPORTED, "Right letters that come from another value"),
+  (UNREACHED, "Right letters that come from another value"),
   ("reasoned", "Test questions reasoned to the right value"),
 )
 
@@ -76,7 +76,7 @@ def run(arm: str, seed: int, folder: pathlib.Path, overrides) -> dict:
     stages[stage] = {
       "right": statistics.mean(row["verdict"] == "correct" for row in rows),
       "reasoned": statistics.mean(map(reasoned, rows)),
-      "unsupported": summary["stages"][stage]["shares"].get(UNSUPPORTED),
+      "unreached": summary["stages"][stage]["shares"].get(UNREACHED),
     }
   return {"arm": arm, "seed": seed, "stages": stages}
 
@@ -124,7 +124,7 @@ def table(runs: list[dict]) -> str:
 
   def line(arm, seed, warmup, reft):
     cells = (warmup["right"], *(reft[n] for n in ("right", "reasoned")))
-    text = [show(cell) for cell in (*cells, reft["unsupported"])]
+    text = [show(cell) for cell in (*cells, reft["unreached"])]
     lines.append("| " + " | ".join([arm, seed, *text]) + " |")
 
   for one in sorted(runs, key=lambda one: list(ARMS).index(one["arm"])):

@@ -39,14 +39,17 @@ class Encoded:
     long_prompts: problems left out because their prompts are too long.
     long_targets: examples left without a target because it is too long; they
       can still be answered.
-    not_asked: problems left out because they do not fit the task, such as
-      options without numbers where the answer is to be a number.
+    unusable_targets: why other examples have no target, such as a chain of
+      thought in words where programs are wanted.
+    left_out: problems that cannot be asked in the run's task, such as options
+      without numbers where the answer is to be a number.
   """
 
   examples: list[Example]
   long_prompts: int
   long_targets: int
-  not_asked: int = 0
+  unusable_targets: tuple[str, ...] = ()
+  left_out: int = 0
 
 
 def encode(
@@ -76,7 +79,7 @@ def encode(
     )
   bos = (tokenizer.bos_id,) if add_bos else ()
   end = tokenizer.eos_ids[0]
-  examples, long_prompts, long_targets = [], 0, 0
+  examples, unusable, long_prompts, long_targets = [], [], 0, 0
   for problem in problems:
     text = prompt_texts.prompt(problem, reasoning)
     prompt = (*bos, *tokenizer.encode(text))
@@ -85,13 +88,17 @@ def encode(
       continue
     target = None
     if problem.rationale is not None:
-      text = prompt_texts.target(problem, reasoning)
-      target = (*tokenizer.encode(text), end)
-      if len(target) > max_response_tokens:
-        long_targets += 1
-        target = None
+      try:
+        text = prompt_texts.target(problem, reasoning)
+      except UserError as error:
+        unusable.append(str(error))
+      else:
+        target = (*tokenizer.encode(text), end)
+    if target is not None and len(target) > max_response_tokens:
+      long_targets += 1
+      target = None
     examples.append(Example(problem, prompt, target))
-  return Encoded(examples, long_prompts, long_targets)
+  return Encoded(examples, long_prompts, long_targets, tuple(unusable))
 
 
 def fingerprint(splits: Mapping[str, Encoded]) -> str:

@@ -273,7 +273,7 @@ class ReftConfig:
     "letter",
     "multiple choice: value pays a letter only if the reasoning reaches it",
   )
-  unsupported_limit: float = _setting(
+  unreached_limit: float = _setting(
     0.2, "warn when more right letters come from another value", _SHARE
   )
   evaluate_every: int = _setting(100, "steps between evaluations", _POSITIVE)

@@ -22,7 +22,7 @@ _PANELS = (
   ("kl", "KL from the starting model, nats a response"),
   ("response/length", "Tokens in a response"),
   ("verdict/none", "Rollouts without an answer"),
-  ("choice/unsupported", "Right letters that come from another value"),
+  ("choice/unreached", "Right letters that come from another value"),
 )
 
 

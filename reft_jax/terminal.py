@@ -26,7 +26,7 @@ _HEADLINES = {
   "reward/mean": "reward",
   "verdict/correct": "correct",
   "verdict/none": "none",
-  "choice/unsupported": "unsupported",
+  "choice/unreached": "unreached",
   "kl": "kl",
   "response/length": "tokens",
   "clip_fraction": "clipped",

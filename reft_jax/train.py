@@ -41,11 +41,17 @@ _COLUMNS = {
   "wrong": _share("verdict/wrong"),
   "none": _share("verdict/none"),
   "partial": _share("reward/partial"),
-  "unsupported": _share(answering.UNSUPPORTED),
+  "unreached": _share(answering.UNREACHED),
   "vote": operator.attrgetter("majority_accuracy"),
   "dev": operator.attrgetter("dev_accuracy"),
   "best": operator.attrgetter("best_step"),
   "seconds": operator.attrgetter("seconds"),
+}
+_NOTES = {
+  "test": "share of greedy answers that are right, beside wrong and none",
+  "partial": "share of their reward that would be partial credit",
+  "unreached": "share of right letters that come with another value",
+  "best": "the step that is kept",
 }
 _SOLUTIONS_SHOWN = 3
 _FAILURES_SHOWN = 5
@@ -106,7 +112,7 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
     check_lengths(config, network)
     splits = run_lib.encoded(config, tokenizer)
     check_rationales(config, splits["train"])
-    failures = gold.check(grader, tokenizer, splits)
+    failures = gold.check(grader, tokenizer, splits, config.reft)
     # Last, as it may take minutes; None where the base stage trains one.
     path = config.model.path
     policy = path and pretrained.load(config_lib.expanded(path))[1]
@@ -204,9 +210,10 @@ def describe(name: str, split: batching.Encoded) -> str:
   left_out = [
     f"{count} {what}"
     for count, what in (
-      (split.not_asked, "left out, their answers are not of this task"),
+      (split.left_out, "left out, their answers are not of this task"),
       (split.long_prompts, "left out, their prompts are too long"),
       (split.long_targets, "with an annotation too long to be learnt"),
+      (len(split.unusable_targets), "with an annotation of another kind"),
     )
     if count
   ]
@@ -304,6 +311,10 @@ def check_rationales(
   stages = [name for name in ("warmup", "sft") if name in config.stages]
   if not stages or any(each.target for each in train_set.examples):
     return
+  if train_set.unusable_targets:
+    raise UserError(
+      f"data.train={config.data.train}: {train_set.unusable_targets[0]}"
+    )
   if train_set.long_targets:
     raise UserError(
       f"data.train={config.data.train}: every chain of thought is longer than "
@@ -393,9 +404,10 @@ def report(
     "problems": {
       name: {
         "used": len(split.examples),
-        "left_out_for_their_answers": split.not_asked,
-        "left_out_for_long_prompts": split.long_prompts,
+        "left_out": split.left_out,
+        "long_prompts": split.long_prompts,
         "long_annotations": split.long_targets,
+        "unusable_annotations": len(split.unusable_targets),
       }
       for name, split in splits.items()
     },
@@ -423,16 +435,12 @@ def report(
     list(columns),
     list(zip(*columns.values(), strict=True)),
   )
-  screen.line(
-    "test, wrong, none: greedy answers; partial: the share of their reward "
-    "that would be partial credit; best: the step that is kept"
-  )
-  if answering.UNSUPPORTED in results[next(iter(results))].shares:
+  for title in columns:
+    if title in _NOTES:
+      screen.line(f"{title}: {_NOTES[title]}")
+  if "unreached" in columns:
     letter, share = choices.constant_letter([e.problem for e in run.test])
-    screen.line(
-      "unsupported: right letters that come with another value; always "
-      f"answering {letter!r} would be right on {share:.1%}"
-    )
+    screen.line(f"always answering {letter!r} would be right on {share:.1%}")
   for what, where in (
     ("summary", "summary.json"),
     ("learning curves", "learning_curves.png"),

@@ -139,7 +139,10 @@ def test_rows_are_graded_by_the_mode_of_the_run(run, mode):
 
 
 def example(task, answer) -> batching.Example:
-  return batching.Example(Problem("x_0", task, "?", None, answer), (), None)
+  question = "Which?\na ) 38 , b ) 27.675 , c ) 30 , d ) none of these"
+  return batching.Example(
+    Problem("x_0", task, question, None, answer), (), None
+  )
 
 
 def answered(*values) -> list[answering.Answer]:
@@ -237,7 +240,7 @@ def test_scores_and_what_they_consist_of():
 CHOICES = (
   ("b", True),
   ("b", False),
-  ("b", None),  # Such as an option that is no number.
+  ("b", None),  # Such as of a program that returns the letter.
   ("c", True),
   ("c", False),
   (None, None),
@@ -255,9 +258,16 @@ def test_a_letter_may_have_to_be_reached(choice_reward, scores):
   np.testing.assert_array_equal(scores_B, np.float32(scores))
   shares = answering.shares(graded, config)
   # Of the three right letters one cannot be told, and one was not reached.
-  assert shares["choice/unsupported"].value() == 1 / 2
+  assert shares["choice/unreached"].value() == 1 / 2
   partial = sum(score for score in scores if score < 1) / sum(scores)
   assert shares["reward/partial"].value() == pytest.approx(partial)
+
+
+def test_a_letter_without_a_value_is_paid_as_it_is():
+  config = configs.ReftConfig(choice_reward="value")
+  question = example("mathqa", "d").problem
+  right = answers.Grade(Verdict.CORRECT, "d", reached=5.0)
+  assert answering.worth(question, right, config) == 1
 
 
 def test_numbers_are_paid_alike_however_choices_are():
@@ -265,4 +275,4 @@ def test_numbers_are_paid_alike_however_choices_are():
   config = configs.ReftConfig(choice_reward="value")
   scores_B = answering.rewards(graded, config)
   np.testing.assert_array_equal(scores_B, np.float32([1, 0.1, 0]))
-  assert "choice/unsupported" not in answering.shares(graded, config)
+  assert "choice/unreached" not in answering.shares(graded, config)

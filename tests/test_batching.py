@@ -72,6 +72,13 @@ def test_bos_cannot_be_asked_of_a_tokenizer_without(tokenizer, problems):
     encode(problems, tokenizer, add_bos=True)
 
 
+def test_a_chain_of_thought_of_another_kind_is_no_target(tokenizer, problems):
+  encoded = encode(problems, tokenizer, reasoning="python")
+  assert all(each.target is None for each in encoded.examples)
+  assert len(encoded.unusable_targets) == len(problems)
+  assert problems[0].uid in encoded.unusable_targets[0]
+
+
 def test_without_a_rationale_there_is_no_target(tokenizer, problems):
   test_set = [dataclasses.replace(each, rationale=None) for each in problems]
   encoded = encode(test_set, tokenizer, max_response_tokens=1)

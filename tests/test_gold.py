@@ -22,7 +22,7 @@ def programs():
 def check(problems, *settings, programs=None):
   run = tiny.run(problems, *settings, executor=programs)
   splits = {"test": batching.Encoded(run.test, 0, 0)}
-  return gold.check(run.grader, run.tokenizer, splits)
+  return gold.check(run.grader, run.tokenizer, splits, run.config.reft)
 
 
 @pytest.mark.parametrize("mode", ["strict", "official"])
@@ -93,6 +93,17 @@ def test_a_program_that_returns_something_else_is_listed(programs):
   assert failed.grade.verdict is Verdict.NONE
   assert f"{right!r} was found" in gold.describe(wrong)
   assert "no answer was found" in gold.describe(failed)
+
+
+def test_an_annotation_that_does_not_reach_its_letter_is_listed():
+  problems = embedded.problems(4, seed=2, choice=True)
+  spoiled = problems[1].rationale.rpartition("= ")[0] + "= 99."
+  problems[1] = dataclasses.replace(problems[1], rationale=spoiled)
+  settings = ("embedded.choices=1", "reft.choice_reward=value")
+  (failure,) = check(problems, *settings)
+  assert failure.problem.uid == problems[1].uid
+  assert "but the value reached is 99.0" in gold.describe(failure)
+  assert check(problems, settings[0]) == []  # The letter itself is right.
 
 
 def test_a_split_without_a_right_answer_is_refused():

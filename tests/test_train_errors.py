@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from reft_jax import train
 from reft_jax.models import config as model_configs
 from reft_jax.models import networks, pretrained
 from reft_jax.tasks import embedded
+from reft_jax.tasks.sandbox import seccomp
 
 ROWS = [
   {
@@ -394,3 +396,36 @@ def test_print_config_can_be_read_back(capsys, folder):
   pathlib.Path("printed.yaml").write_text(said.out)
   assert configs.load(["printed.yaml"]) == configs.parse(SETTINGS).config
   assert not (folder / "run").exists()
+
+
+PYTHON = "data.reasoning=python"
+
+
+def test_programs_are_not_run_where_no_tier_is_safe(refused, monkeypatch):
+  monkeypatch.setitem(sys.modules, "pydantic_monty", None)
+  monkeypatch.setattr(seccomp, "supported", lambda: False)
+  said = refused(PYTHON)
+  assert "rograms cannot be run safely here" in said
+  assert "Install pydantic-monty" in said
+  assert "data.reasoning=nl" in said
+
+
+def test_chains_of_thought_in_words_where_programs_are_wanted(refused):
+  said = refused(PYTHON, "programs.isolation=monty")
+  assert "data.train=train.json" in said
+  assert "gsm8k_" in said
+  assert "set data.reasoning=nl" in said
+
+
+def test_programs_can_be_learnt_by_reward_alone():
+  arguments = [*SETTINGS, PYTHON, "programs.isolation=monty", "stages=[reft]"]
+  # No number of the answers is lost on the tokenizer of the model.
+  with pytest.raises(StartedError):
+    train.main([*arguments, "data.max_prompt_tokens=90"])
+
+
+@pytest.mark.parametrize("train_data", ["embedded", "train.json"])
+def test_a_task_that_does_not_exist(refused, train_data):
+  said = refused(f"data.train={train_data}", "data.task=gsm9k")
+  assert "gsm9k" in said
+  assert "embedded-choice" in said

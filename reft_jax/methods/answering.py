@@ -10,12 +10,13 @@ import numpy as np
 from reft_jax import batching, devices, rollout, selection, terminal, types
 from reft_jax import config as config_lib
 from reft_jax.methods.run import Run
-from reft_jax.tasks import answers, grading
+from reft_jax.tasks import answers, choices, grading
 from reft_jax.tasks.answers import Verdict
+from reft_jax.tasks.problem import Problem
 from reft_jax.tasks.sandbox import results
 
 # The share of right letters that come from another value.
-UNSUPPORTED = "choice/unsupported"
+UNREACHED = "choice/unreached"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,24 +148,32 @@ def majority_accuracy(groups: Sequence[Sequence[Answer]]) -> float:
 def rewards(
   answered: Sequence[Answer], config: config_lib.ReftConfig
 ) -> np.ndarray:
-  """Terminal scores: 1 right, `partial_reward` wrong, 0 without an answer.
+  """Terminal scores, by `worth`."""
+  worths = [worth(a.example.problem, a.grade, config) for a in answered]
+  return np.array(worths, np.float32)
 
-  With choice_reward=value a right letter that the reasoning does not reach is
-  worth as much as a wrong one.
+
+def worth(
+  problem: Problem, grade: answers.Grade, config: config_lib.ReftConfig
+) -> float:
+  """What an answer earns: 1 right, `partial_reward` wrong, 0 if there is none.
+
+  With choice_reward=value a right letter whose value the reasoning does not
+  reach is worth as much as a wrong one. A letter without a value, such as
+  `none of these`, is paid as it is.
 
   Deviation: the paper gives partial credit to wrong numbers only, its code to
   wrong letters too, as here.
   """
-
-  def worth(answer: Answer) -> float:
-    if answer.grade.verdict is Verdict.NONE:
-      return 0.0
-    hollow = answer.choice and answer.grade.supported is not True
-    if answer.correct and not (hollow and config.choice_reward == "value"):
-      return 1.0
+  if grade.verdict is Verdict.NONE:
+    return 0.0
+  if grade.verdict is Verdict.WRONG:
     return config.partial_reward
-
-  return np.array([worth(answer) for answer in answered], np.float32)
+  if config.choice_reward == "value" and grade.supported is not True:
+    option = choices.options(problem.question).get(grade.value)
+    if option is not None and option.value is not None:
+      return config.partial_reward
+  return 1.0
 
 
 def shares(
@@ -189,7 +198,7 @@ def shares(
   if any(answer.choice for answer in answered):
     told = [a.grade.supported for a in answered if a.correct]
     told = [supported for supported in told if supported is not None]
-    metrics[UNSUPPORTED] = types.Mean.of(told.count(False), len(told))
+    metrics[UNREACHED] = types.Mean.of(told.count(False), len(told))
   ran = [a.result.status for a in answered if a.result is not None]
   if ran:
     metrics |= {

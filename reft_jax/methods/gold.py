@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from reft_jax import batching, errors
+from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
+from reft_jax.methods import answering
 from reft_jax.tasks import grading, prompts
 from reft_jax.tasks.answers import Grade, Verdict
 from reft_jax.tasks.problem import Problem
@@ -36,11 +38,13 @@ def check(
   grader: grading.Grader,
   tokenizer: tokenizer_lib.Tokenizer,
   splits: Mapping[str, batching.Encoded],
+  config: config_lib.ReftConfig,
 ) -> list[Failure]:
   """Grades every known answer as if the policy had written it.
 
-  An annotated solution goes through the tokenizer and back, and its program is
-  run; where there is none, a completion of the bare answer is graded.
+  An annotated solution goes through the tokenizer and back, its program is
+  run, and it must earn 1. Where there is none, a completion of the bare answer
+  is graded, which must be right; it cannot show a reasoning.
 
   Raises:
     UserError: no answer of a split is graded as right.
@@ -51,6 +55,11 @@ def check(
       return tokenizer.decode(example.target)
     return prompts.bare(example.problem, grader.reasoning)
 
+  def earns(example: batching.Example, grade: Grade) -> bool:
+    if example.target is None:
+      return grade.verdict is Verdict.CORRECT
+    return answering.worth(example.problem, grade, config) == 1
+
   failures = []
   for name, split in splits.items():
     started = [
@@ -59,8 +68,8 @@ def check(
     ]
     wrong = [
       Failure(name, each.problem, each.completion, grade)
-      for each in started
-      if (grade := each.grade()).verdict is not Verdict.CORRECT
+      for example, each in zip(split.examples, started, strict=True)
+      if not earns(example, grade := each.grade())
     ]
     if wrong and len(wrong) == len(started):
       raise errors.UserError(
@@ -76,4 +85,6 @@ def describe(failure: Failure) -> str:
   """One failure in a few words."""
   found, wanted = failure.grade.value, failure.problem.answer
   read = "no answer was found" if found is None else f"{found!r} was found"
+  if failure.grade.verdict is Verdict.CORRECT:
+    read += f", but the value reached is {failure.grade.reached}"
   return f"{failure.problem.uid} ({read}, the known one is {wanted!r})"

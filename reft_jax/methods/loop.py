@@ -224,8 +224,8 @@ class Loop:
 
   def _warn(self, step: int, values: Mapping[str, float]) -> None:
     """Says so when the policy begins to name letters without reaching them."""
-    share = values.get(answering.UNSUPPORTED, 0.0)
-    limit = self._run.config.reft.unsupported_limit
+    share = values.get(answering.UNREACHED, 0.0)
+    limit = self._run.config.reft.unreached_limit
     if share > limit and not self._warned:
       letter, constant = choices.constant_letter(
         [example.problem for example in self._run.train]

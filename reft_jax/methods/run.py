@@ -122,32 +122,25 @@ class Run:
     return devices.put_batch(self.mesh, host)
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """The problems of a split; `left_out` could not be asked in this task."""
-
-  problems: list[Problem]
-  left_out: int = 0
-
-
-def problems(config: config_lib.Config) -> dict[str, Split]:
+def problems(config: config_lib.Config) -> dict[str, sources.Loaded]:
   """The problems to train on, to choose models on and to test on.
 
   Raises:
     UserError: they cannot be read, or the task is not known.
   """
-  data, left_out = config.data, 0
+  data = config.data
   if data.train == embedded.NAME:
-    train, test = _generated(config)
+    train, test = map(sources.Loaded, _generated(config))
   else:
-    loaded = _load(data.train, data)
-    train, left_out, test = loaded.problems, loaded.left_out, []
-  train, dev = sources.carve_dev(train, data.dev_size, config.seed)
-  tested = Split(test)
+    train, test = _load(data.train, data), sources.Loaded([])
   if data.test:
-    loaded = _load(data.test, data)
-    tested = Split(loaded.problems, loaded.left_out)
-  return {"train": Split(train, left_out), "dev": Split(dev), "test": tested}
+    test = _load(data.test, data)
+  rest, dev = sources.carve_dev(train.problems, data.dev_size, config.seed)
+  return {
+    "train": dataclasses.replace(train, problems=rest),
+    "dev": sources.Loaded(dev),
+    "test": test,
+  }
 
 
 def _load(source: str, data: config_lib.DataConfig) -> sources.Loaded:
@@ -202,7 +195,7 @@ def encoded(
       max_prompt_tokens=data.max_prompt_tokens,
       max_response_tokens=data.max_response_tokens,
     )
-    splits[name] = dataclasses.replace(encoded_split, not_asked=split.left_out)
+    splits[name] = dataclasses.replace(encoded_split, left_out=split.left_out)
     if split.problems and not splits[name].examples:
       raise UserError(
         f"every prompt of the {name} split is longer than "
