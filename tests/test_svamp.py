@@ -31,19 +31,40 @@ SHORT = (
 )
 
 
-@pytest.fixture(scope="module")
-def finished(shared, tmp_path_factory) -> pathlib.Path:
-  directory = tmp_path_factory.mktemp("svamp") / "run"
+def run(shared, folder, name, data, *settings) -> pathlib.Path:
+  """Runs an experiment, cut short, to its end; the run's folder."""
+  directory = folder / "run"
   arguments = [
-    "--config=svamp_stories260k",
+    f"--config={name}",
     f"model.path={shared / 'models/stories260K'}",
-    f"data.train={shared / 'data/svamp_nl.json'}",
+    f"data.train={shared / 'data' / data}",
     f"data.test={shared / 'data/svamp_test_set.json'}",
     f"output={directory}",
     *SHORT,
+    *settings,
   ]
   assert train.main(arguments) == 0
   return directory
+
+
+@pytest.fixture(scope="module")
+def finished(shared, tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("svamp")
+  return run(shared, folder, "svamp_stories260k", "svamp_nl.json")
+
+
+@pytest.fixture(scope="module")
+def programs(shared, tmp_path_factory) -> pathlib.Path:
+  """The experiment with programs."""
+  return run(
+    shared,
+    tmp_path_factory.mktemp("svamp_python"),
+    "svamp_python_stories260k",
+    "svamp_python_sdp.json",
+    "data.train_limit=32",
+    "data.dev_size=8",
+    "evaluation.majority_samples=0",
+  )
 
 
 def test_summary_and_metrics(finished):
@@ -60,6 +81,21 @@ def test_summary_and_metrics(finished):
   assert [row["step"] for row in learnt] == [1, 2]
   assert learnt[0]["kl"] == 0
   assert learnt[0]["sampler_gap"] < 1e-4
+
+
+def test_programs_are_written_and_run(programs):
+  summary = json.loads((programs / "summary.json").read_text())
+  assert list(summary["stages"]) == STAGES
+  rows = metrics.read(programs)
+  steps = [row for row in rows if row["stage"] == "reft" and "kl" in row]
+  assert [row["step"] for row in steps] == [1, 2]
+  for row in steps:
+    verdicts = [row[f"verdict/{each}"] for each in ("correct", "wrong", "none")]
+    assert sum(verdicts) == pytest.approx(1)
+    # Two steps of training do not make programs that run.
+    assert row["program/returned"] + row["program/failed"] > 0.5
+  # All annotated programs do run, and return the known answer.
+  assert not (programs / "gold_failures.jsonl").exists()
 
 
 def test_samples_are_text(finished):
