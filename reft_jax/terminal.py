@@ -8,6 +8,7 @@ something to say.
 import contextlib
 import dataclasses
 import math
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
@@ -119,7 +120,9 @@ class Terminal:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row("question", _clean(question.strip()))
-    grid.add_row("sampled", _clean(solution.completion.strip()))
+    grid.add_row(
+      "sampled", _clean(textwrap.dedent(solution.completion).strip())
+    )
     grid.add_row("verdict", _verdict(solution, answer))
     self._console.print(
       rich.rule.Rule(f"{stage}, step {step}: a sample", style="dim"),
@@ -159,7 +162,8 @@ class Terminal:
       table.add_row(
         *(
           rich.console.Group(
-            _clean(solution.completion.strip()), _verdict(solution, answer)
+            _clean(textwrap.dedent(solution.completion).strip()),
+            _verdict(solution, answer),
           )
           for solution in row
         )
