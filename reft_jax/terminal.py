@@ -120,9 +120,7 @@ class Terminal:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row("question", _clean(question.strip()))
-    grid.add_row(
-      "sampled", _clean(textwrap.dedent(solution.completion).strip())
-    )
+    grid.add_row("sampled", _written(solution))
     grid.add_row("verdict", _verdict(solution, answer))
     self._console.print(
       rich.rule.Rule(f"{stage}, step {step}: a sample", style="dim"),
@@ -162,7 +160,7 @@ class Terminal:
       table.add_row(
         *(
           rich.console.Group(
-            _clean(textwrap.dedent(solution.completion).strip()),
+            _written(solution),
             _verdict(solution, answer),
           )
           for solution in row
@@ -263,6 +261,11 @@ def _metrics(values: Mapping[str, float]) -> str:
   return " ".join(
     f"{label} {number(value):<7}" for label, value in (known or values).items()
   )
+
+
+def _written(solution: Solution) -> str:
+  """A completion on its own: a program's body starts at the margin."""
+  return _clean(textwrap.dedent(solution.completion).strip())
 
 
 def _verdict(solution: Solution, answer: str) -> rich.text.Text:
