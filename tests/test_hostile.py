@@ -319,6 +319,7 @@ def test_a_trainer_that_ends_leaves_no_process(root, tmp_path, end):
     trainer.wait(20)
   # Some end at once, others when their program's time is up.
   assert wait_until(lambda: descendants(os.getpid()) <= before)
+  assert not list(tmp_path.iterdir())
 
 
 def children(family: set[int]) -> set[int]:

@@ -4,6 +4,7 @@ What programs do on purpose is in test_hostile.py.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -115,6 +116,7 @@ LOOP = "while True: pass"
       1.5,
       "1.5",
     ),
+    (returning("pow(2, -1, 7)"), "cpython", "int", 4, "4"),
     (returning("sum(f())", "def f():", "  yield 7"), "cpython", "int", 7, "7"),
     (
       "from math import *\n" + returning("sqrt(9)"),
@@ -191,7 +193,7 @@ def test_tiers_agree_with_python(tier1, tier2, data):
   program = returning(expression)
   result, is_doubtful = tier1.run(program)
   assert not is_doubtful
-  other = tier2.run(program, "one")
+  other = tier2.run(program, "one", tier2._limits)
   try:
     value = eval(expression)
   except ZeroDivisionError:
@@ -229,7 +231,94 @@ def test_the_same_every_time(tier1, tier2):
     cpython.Server(limits=limits.Limits(**LIMITS), is_confined=True)
   ) as another:
     for program in (random, order):
-      assert tier2.run(program, "one") == another.run(program, "one")
+      one, other = (
+        tier.run(program, "one", tier._limits) for tier in (tier2, another)
+      )
+      assert one == other
+
+
+@pytest.mark.parametrize("name", ["int", "float", "str", "bool", "Decimal"])
+def test_the_name_of_a_class_is_not_its_kind(tier1, tier2, name):
+  lines = (f"class {name}:", "  def __float__(self): return 13.0")
+  program = returning(f"{name}()", *lines)
+  result, _ = tier1.run(program)
+  other = tier2.run(program, "one", tier2._limits)
+  assert (result.status, other.status) == (RETURNED, RETURNED)
+  assert result.kind == other.kind == "other"
+
+
+def test_what_is_left_of_the_limits():
+  left = limits.Limits(**LIMITS).after(0.75 * CPU_SECONDS)
+  assert left.cpu_seconds == pytest.approx(0.25 * CPU_SECONDS)
+  assert left.wall_seconds == pytest.approx(1.25 * CPU_SECONDS)
+  assert limits.Limits(**LIMITS).after(9).cpu_seconds == 0.1 * CPU_SECONDS
+
+
+@linux
+def test_both_tiers_share_the_time(pool, monkeypatch):
+  """What runs in tier 1 for long is given the rest of its time in tier 2."""
+  given = []
+
+  def run(program, scopes, left, run=pool._cpython.run):
+    given.append(left.cpu_seconds)
+    return run(program, scopes, left)
+
+  monkeypatch.setattr(pool._cpython, "run", run)
+  work = ("x = 0", f"for i in range({10**6}): x += 1")
+  pool.run([returning("(0).nothing"), returning("(1).nothing", *work)])
+  assert given[0] > 0.9 * CPU_SECONDS
+  assert 0.1 * CPU_SECONDS <= given[1] < given[0] - 0.01
+
+
+SEARCHES = """
+import ctypes, gc
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = libc.memmem.restype = ctypes.c_void_p
+libc.memmem.argtypes = (ctypes.c_void_p, ctypes.c_size_t) * 2
+def solution():
+  sought = b"mar" + b"ker_of" + b"_another"
+  def found(start, size):
+    at = libc.memmem(start, size, sought, len(sought))
+    return at and ctypes.string_at(at, len(sought) + 1) == sought + b"!"
+  gc.unfreeze()
+  pages = {id(thing) & ~0xFFF for thing in gc.get_objects()}
+  if any(found(page, 0x1000) for page in pages):
+    return 42
+  end = libc.sbrk(0)
+  return 42 if found(end - SIZE, SIZE) else 7
+"""
+
+
+@linux
+def test_no_memory_of_other_programs(tier2):
+  """Neither their text nor their answers are in what a child inherits."""
+  for i in range(8):
+    other = returning(f"'marker_of_another!' * {i}", "# marker_of_another!" * i)
+    assert tier2.run(other, "one", tier2._limits).status is RETURNED
+    search = SEARCHES.replace("SIZE", str(4 << 20))
+    assert tier2.run(search, "one", tier2._limits).number == 7
+
+
+@linux
+def test_modules_come_from_where_ours_do(monkeypatch, tmp_path):
+  """Tier 2 looks for sympy where this process does, relative paths included."""
+  (tmp_path / "sympy.py").write_text("raise ImportError('this one')")
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend("")
+  with pytest.raises(OSError, match="this one"):
+    cpython.Server(limits=limits.Limits(**LIMITS), is_confined=True)
+
+
+@linux
+def test_a_start_that_is_interrupted_leaves_nothing(monkeypatch):
+  def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+  before = set(descendants(os.getpid())), set(threading.enumerate())
+  monkeypatch.setattr(cpython, "Server", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    executor.Executor(workers=1, **LIMITS)
+  assert (set(descendants(os.getpid())), set(threading.enumerate())) == before
 
 
 # ---- Scopes
@@ -718,9 +807,10 @@ def test_the_filter_kills_other_instruction_sets(machine, number, audit):
 )
 def test_what_a_program_cannot_do(tier2, call, reason):
   modules = "import ctypes, os, resource, signal, sys, threading, time"
-  result = tier2.run(returning("0", modules, call), "one")
+  run = functools.partial(tier2.run, scopes="one", limits=tier2._limits)
+  result = run(returning("0", modules, call))
   assert result == results.Result(FAILED, "cpython", reason=reason)
-  assert tier2.run(returning("7"), "one").number == 7
+  assert run(returning("7")).number == 7
 
 
 # ---- Messages

@@ -141,10 +141,8 @@ PROGRAMS = (
       return sympy.solve(x**2 - 49, x)
     """,
   ),
-  # Classes of numbers are read as the numbers that they hold or claim to be.
+  # Classes of numbers that claim to be others.
   *program.bodies(
-    "7",
-    "13",
     *_NO_NUMBER,
     integer_that_lies="""
       class Liar(int):
@@ -169,6 +167,52 @@ PROGRAMS = (
       class Liar(sympy.Integer):
         __float__ = lambda self: 13.0
       return Liar(7)
+    """,
+    object_of_sympy_that_lies="""
+      class Liar(sympy.Basic):
+        is_number = True
+        __float__ = lambda self: 13.0
+      return Liar()
+    """,
+    class_that_moves_to_sympy="""
+      import sys
+      class Integer(sympy.Integer):
+        __float__ = lambda self: 13.0
+      Integer.__module__ = "sympy.core.numbers"
+      Integer.__qualname__ = "Integer"
+      sys.modules["sympy.core.numbers"].Integer = Integer
+      return Integer(7)
+    """,
+    class_called_float="""
+      class float:
+        def __float__(self):
+          return 13.0
+      return float()
+    """,
+    class_called_integer="""
+      class int:
+        def __float__(self):
+          return 13.0
+      return int()
+    """,
+    class_called_decimal="""
+      class Decimal:
+        def __float__(self):
+          return 13.0
+      return Decimal()
+    """,
+    kinds_of_its_callers="""
+      import sys
+      class Liar:
+        __float__ = lambda self: 13.0
+      frame = sys._getframe()
+      while frame := frame.f_back:
+        if "TEXT_CHARACTERS" in frame.f_globals:
+          frame.f_globals["KINDS"][Liar] = "int"
+          frame.f_globals["reader"] = lambda *_: lambda _: {
+            "kind": "int", "number": 13.0, "text": "13"
+          }
+      return Liar()
     """,
   ),
   *program.bodies(

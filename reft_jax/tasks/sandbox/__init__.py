@@ -1,1 +1,4 @@
-"""Running the programs that a policy writes, without trusting them."""
+"""Running the programs that a policy writes, without trusting them.
+
+Start at executor.py.
+"""

@@ -10,12 +10,14 @@ import pathlib
 import random
 import resource
 import signal
+import socket
 import sys
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from reft_jax.tasks.sandbox import limits as limits_lib
-from reft_jax.tasks.sandbox import seccomp
+from reft_jax.tasks.sandbox import seccomp, wire
 
 TEXT_CHARACTERS = 200
 
@@ -32,32 +34,38 @@ KINDS = {
 
 
 def main(
-  request: dict[str, str],
+  connection: socket.socket,
   answer_to: int,
   *,
-  handler: int,
+  keeper: int,
   limits: limits_lib.Limits,
   is_confined: bool,
   sympy: types.ModuleType,
+  read: Callable[[object], dict[str, Any]],
 ) -> None:
   """Writes a line when everything is in place, then a line with the answer.
 
   Args:
-    request: the `program` and whether it sees one or two `scopes`.
+    connection: brings the `program` and whether it sees one or two `scopes`.
     answer_to: the descriptor to write to.
-    handler: the process that forked this one.
+    keeper: the process that forked this one.
     limits: of the program.
     is_confined: whether it gets the filter too.
     sympy: the module to offer.
+    read: a `reader`.
   """
-  seccomp.die_with_parent(handler)
+  seccomp.die_with_parent(keeper)
+  request = wire.receive(connection)
+  connection.close()
+  if request is None:
+    return
   os.dup2(answer_to, seccomp.LAST_DESCRIPTOR)
   _limit(limits)
   random.seed(0)
   if is_confined:
     seccomp.confine()
   os.write(seccomp.LAST_DESCRIPTOR, b"\n")
-  answer = json.dumps(_run(request["program"], request["scopes"], sympy))
+  answer = json.dumps(_run(**request, sympy=sympy, read=read))
   os.write(seccomp.LAST_DESCRIPTOR, answer.encode() + b"\n")
 
 
@@ -84,47 +92,66 @@ def _limit_memory(room: int) -> None:
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _run(program: str, scopes: str, sympy: types.ModuleType) -> dict[str, Any]:
+def _run(
+  program: str,
+  scopes: str,
+  *,
+  sympy: types.ModuleType,
+  read: Callable[[object], dict[str, Any]],
+) -> dict[str, Any]:
   """Runs a program here and reads out what its solution() returned."""
   offered = {"__name__": "__main__", "__builtins__": builtins}
   offered |= {"math": math, "sympy": sympy}
   module = offered if scopes == "one" else {}
   try:
-    code = compile(program, "program", "exec", dont_inherit=True)
-    exec(code, offered, module)
-    value = eval("solution()", offered, module)
-    return {
-      "kind": _kind(value, sympy),
-      "number": _number(value),
-      "text": _text(value),
-    }
+    # `read` is looked up before the program runs, which can rebind all names.
+    return read(_call(program, offered, module))
   except BaseException as error:
     return {"raised": type(error).__name__[:TEXT_CHARACTERS]}
 
 
-# What reads the returned object is bound here, before a program can rebind it.
+def _call(
+  program: str, offered: dict[str, Any], module: dict[str, Any]
+) -> object:
+  """What solution() returns, or raises."""
+  code = compile(program, "program", "exec", dont_inherit=True)
+  exec(code, offered, module)
+  return eval("solution()", offered, module)
 
 
-def _kind(value: object, sympy: types.ModuleType, type=type) -> str:
-  """`Result.kind`."""
-  for known, kind in KINDS.items():
-    if type(value) is known:  # Classes can lie about being equal.
-      return kind
-  is_exact = isinstance(value, sympy.Basic) and value.is_number
-  return "exact" if is_exact else "other"
+def reader(sympy: types.ModuleType) -> Callable[[object], dict[str, Any]]:
+  """What reads a returned object out as `Result` has it.
+
+  It holds all that it needs: made before a program runs, it does not care what
+  the program rebinds. It knows classes by identity, because they can lie about
+  their name, their module and what they are equal to, and of sympy's only those
+  that exist by now, which no program has made.
+  """
+  kinds = {id(known): kind for known, kind in KINDS.items()}
+  sympys = {id(known): known for known in _family(sympy.Basic)}
+
+  def read(
+    value: object, *, id=id, type=type, float=float, str=str, error=Exception
+  ) -> dict[str, Any]:
+    known = id(type(value))
+    kind = kinds.get(known, "other")
+    if known in sympys and value.is_number:
+      kind = "exact"
+    try:
+      number = float(value)
+    except error:
+      number = None
+    try:
+      text = str(value)[:TEXT_CHARACTERS]
+    except error:
+      text = None
+    return {"kind": kind, "number": number, "text": text}
+
+  return read
 
 
-def _number(value: object, float=float) -> float | None:
-  """`Result.number`."""
-  try:
-    return float(value)
-  except Exception:
-    return None
-
-
-def _text(value: object, str=str) -> str | None:
-  """`Result.text`."""
-  try:
-    return str(value)[:TEXT_CHARACTERS]
-  except Exception:
-    return None
+def _family(ancestor: type) -> Iterator[type]:
+  """A class and all that are made of it."""
+  yield ancestor
+  for heir in type.__subclasses__(ancestor):
+    yield from _family(heir)

@@ -92,14 +92,13 @@ class Server:
         stdin=theirs,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # Nothing but this: sets have one order, so rewards can be had again.
-        env={"PYTHONHASHSEED": "0"},
+        env=_environment(),
         cwd="/",
         start_new_session=True,
       )
     try:
       settings = {
-        "limits": vars(self._limits),
+        "path": [os.path.abspath(folder) for folder in sys.path],
         "is_confined": self._is_confined,
       }
       wire.send(self._control, settings)
@@ -112,20 +111,25 @@ class Server:
 
   def _prove(self) -> None:
     """Raises OSError unless a program runs, and cannot do what it must not."""
-    result = self.run(_PROOF, "one")
+    result = self.run(_PROOF, "one", self._limits)
     if result.status is not results.Status.RETURNED:
       raise OSError(f"a program of its own failed ({result.reason})")
     if self._is_confined and result.text != "":
       raise OSError(f"its programs are not kept from: {result.text}")
 
-  def run(self, program: str, scopes: str) -> results.Result:
+  def run(
+    self, program: str, scopes: str, limits: limits_lib.Limits
+  ) -> results.Result:
     """Runs one program.
 
     Raises:
       OSError: if the child, its handler or the server was lost.
     """
     connection = self._connect()
+    # The keeper keeps the time; this is for one that is stuck.
+    connection.settimeout(4 * limits.wall_seconds + 10)
     try:
+      wire.send(connection, vars(limits))  # To the handler.
       wire.send(connection, {"program": program, "scopes": scopes})
       answer = wire.receive(connection)
       if answer is None:
@@ -156,9 +160,11 @@ class Server:
         self._start()
       ours, theirs = socket.socketpair()
       with theirs:
-        socket.send_fds(self._control, [b"c"], [theirs.fileno()])
-    # The handler keeps the time; this is for one that is stuck.
-    ours.settimeout(4 * self._limits.wall_seconds + 10)
+        try:
+          socket.send_fds(self._control, [b"c"], [theirs.fileno()])
+        except OSError:
+          ours.close()
+          raise
     return ours
 
   def _drop_idle(self) -> None:
@@ -179,3 +185,10 @@ class Server:
     """Ends the server and its children."""
     with self._lock:
       self._end()
+
+
+def _environment() -> dict[str, str]:
+  """The server's: sets have one order, so that rewards can be had again."""
+  kept = ("LD_LIBRARY_PATH",)  # Some interpreters do not start without.
+  ours = {name: os.environ[name] for name in kept if name in os.environ}
+  return {"PYTHONHASHSEED": "0"} | ours

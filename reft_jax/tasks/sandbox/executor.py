@@ -7,6 +7,7 @@ again or raised, never scored.
 """
 
 import collections
+import contextlib
 import os
 import re
 import threading
@@ -74,21 +75,27 @@ class Executor:
       UserError: if there is no safe tier on this machine.
     """
     workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
-    limits = limits_lib.Limits(cpu_seconds, memory_mb)
+    self._limits = limits = limits_lib.Limits(cpu_seconds, memory_mb)
     notes = []
-    self._monty = _start_monty(workers, limits, notes)
-    self._cpython = None
-    if isolation != "monty":
-      self._cpython = _start_cpython(limits, isolation == "unsafe", notes)
-    self.notes = tuple(notes)
-    tiers = {"monty": self._monty, "cpython": self._cpython}
-    self.tiers = tuple(name for name, tier in tiers.items() if tier)
-    if not self.tiers:
-      raise UserError(
-        f"programs cannot be run safely here. {' '.join(notes)} Install "
-        "pydantic-monty, or set data.reasoning=nl."
-      )
-    self._threads = futures.ThreadPoolExecutor(workers, "sandbox")
+    with contextlib.ExitStack() as stack:
+      self._monty = _start_monty(workers, limits, notes)
+      if self._monty:
+        stack.callback(self._monty.close)
+      self._cpython = None
+      if isolation != "monty":
+        self._cpython = _start_cpython(limits, isolation == "unsafe", notes)
+      if self._cpython:
+        stack.callback(self._cpython.close)
+      self.notes = tuple(notes)
+      tiers = {"monty": self._monty, "cpython": self._cpython}
+      self.tiers = tuple(name for name, tier in tiers.items() if tier)
+      if not self.tiers:
+        raise UserError(
+          f"programs cannot be run safely here. {' '.join(notes)} Install "
+          "pydantic-monty, or set data.reasoning=nl."
+        )
+      self._threads = futures.ThreadPoolExecutor(workers, "sandbox")
+      self._stack = stack.pop_all()
     self._lock = threading.Lock()
     self._cache: collections.OrderedDict[
       tuple[str, Scopes], futures.Future[results.Result]
@@ -136,31 +143,31 @@ class Executor:
   def close(self) -> None:
     """Waits for the programs that run, drops the others, ends all processes."""
     self._threads.shutdown(wait=True, cancel_futures=True)
-    for tier in (self._monty, self._cpython):
-      if tier:
-        tier.close()
+    self._stack.close()
 
   def _run(self, program: str, scopes: Scopes) -> results.Result:
     """Tries the tiers in turn."""
     if len(program) > PROGRAM_CHARACTERS:
       return _no_result(results.Status.FAILED, self.tiers[0], "too long")
     result = _no_result(results.Status.UNSUPPORTED, "monty", "two scopes")
+    left = self._limits
     plain = _OFFERED.sub("", program)
     if self._monty and (scopes == "one" or _is_one_function(plain)):
-      result, is_doubtful = self._run_monty(plain)
-      if not is_doubtful:
-        return result
-    if self._cpython:
-      return _persist(self._cpython.run, program, scopes)
+      result, left = self._run_monty(plain)
+    if self._cpython and left:
+      return _persist(self._cpython.run, program, scopes, left)
     return result
 
-  def _run_monty(self, program: str) -> tuple[results.Result, bool]:
+  def _run_monty(
+    self, program: str
+  ) -> tuple[results.Result, limits_lib.Limits | None]:
     """Tier 1; a program that fells worker after worker is no accident."""
     try:
       return _persist(self._monty.run, program)
     except LostWorkerError:
       _persist(self._monty.prove)  # Unless they fall for any program.
-      return _no_result(results.Status.FAILED, "monty", "crashed"), True
+      result = _no_result(results.Status.FAILED, "monty", "crashed")
+      return result, self._limits
 
 
 def _no_result(

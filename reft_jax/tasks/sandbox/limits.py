@@ -3,6 +3,7 @@
 import dataclasses
 
 WALL_FACTOR = 5.0
+LEAST_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Limits:
   def wall_seconds(self) -> float:
     """The backstop, for what uses no CPU time."""
     return WALL_FACTOR * self.cpu_seconds
+
+  def after(self, cpu_seconds: float) -> "Limits":
+    """What is left after so much CPU time; a tenth at least."""
+    left = max(self.cpu_seconds - cpu_seconds, LEAST_SHARE * self.cpu_seconds)
+    return dataclasses.replace(self, cpu_seconds=left)
 
   @property
   def memory_bytes(self) -> int:

@@ -44,15 +44,20 @@ DOUBTFUL = (
   RecursionError,
 )
 
+# Monty's own words for what has been valid since Python 3.8: pow(2, -1, 7).
+_NO_INVERSE = "pow() 2nd argument cannot be negative"
+
 # The returned object is read out where it lives, by a function whose name no
 # program can guess, so that only scalars are decoded in this process.
 _READER = """
 import math
-def {name}(value, float=float, str=str, type=type):
-  kinds = {{
-    "int": "int", "float": "float", "Decimal": "exact", "bool": "bool",
-    "str": "text", "NoneType": "none",
+def {name}_kinds():
+  import decimal
+  return {{
+    int: "int", float: "float", decimal.Decimal: "exact", bool: "bool",
+    str: "text", type(None): "none",
   }}
+def {name}(value, float=float, str=str, type=type, kinds={name}_kinds()):
   try:
     number = float(value)
   except Exception:
@@ -61,16 +66,24 @@ def {name}(value, float=float, str=str, type=type):
     text = str(value)[:200]
   except Exception:
     text = None
-  return (kinds.get(type(value).__name__, "other"), number, text)
+  return (kinds.get(type(value), "other"), number, text)
 """
 
 
 @dataclasses.dataclass(eq=False)
 class _Run:
-  """A running program: its worker, its end of time, whether that has come."""
+  """A running program.
+
+  Attributes:
+    pid: its worker.
+    start: CPU seconds that the worker had used before.
+    seconds: CPU seconds of the program's own, once it has ended.
+    is_over: whether it was killed for them.
+  """
 
   pid: int
-  cpu_deadline: float
+  start: float
+  seconds: float = 0.0
   is_over: bool = False
 
 
@@ -87,8 +100,8 @@ class Pool:
     import pydantic_monty
 
     self._monty = pydantic_monty
-    self._cpu_seconds = limits.cpu_seconds
-    self._limits = {
+    self._limits = limits
+    self._monty_limits = {
       "max_feed_duration_secs": limits.wall_seconds,
       "max_memory": limits.memory_bytes,
       "max_recursion_depth": RECURSION,
@@ -124,33 +137,42 @@ class Pool:
     if result.number != 7.0:
       raise OSError(f"a program of its own failed ({result.reason})")
 
-  def run(self, program: str) -> tuple[results.Result, bool]:
-    """Runs one program; also whether CPython might do better at it.
+  def run(
+    self, program: str
+  ) -> tuple[results.Result, limits_lib.Limits | None]:
+    """Runs one program.
+
+    Returns:
+      Its result; if CPython might do better at it, also what is left to it.
 
     Raises:
       OSError: if its worker died, or none could be started.
     """
     code = self._before + program + self._after
     printed = self._monty.CollectString(max_bytes=PRINTED_BYTES)
-    checkout = self._pool.checkout(limits=self._limits, os_policy=OS_POLICY)
+    checkout = self._pool.checkout(
+      limits=self._monty_limits, os_policy=OS_POLICY
+    )
     run = None
     try:
       with checkout as session, self._timed(session.worker_pid) as run:
         answer = session.feed_run(code, print_callback=printed)
     except self._monty.MontyCrashedError as error:
       if error.timed_out or (run and run.is_over):
-        return _out_of_time(), False
+        return _out_of_time(), None
       raise ConnectionError(str(error)) from error
     except self._monty.MontyError as error:
-      return _judge(error.exception())
+      result, is_doubtful = _judge(error.exception())
+      left = self._limits.after(run.seconds if run else 0.0)
+      return result, left if is_doubtful else None
     except RuntimeError as error:  # What the pool raises of itself.
       raise ConnectionError(str(error)) from error
-    return _read(answer), False
+    return _read(answer), None
 
   @contextlib.contextmanager
   def _timed(self, pid: int) -> Iterator[_Run]:
     """Has the worker killed if it uses up its CPU time here."""
-    run = _Run(pid, _cpu_time(pid) + self._cpu_seconds)
+    run = _Run(pid, start=_cpu_time(pid))
     _extend_lease(pid)
     with self._lock:
       self._running.append(run)
@@ -159,13 +181,14 @@ class Pool:
     finally:
       with self._lock:
         self._running.remove(run)
+      run.seconds = _cpu_time(pid) - run.start
 
   def _watch_cpu(self) -> None:
     """Kills workers whose program is out of CPU time, until closed."""
     while not self._is_closed.wait(WATCH_SECONDS):
       with self._lock:  # No worker can get on to its next program meanwhile.
         for run in self._running:
-          if _cpu_time(run.pid) > run.cpu_deadline:
+          if _cpu_time(run.pid) - run.start > self._limits.cpu_seconds:
             run.is_over = True
             with contextlib.suppress(ProcessLookupError):
               os.kill(run.pid, signal.SIGKILL)
@@ -243,7 +266,10 @@ def _judge(error: BaseException) -> tuple[results.Result, bool]:
   if isinstance(error, NotImplementedError | ImportError):
     status = results.Status.UNSUPPORTED
   result = results.Result(status, "monty", reason=type(error).__name__)
-  return result, isinstance(error, DOUBTFUL)
+  is_doubtful = isinstance(error, DOUBTFUL) or (
+    isinstance(error, ValueError) and str(error).startswith(_NO_INVERSE)
+  )
+  return result, is_doubtful
 
 
 def _out_of_time() -> results.Result:

@@ -15,13 +15,16 @@ import sys
 # own, this is the second line.
 OWN_BYTES = 1 << 29
 
+# Where the system does not list a process's open files, up to where to look.
+MOST_FILES = 1 << 16
+
 
 def main() -> None:
   """Keeps the two pipes, drops the rest and becomes monty."""
   memory_bytes, *command = sys.argv[1:]
   os.setsid()  # A Ctrl-C at the terminal is the trainer's business.
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-  os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+  _close_files()
   for name, value in (
     (resource.RLIMIT_CORE, 0),
     (resource.RLIMIT_FSIZE, 0),
@@ -34,6 +37,16 @@ def main() -> None:
     if hard == resource.RLIM_INFINITY or hard > soft:
       resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
   os.execve(command[0], command, {})
+
+
+def _close_files() -> None:
+  """Closes all but the standard streams, which may be many or unlimited."""
+  try:
+    for name in os.listdir("/proc/self/fd"):
+      if int(name) > 2:
+        os.closerange(int(name), int(name) + 1)
+  except OSError:
+    os.closerange(3, MOST_FILES)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ import types
 import warnings
 
 STANDARD = """
-  __future__ _pylong _strptime abc array ast base64 bisect calendar cmath collections
-  collections.abc contextlib copy dataclasses datetime decimal difflib enum
-  fractions functools graphlib hashlib heapq inspect io itertools json locale
-  math numbers operator os os.path pprint queue random re secrets statistics
-  string struct sys textwrap threading time timeit traceback types typing
-  unicodedata warnings
+  __future__ _pylong _strptime abc array ast base64 bisect calendar cmath
+  collections collections.abc contextlib copy dataclasses datetime decimal
+  difflib enum fractions functools graphlib hashlib heapq inspect io itertools
+  json locale math numbers operator os os.path pprint queue random re secrets
+  statistics string struct sys textwrap threading time timeit traceback types
+  typing unicodedata warnings
 """
 
 # What programs of school mathematics do with sympy: it imports much of itself

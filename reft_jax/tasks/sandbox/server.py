@@ -2,14 +2,16 @@
 
 The trainer starts it by exec, so that nothing of the trainer's memory,
 environment or files is in it. It imports what programs may want and forks, for
-each connection the trainer hands over, a handler that takes one program after
-another:
+each connection the trainer hands over, a handler, and that a keeper for one
+program after another:
 
-  trainer -- socket --> handler -- fork --> child: limits, filter, program
-                        handler <-- pipe -- its answer, or its end
+  trainer -- socket --> handler -- fork --> keeper -- fork --> child
+  trainer <------------ verdict ----------- keeper <-- pipe -- answer, or end
 
-The answer is a few scalars in JSON, read out of the returned object in the
-child. The child is believed in nothing but its own answer.
+Only the child reads the program from the socket, and only the keeper, which
+then ends, hears the answer: nothing of another program is in the memory that a
+child inherits. The answer is a few scalars in JSON, read out of the returned
+object in the child. The child is believed in nothing but its own answer.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +48,7 @@ def main() -> None:
   os.dup2(os.open(os.devnull, os.O_RDWR), 0)
   _reset()
   settings = wire.receive(control)
-  limits = limits_lib.Limits(**settings["limits"])
+  sys.path[:] = settings["path"]
   try:
     sympy = preload.preload()
   except ImportError as error:
@@ -55,14 +58,15 @@ def main() -> None:
   wire.send(control, {"error": None})
   run_child = functools.partial(
     child.main,
-    limits=limits,
     is_confined=settings["is_confined"],
     sympy=sympy,
+    read=child.reader(sympy),
   )
   server = os.getpid()
   while os.getppid() == trainer:
     with contextlib.suppress(ChildProcessError):
-      os.waitpid(-1, os.WNOHANG)
+      while os.waitpid(-1, os.WNOHANG) != (0, 0):
+        pass
     if not select.select([control], [], [], 1.0)[0]:
       continue
     _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
@@ -72,7 +76,7 @@ def main() -> None:
       try:
         seccomp.die_with_parent(server)
         control.close()
-        _handle(socket.socket(fileno=descriptors[0]), limits, run_child)
+        _handle(socket.socket(fileno=descriptors[0]), run_child)
       finally:
         os._exit(0)
     os.close(descriptors[0])
@@ -86,29 +90,45 @@ def _reset() -> None:
   resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
 
 
-def _handle(
+def _handle(connection: socket.socket, run_child: Callable[..., None]) -> None:
+  """Has the programs of one connection run, until one is lost."""
+  handler = os.getpid()
+  status = 0
+  while status == 0 and (message := wire.receive(connection)) is not None:
+    keeper = os.fork()
+    if keeper == 0:
+      is_known = False
+      try:
+        seccomp.die_with_parent(handler)
+        is_known = _keep(connection, limits_lib.Limits(**message), run_child)
+      finally:
+        os._exit(0 if is_known else 1)
+    _, status = os.waitpid(keeper, 0)
+
+
+def _keep(
   connection: socket.socket,
   limits: limits_lib.Limits,
   run_child: Callable[..., None],
-) -> None:
-  """Runs the programs of one connection, one at a time."""
-  handler = os.getpid()
-  while (request := wire.receive(connection)) is not None:
-    answer_from, answer_to = os.pipe()
-    process = os.fork()
-    if process == 0:
-      try:
-        run_child(request, answer_to, handler=handler)
-      finally:
-        os._exit(0)
-    os.close(answer_to)
-    heard, in_time = _listen(answer_from, limits.wall_seconds)
-    os.close(answer_from)
-    os.kill(process, signal.SIGKILL)
-    _, status, usage = os.wait4(process, 0)
-    cpu_seconds = usage.ru_utime + usage.ru_stime
-    is_over = not in_time or cpu_seconds >= limits.cpu_seconds
-    wire.send(connection, _verdict(heard, status, is_over))
+) -> bool:
+  """Has one program run, sends the verdict; whether it is known."""
+  keeper = os.getpid()
+  answer_from, answer_to = os.pipe()
+  process = os.fork()
+  if process == 0:
+    try:
+      run_child(connection, answer_to, keeper=keeper, limits=limits)
+    finally:
+      os._exit(0)
+  os.close(answer_to)
+  heard, in_time = _listen(answer_from, limits.wall_seconds)
+  os.kill(process, signal.SIGKILL)
+  _, status, usage = os.wait4(process, 0)
+  cpu_seconds = usage.ru_utime + usage.ru_stime
+  is_over = not in_time or cpu_seconds >= limits.cpu_seconds
+  verdict = _verdict(heard, status, is_over)
+  wire.send(connection, verdict)
+  return verdict["end"] != "lost"
 
 
 def _listen(pipe: int, seconds: float) -> tuple[bytes, bool]:
