@@ -23,6 +23,13 @@ LINE = "a ) 38 , b ) 27.675 , c ) $ 3,375 , d ) data inadequate , e ) none"
     ("a ) a ) 2 , b ) b ) 5", ["a ) 2", "b ) 5"]),
     ("a ) f ( x , y ) , b ) 2", ["f ( x , y )", "2"]),
     ("a ) , b ) 2", ["", "2"]),
+    ("a ) 38 b ) 27.5 c ) 1 , 2", ["38", "27.5", "1 , 2"]),
+    ("A) 1 B) 2", ["1", "2"]),
+    ("a ) f ( b ) b ) 2", ["f ( b )", "2"]),
+    ("a ) 38 c ) 27", []),
+    ("a ) 38", []),
+    ("take a ) 38 b ) 27", []),
+    ("b ) 38 a ) 27", []),
     ("How many?", []),
     ("He has 3 , a few more", []),
     ("", []),
@@ -43,6 +50,7 @@ def test_options_have_values():
 def test_letters_that_may_be_chosen():
   assert choices.offered("?\na ) 1 , b ) 2") == {"a", "b"}
   assert choices.offered("How many?") == set("abcde")
+  assert choices.offered("?\na ) 1") == set("abcde")
 
 
 def test_questions_without_their_options():

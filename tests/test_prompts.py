@@ -134,9 +134,36 @@ def test_quotes_in_the_question_do_not_matter(question):
     "(" * 5000,
   ],
 )
-def test_what_is_not_a_program_is_named(text):
+def test_what_is_no_program_is_named(text):
   with pytest.raises(errors.UserError, match=r"svamp_0 .*reasoning=nl"):
     prompts.target(program(text), "python")
+
+
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    ("3 + 4 = 7", "does not compile"),
+    ("def solve():\n    return 7", "does not define solution"),
+    ("def solution(): return 7", "on one line"),
+    ('def solution():\n    """How many?"""', "only a docstring"),
+    ("def solution(n=7):\n    return n", "takes parameters"),
+    ("def solution(*, n):\n    return n", "takes parameters"),
+    ("def solution(**n):\n    return n", "takes parameters"),
+    ("def solution():\n    return solution() + 1", "calls itself"),
+    ("x = 1\ndef solution():\n    global x\n    return x", "global statement"),
+    ("from sympy import *\ndef solution():\n    return 7", r"import \*"),
+    ("def solution():\n    return 7\n    break", "'break' outside loop"),
+  ],
+)
+def test_what_is_wrong_with_a_program_is_said(text, reason):
+  with pytest.raises(errors.UserError, match=f"svamp_0 .*{reason}.*=nl"):
+    prompts.target(program(text), "python")
+
+
+def test_a_program_is_not_taught_as_words():
+  text = f"\ndef solution():\n{BODY}"
+  with pytest.raises(errors.UserError, match=r"svamp_0 is a program.*=python"):
+    prompts.target(program(text))
 
 
 @hypothesis.given(text=st.text(), question=st.text())

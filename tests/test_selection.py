@@ -52,6 +52,21 @@ def test_different_numbers_are_not():
   assert selection.majority([0.0, 1e-9, 1e-9]) == 1e-9
 
 
+def test_the_released_vote_counts_exact_numbers():
+  third = 1 / 3
+  values = [7.0, third, 7.0, third + 1e-9, third - 1e-9]
+  assert selection.majority(values, "official") == 7.0
+  assert not selection.same(third, third + 1e-9, "official")
+  assert selection.same(third, 1 / 3, "official")
+
+
+def test_the_released_vote_counts_single_letters_only():
+  values = ["none", "none", "", "", "30", "30", "30", "b", None]
+  assert selection.majority(values, "official") == "b"
+  assert selection.majority(values[:-2], "official") is None
+  assert selection.majority(values) == "30"
+
+
 def test_letters_and_numbers_can_stand_in_one_vote():
   assert selection.majority(["b", "a", "c", "a", None]) == "a"
   assert selection.majority(["a", "b", "b", "a"]) == "a"

@@ -108,6 +108,8 @@ def test_mathqa_hub_layout(write):
     ("[ ' 5 ', ' 6 km ', '1 / 2']", "a ) 5 , b ) 6 km , c ) 1 / 2"),
     ("[5, 6]", "a ) 5 , b ) 6"),
     (" a ) 1 ,\n b ) 2 ", "a ) 1 , b ) 2"),
+    ([" 5 ", "6\nkm"], "a ) 5 , b ) 6 km"),
+    (["a ) 1", "b ) 2"], "a ) 1 , b ) 2"),
     ("5 or 6", "5 or 6"),
     ("{5", "{5"),
     ("5", "5"),
@@ -231,7 +233,12 @@ def test_the_task_can_be_set(write):
     ([MATHQA, {**MATHQA, "options": None}], ["row 2", "options", "None"]),
     ([{"Problem": "?", "correct": "a"}], ["Problem, options, correct"]),
     ([{**REFT, "item_id": "mine_3"}], ["mine", "data.task", "gsm8k", "svamp"]),
-    ([{**REFT, "item_id": None}], ["row 1", "data.task", "gsm8k"]),
+    ([{**REFT, "item_id": None}], ["row 1", "without item_id", "data.task"]),
+    ({"data": [REFT]}, ["data.json", "list of rows", "found: (data)"]),
+    (
+      json.dumps({"data": [REFT]}, indent=2),
+      ["data.json", "list of rows", "found: (data)"],
+    ),
   ],
 )
 def test_bad_files_say_where_and_what(write, content, words):

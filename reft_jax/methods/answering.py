@@ -133,13 +133,15 @@ def accuracy(graded: Sequence[Answer]) -> float:
   return sum(answer.correct for answer in graded) / len(graded)
 
 
-def majority_accuracy(groups: Sequence[Sequence[Answer]]) -> float:
+def majority_accuracy(
+  groups: Sequence[Sequence[Answer]], mode: str = "strict"
+) -> float:
   """Share of questions whose most frequent answer is correct."""
   right = 0
   for group in groups:
-    chosen = selection.majority([answer.grade.value for answer in group])
+    chosen = selection.majority([a.grade.value for a in group], mode)
     right += any(
-      answer.correct and selection.same(answer.grade.value, chosen)
+      answer.correct and selection.same(answer.grade.value, chosen, mode)
       for answer in group
     )
   return right / len(groups) if groups else float("nan")

@@ -179,4 +179,5 @@ class Pipeline:
     groups = self._vote(policy, run.test, run.key(name, "vote"))
     first = [group[0] for group in groups]
     loop_lib.Samples(run, f"test-{name}-sampled").replace(first)
-    return graded, answering.majority_accuracy(groups)
+    mode = run.config.data.answers
+    return graded, answering.majority_accuracy(groups, mode)

@@ -4,7 +4,7 @@ Two modes. `official` is the released code's rules to the letter. `strict`, the
 default, closes the holes a policy could be rewarded through (a bare number
 without the answer phrase, `nan`, full-width digits, `1_000`, a program that
 returns True, letters that were not offered) and understands what people write:
-`1,000`, `$5`, `7.`, `30 %`. docs/answers.md lists the differences.
+`1,000`, `$5`, `**7**`, `30 %`, `c ) 30`. docs/answers.md lists the differences.
 
 Nothing a model writes makes these functions raise.
 """
@@ -37,7 +37,13 @@ TASKS = {
 Value = float | str
 
 _TOLERANCE = 1e-2
-_LETTER = re.compile(r"\(?\s*([a-z])\s*\)?\s*\.?")
+_LETTER = re.compile(
+  r"""(?P<bold>\*\*)?(?:option\s+)?
+      \(?\s*(?P<letter>[a-z])\s*
+      (?:\)?\s*[.,]?|\)\s*(?P<text>[^\n]+?))
+      (?(bold)\*\*[.,]?)""",
+  re.VERBOSE,
+)
 
 
 class Verdict(enum.Enum):
@@ -214,12 +220,23 @@ def _strict_program_letter(result: results.Result) -> Value | None:
 def _choose(answer: Value, question: str) -> str | None:
   """Deviation: one of the letters that the question offers, or no answer.
 
-  A number stands for the option that it is the value of.
+  A number stands for the option that it is the value of. A letter may come with
+  its option's text: `c ) 30`.
   """
   if not isinstance(answer, str):
     return choices.nearest(question, answer)
   match = _LETTER.fullmatch(answer.strip("\"' ").lower())
-  return match[1] if match and match[1] in choices.offered(question) else None
+  if not match or match["letter"] not in choices.offered(question):
+    return None
+  if match["text"] is None:
+    return match["letter"]
+  option = choices.options(question).get(match["letter"])
+  repeated = option and _words(option.text) == _words(match["text"])
+  return match["letter"] if repeated else None
+
+
+def _words(text: str) -> list[str]:
+  return text.lower().rstrip(" .").split()
 
 
 @dataclasses.dataclass(frozen=True)

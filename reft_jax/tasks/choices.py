@@ -8,13 +8,19 @@ Options stand on a question's last line, as MathQA writes them:
 
 import collections
 import dataclasses
+import itertools
 import re
-from collections.abc import Sequence
+import string
+from collections.abc import Iterable, Sequence
 
 from reft_jax.tasks import problem as problem_lib
 from reft_jax.tasks import quantities
 
 _LABEL = re.compile(r"(?:^|,)[\s\['\"]*([a-j])\s*\)", re.IGNORECASE)
+# Without commas: `a ) 38 b ) 27`, but not `f ( b )`
+_SPACED_LABEL = re.compile(
+  r"(?:^|(?<!\()\s+(?<!\(\s))([a-j])\s*\)", re.IGNORECASE
+)
 _AROUND = " \t'\"[]"
 _USUAL_LETTERS = frozenset("abcde")
 
@@ -28,13 +34,26 @@ class Option:
 
 
 def parse(line: str) -> dict[str, Option]:
-  """A line's options by their letters; empty if it holds none."""
+  """A line's options by their letters; empty if it holds fewer than two."""
+  labels = list(_LABEL.finditer(line))
+  if len(labels) < 2:
+    labels = _in_order(_SPACED_LABEL.finditer(line.strip()))
   found: dict[str, Option] = {}
-  _, *pieces = _LABEL.split(line)
-  for letter, piece in zip(pieces[::2], pieces[1::2], strict=True):
-    text = piece.strip(_AROUND)
+  for label, following in itertools.pairwise((*labels, None)):
+    end = following.start() if following else None
+    text = label.string[label.end() : end].strip(_AROUND)
     option = Option(text, quantities.measured(text))
-    found.setdefault(letter.lower(), option)
+    found.setdefault(label[1].lower(), option)
+  return found if len(found) > 1 else {}
+
+
+def _in_order(labels: Iterable[re.Match]) -> list[re.Match]:
+  """An `a` that starts the line, the next `b`, the next `c` and so on."""
+  found: list[re.Match] = []
+  for label in labels:
+    expected = string.ascii_lowercase[len(found)]
+    if label[1].lower() == expected and (found or label.start() == 0):
+      found.append(label)
   return found
 
 

@@ -3,6 +3,7 @@
 import ast
 import re
 import warnings
+from typing import Any
 
 from reft_jax import errors
 from reft_jax.tasks import problem as problem_lib
@@ -48,7 +49,8 @@ def target(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
   their start, so that its rollouts see other ids than its training did.
 
   Raises:
-    UserError: the problem has no rationale, or one of the other kind.
+    UserError: the problem has no rationale, or one of the other kind, or a
+      program that cannot follow its prompt.
   """
   check_reasoning(reasoning)
   if problem.rationale is None:
@@ -57,18 +59,28 @@ def target(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
       "training needs rows with `answer_cot`."
     )
   if reasoning == "nl":
-    return f"{problem.rationale.strip()}{ANSWER_TRIGGER}{problem.answer}"
-  body = _body(problem.rationale, problem.question.strip())
-  if body is None:
+    rationale = problem.rationale.strip()
+    if rationale.startswith("def solution("):
+      raise errors.UserError(
+        f"the chain of thought of {problem.uid} is a program; set "
+        "data.reasoning=python."
+      )
+    return f"{rationale}{ANSWER_TRIGGER}{problem.answer}"
+  try:
+    return _body(problem.rationale, problem.question.strip())
+  except ValueError as error:
     raise errors.UserError(
-      f"the chain of thought of {problem.uid} is not a Python program that "
-      "defines solution(); correct the row or set data.reasoning=nl."
-    )
-  return body
+      f"the chain of thought of {problem.uid} is no program to learn from: "
+      f"{error}; correct the row or set data.reasoning=nl."
+    ) from error
 
 
 def bare(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
-  """A completion that gives the known answer without any reasons."""
+  """A completion that gives the known answer without any reasons.
+
+  What the check of known answers (`methods.gold`) grades where a problem has no
+  rationale.
+  """
   check_reasoning(reasoning)
   answer = problem.answer
   if reasoning == "nl":
@@ -90,30 +102,36 @@ def _head(question: str) -> str:
   return f'{DEFINITION}{_INDENT}"""{question}"""\n'
 
 
-def _body(program: str, question: str) -> str | None:
-  """What solution() does, as written, without its docstring; or None.
+def _body(program: str, question: str) -> str:
+  """What solution() does, as written, without its docstring.
 
   Statements before its definition, such as imports, become its first ones;
   what comes after it is dropped. Blank lines are left out, because programs
   are not run past one.
+
+  Raises:
+    ValueError: says why this program cannot be written so.
   """
   head = _head(question)
   if program.startswith(head):  # The question's quotes may make it no Python.
     program = DEFINITION + program.removeprefix(head)
-  tree = _parsed(program)
+  tree = _compiled(program, ast.PyCF_ONLY_AST)
   functions = [
     node
-    for node in (tree.body if tree else ())
+    for node in tree.body
     if isinstance(node, ast.FunctionDef) and node.name == "solution"
   ]
   if not functions:
-    return None
+    raise ValueError("it does not define solution()")
   solution = functions[-1]
+  _check_movable(tree, solution)
   documented = ast.get_docstring(solution, clean=False) is not None
   start = solution.body[0].end_lineno if documented else solution.lineno
   statements = solution.body[documented:]
-  if not statements or statements[0].lineno <= start:
-    return None
+  if not statements:
+    raise ValueError("solution() has only a docstring")
+  if statements[0].lineno <= start:
+    raise ValueError("solution() is written on one line")
   lines = re.split("\r\n|\r|\n", program)
   first = statements[0]
   margin = lines[first.lineno - 1][: first.col_offset]
@@ -121,13 +139,29 @@ def _body(program: str, question: str) -> str | None:
   for line in lines[start : solution.end_lineno]:
     written.append(re.sub(f"^{margin}", _INDENT, line))
   body = "\n".join(line for line in written if line.strip())
-  return body if _parsed(f"{DEFINITION}{_INDENT}pass\n{body}") else None
+  _compiled(f"{DEFINITION}{_INDENT}pass\n{body}")
+  return body
 
 
-def _parsed(program: str) -> ast.Module | None:
+def _check_movable(tree: ast.Module, solution: ast.FunctionDef) -> None:
+  """Raises ValueError if solution() needs a head or a module of its own."""
+  if any(isinstance(node, ast.arg) for node in ast.walk(solution.args)):
+    raise ValueError("solution() takes parameters")
+  nodes = list(ast.walk(solution))
+  if any(isinstance(n, ast.Name) and n.id == "solution" for n in nodes):
+    raise ValueError("solution() calls itself")
+  if any(isinstance(node, ast.Global) for node in ast.walk(tree)):
+    raise ValueError("it has a global statement")
+
+
+def _compiled(program: str, flags: int = 0) -> Any:
+  """Code, or with PyCF_ONLY_AST a tree; ValueError says what is wrong."""
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Invalid escapes, in docstrings mostly.
     try:
-      return ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-      return None
+      return compile(program, "<program>", "exec", flags, dont_inherit=True)
+    except SyntaxError as error:
+      reason = error.msg
+    except (ValueError, RecursionError, MemoryError) as error:
+      reason = str(error) or type(error).__name__
+  raise ValueError(f"it does not compile ({reason})")

@@ -9,17 +9,19 @@ import re
 LARGEST = 1e13
 _TOLERANCE = 1e-2
 _RELATIVE_TOLERANCE = 0.05
+# What rounding may leave of a 0: 0.3 - 0.1 * 3 is -5.6e-17.
+_LEAST_TOLERANCE = 1e-6
 
 # 1,000 or 1000, either with decimals, or .5
 _DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 
 _PLAIN = re.compile(
-  rf"""(?P<sign>[+-]?)
-      (?:\$\s?)?                         # A leading dollar
+  rf"""(?P<bold>\*\*)?
+      (?P<money>[$£€]\s?)?(?P<sign>[+-]?)\s?(?(money)|(?:[$£€]\s?)?)
       (?P<number>{_DECIMAL})
       (?P<exponent>(?:[eE][+-]?[0-9]+)?)
-      (?:\s?%)?                          # A percentage is read as its number
-      \.?                                # A full stop""",
+      (?:\s?[%$£€])?                     # A percentage is read as its number
+      [.,]?(?(bold)\*\*[.,]?)""",
   re.VERBOSE,
 )
 
@@ -46,25 +48,54 @@ _MEASURED = re.compile(
       (?:\s?\.)?""",
   re.VERBOSE,
 )
-_RESULT = re.compile(
-  rf"[=≈]\s*(?P<sign>[+-]?)\s?{_CURRENCY}{_AMOUNT}", re.VERBOSE
+
+# What may follow a number that is a result, and no part of `38 * 2`, `38 x`,
+# `2 ^ 5`, `5 !`, `30 , 10`, `3 : 4`, `20 % of 50` or `5 dollars - 2 dollars`.
+_ALONE = r"""
+  (?:[ ]?[%°$£€])?(?:[ ]?\))?
+  (?!(?:[ ][a-z]+){1,3}[ ]?[-+*/×÷][ ]?[$£€(]?[ ]?[0-9])
+  (?![ ]percent[ ]of\b)
+  (?=[ ]?(?:$|[=≈;])
+    |\.(?=\s|$)|[ ]\.(?![ ]?[0-9])|[ ]?[,:](?![ ]?[0-9(+-])
+    |[ ](?!times[ ](?:[0-9($]|[a-z]\b))
+        (?!(?:plus|minus|over|less|divided|multiplied|squared|cubed|hundred
+             |thousand|million|billion|lakhs?|crores?|dozens?|noon|midnight)\b)
+        (?:[a-z]{3,}|[ckm]?m|[km]?g|m?l|s|h|hr|yr|ft|lb|cc|rs|sq|cu
+           |is|so|in|at|on|as|we|he|it|if)\b)"""
+_SIGNED = rf"(?P<sign>[+-]?)[ ]?{_CURRENCY}{_AMOUNT}"
+_FLAGS = re.VERBOSE | re.MULTILINE
+# Where the result of a reasoning stands, the clearest place first.
+_RESULTS = (
+  # After an equals sign: `19 * 2 = 38`
+  re.compile(rf"(?:(?<![<>!])=|≈)[ ]?{_SIGNED}{_ALONE}", _FLAGS),
+  # Before one, if nothing else does: `so 38 = 19 * 2`
+  re.compile(
+    rf"""(?:^|[.,;:][ ]|\b(?:so|then|thus|hence|therefore|get|have|is)[ ])
+        {_SIGNED}[ ]?[=≈]""",
+    _FLAGS,
+  ),
+  # In words: `let x = 2 y , which makes it 38`
+  re.compile(
+    rf"\b(?:is|are|be|it|get|have|makes?|gives?)[ ]{_SIGNED}{_ALONE}", _FLAGS
+  ),
 )
 _ANY = re.compile(rf"(?P<sign>(?:(?<![^\s(])[+-])?){_AMOUNT}", re.VERBOSE)
+_SPACED = re.compile("(?<![0-9.,])[0-9]{1,3}(?:(?: , |,)[0-9]{3})+(?![0-9])")
 _MINUS = str.maketrans("−–", "--")
 
 
 def close(value: float, truth: float) -> bool:
-  """Whether they are within 0.01, and within 5 % of the truth.
+  """Whether they are within 0.01, and within 5 % of the truth (or 1e-6).
 
   Deviation: the released code has no second bound, so 0 passes for 0.005.
   """
-  tolerance = min(_TOLERANCE, _RELATIVE_TOLERANCE * abs(truth))
-  return abs(value - truth) <= tolerance
+  relative = max(_RELATIVE_TOLERANCE * abs(truth), _LEAST_TOLERANCE)
+  return abs(value - truth) <= min(_TOLERANCE, relative)
 
 
 def plain(text: str) -> float | None:
   """A finite decimal number of sane size, all by itself: `-1,000.5`, `$5.`."""
-  match = _PLAIN.fullmatch(text)
+  match = _PLAIN.fullmatch(text.translate(_MINUS))
   if not match:
     return None
   digits = match["sign"] + match["number"] + match["exponent"]
@@ -82,13 +113,28 @@ def measured(text: str) -> float | None:
 
 
 def computed(text: str) -> float | None:
-  """The number a reasoning ends with: the last right after an `=`.
+  """The number that a reasoning comes to.
 
-  Without any, the last number of all.
+  The last that stands alone after an `=`, or else before one, or else after
+  `is`, `makes` and the like; the last number of all in a text without an `=`.
   """
-  text = text.lower().translate(_MINUS)
-  found = list(_RESULT.finditer(text)) or list(_ANY.finditer(text))
-  return _amount(found[-1]) if found else None
+  text = _tidy(text)
+  equations = "=" in text or "≈" in text
+  for pattern in _RESULTS if equations else (_ANY,):
+    if found := list(pattern.finditer(text)):
+      return _amount(found[-1])
+  return None
+
+
+def _tidy(text: str) -> str:
+  r"""Lower case, with single spaces, none of them within a number.
+
+  MathQA's rationales hold `\n` for a new line, `1 , 000` and `0 . 5`.
+  """
+  text = text.lower().translate(_MINUS).replace("\\n", "\n")
+  text = re.sub(r"[^\S\n]+", " ", text)
+  text = re.sub(r"(?<![0-9.,])0 \. (?=[0-9])", "0.", text)
+  return _SPACED.sub(lambda match: match[0].replace(" ", ""), text)
 
 
 def _amount(match: re.Match) -> float | None:

@@ -13,6 +13,7 @@ the question without its options, answered by the value of the right one.
 """
 
 import ast
+import contextlib
 import dataclasses
 import json
 import random
@@ -156,21 +157,25 @@ def _read_mathqa(row: Row) -> tuple[str, str, str]:
   return question, rationale, str(row["correct"])
 
 
-def _labelled(options: str) -> str:
+def _labelled(options: str | list) -> str:
   """MathQA's options on one line, with letters if they are a list without."""
-  options = " ".join(options.split())
-  if choices.parse(options):
-    return options
+  if isinstance(options, list):
+    texts = [" ".join(str(text).split()) for text in options]
+    line = " , ".join(texts)
+    if choices.parse(line):
+      return line
+    return " , ".join(
+      f"{letter} ) {text}"
+      for letter, text in zip(string.ascii_lowercase, texts, strict=False)
+    )
+  line = " ".join(options.split())
+  if choices.parse(line):
+    return line
   try:
-    texts = ast.literal_eval(options)
+    texts = ast.literal_eval(line)
   except (SyntaxError, ValueError):
-    return options
-  if not isinstance(texts, list | tuple):
-    return options
-  return " , ".join(
-    f"{letter} ) {str(text).strip()}"
-    for letter, text in zip(string.ascii_lowercase, texts, strict=False)
-  )
+    return line
+  return _labelled(list(texts)) if isinstance(texts, list | tuple) else line
 
 
 _LAYOUTS = (
@@ -179,6 +184,8 @@ _LAYOUTS = (
   _Layout(("Body", "Question", "Answer"), "svamp", _read_svamp),
   _Layout(("Problem", "options", "correct"), "mathqa", _read_mathqa),
 )
+# What a field may be that is neither the answer nor a text alone.
+_TYPES = {"options": str | list}
 
 
 def _layout(row: Row, source: str) -> _Layout:
@@ -188,8 +195,9 @@ def _layout(row: Row, source: str) -> _Layout:
       return layout
   wanted = " or ".join(f"({', '.join(each.fields)})" for each in _LAYOUTS)
   raise errors.UserError(
-    f"{source} has an unknown layout: its rows must have the fields {wanted}; "
-    f"found: ({', '.join(found)})."
+    f"{source} has an unknown layout: it must hold a list of rows, or one a "
+    f"line, and these must have the fields {wanted}; found: "
+    f"({', '.join(found)})."
   )
 
 
@@ -203,7 +211,9 @@ def _problem(
   """A row as a problem; None if its right option is no number, but must be."""
   found = row if isinstance(row, Mapping) else {}
   for field in layout.fields:
-    wanted = str | int | float if field == layout.fields[-1] else str
+    wanted = _TYPES.get(field, str)
+    if field == layout.fields[-1]:
+      wanted = str | int | float
     if not isinstance(found.get(field), wanted):
       raise errors.UserError(
         f"wanted the fields ({', '.join(layout.fields)}) as texts, but "
@@ -212,6 +222,11 @@ def _problem(
   item_id = row.get("item_id")
   if task is None:
     task = layout.task or str(item_id or "").partition("_")[0]
+  if not task:
+    raise errors.UserError(
+      "rows without item_id need data.task; set it to one of: "
+      f"{', '.join(sorted(answers.TASKS))}."
+    )
   question, rationale, answer = layout.read(row)
   if not question.strip():
     raise errors.UserError(
@@ -265,6 +280,8 @@ def _read_file(source: str) -> list[Row]:
     raise errors.UserError(f"{source} cannot be read: {error}.") from error
   if text.lstrip().startswith("["):
     return _parse(text, source, 1)
+  with contextlib.suppress(ValueError, RecursionError):
+    return [json.loads(text)]  # One object, on however many lines.
   lines = enumerate(text.split("\n"), start=1)
   return [_parse(line, source, n) for n, line in lines if line.strip()]
 
