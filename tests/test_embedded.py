@@ -1,3 +1,7 @@
+import ast
+import collections
+import dataclasses
+import hashlib
 import re
 import subprocess
 import sys
@@ -8,7 +12,8 @@ import transformers
 from hypothesis import strategies as st
 
 from reft_jax import errors, tokenizer
-from reft_jax.tasks import answers, embedded, prompts
+from reft_jax.tasks import answers, choices, embedded, programs, prompts
+from reft_jax.tasks.sandbox import executor
 
 SEEDS = st.integers(0, 2**32)
 MERGES = st.sampled_from([0.0, 0.3, 0.7, 1.0])
@@ -17,6 +22,11 @@ MERGES = st.sampled_from([0.0, 0.3, 0.7, 1.0])
 @pytest.fixture(scope="module")
 def words():
   return tokenizer.wrap(embedded.tokenizer())
+
+
+@pytest.fixture(scope="module")
+def more_words():
+  return tokenizer.wrap(embedded.tokenizer(choices=True, programs=True))
 
 
 def equations(text):
@@ -228,12 +238,212 @@ def test_tokenizer_opens_elsewhere(words, tmp_path):
   assert tokenizer.load(tmp_path).fingerprint == words.fingerprint
 
 
+def digest(thing):
+  return hashlib.sha256(repr(thing).encode()).hexdigest()[:16]
+
+
+def test_without_options_and_programs_nothing_changes():
+  """What the default run learns from is pinned, text by text."""
+  rows = embedded.problems(500, 0, merge=0.7)
+  assert digest([dataclasses.astuple(row) for row in rows]) == (
+    "e19f817e47973a14"
+  )
+  assert digest(embedded.corpus(5000, 0)) == "9950cfa60e6cfa50"
+  vocabulary = embedded.tokenizer().get_vocab()
+  in_order = sorted(vocabulary.items(), key=lambda item: item[1])
+  assert digest(in_order) == "999cd54e3cba4f6f"
+
+
+@hypothesis.given(seed=SEEDS, merge=MERGES)
+def test_a_story_is_the_same_in_every_form(seed, merge):
+  plain = embedded.problems(20, seed, merge=merge)
+  offered = embedded.problems(20, seed, merge=merge, choice=True)
+  assert embedded.signatures(offered) == embedded.signatures(plain)
+  for row, choice in zip(plain, offered, strict=True):
+    assert choices.without_options(choice.question) == row.question
+    assert choice.rationale == row.rationale
+    options = choices.options(choice.question)
+    assert options[choice.answer].value == int(row.answer)
+    assert choice.uid == row.uid.replace("embedded", "embedded-choice")
+  for choice in (False, True):
+    kind = {"merge": merge, "choice": choice}
+    told = embedded.problems(20, seed, **kind)
+    coded = embedded.problems(20, seed, **kind, reasoning="python")
+    for sentence, program in zip(told, coded, strict=True):
+      assert program.rationale != sentence.rationale
+      assert program == dataclasses.replace(
+        sentence, rationale=program.rationale
+      )
+
+
+def test_options_differ_and_give_nothing_away():
+  rows = embedded.problems(2000, 0, choice=True)
+  for row in rows:
+    offered = choices.options(row.question)
+    assert list(offered) == list("abcde")
+    values = [option.value for option in offered.values()]
+    assert len(set(values)) == len(values)
+    assert all(0 <= value <= 99 for value in values)
+  letters = collections.Counter(row.answer for row in rows)
+  assert all(
+    share / 2000 == pytest.approx(0.2, abs=0.04) for share in letters.values()
+  )
+
+
+@hypothesis.given(seed=SEEDS, merge=MERGES)
+def test_right_letters_are_reached(seed, merge):
+  for row in embedded.problems(10, seed, merge=merge, choice=True):
+    for mode in answers.MODES:
+      grade = answers.grade(prompts.target(row), row, mode=mode)
+      assert grade.verdict == answers.Verdict.CORRECT
+      assert grade.supported
+
+
+def returned(program):
+  scope = {}
+  exec(program, scope)
+  return scope["solution"]()
+
+
+@hypothesis.given(seed=SEEDS, merge=MERGES)
+def test_programs_return_the_answer(seed, merge):
+  rows = embedded.problems(10, seed, merge=merge, reasoning="python")
+  for row in rows:
+    prompt, target = (
+      make(row, "python") for make in (prompts.prompt, prompts.target)
+    )
+    assert (prompt + target).endswith(f"{prompts.COT_TRIGGER}{row.rationale}")
+    (function,) = ast.parse(row.rationale).body
+    assert ast.get_docstring(function) == row.question
+    assert returned(row.rationale) == int(row.answer)
+    lines = target.splitlines()
+    if merge == 0:
+      assert len(lines) == len(embedded.signature(row.question)[1]) + 1
+    if merge == 1:
+      assert len(lines) == 2
+
+
+@pytest.mark.parametrize("choice", [False, True])
+def test_programs_are_graded_as_a_run_does(choice):
+  rows = embedded.problems(20, 0, merge=0.7, choice=choice, reasoning="python")
+  with executor.Executor(isolation="monty", workers=1) as runner:
+    for row in rows:
+      target = prompts.target(row, "python")
+      source = programs.source(target, row, mode="strict")
+      (result,) = runner.run([source])
+      grade = answers.grade(target, row, reasoning="python", result=result)
+      assert grade.verdict == answers.Verdict.CORRECT
+
+
+@pytest.mark.parametrize(
+  ("kind", "mark"),
+  [("choices", "\na ) "), ("programs", prompts.DEFINITION)],
+)
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_share_of_documents_of_a_kind(kind, mark, share):
+  documents = embedded.corpus(3000, 0, drills=0, **{kind: share})
+  marked = sum(mark in each for each in documents) / len(documents)
+  assert marked == pytest.approx(share, abs=0.03)
+
+
+def test_a_document_names_the_letter_of_its_value():
+  documents = embedded.corpus(3000, 0, drills=0, choices=1, answer_phrase=0.5)
+  named = 0
+  for document in documents:
+    question, solution = document.split(prompts.COT_TRIGGER)
+    letter = re.search(r" ([a-e])\.?$", solution)
+    value = float(equations(solution)[-1][1])
+    offered = choices.options(question)
+    # Whether or not the solution is right.
+    assert value in {option.value for option in offered.values()}
+    if letter:
+      named += 1
+      assert offered[letter[1]].value == value
+  assert named / len(documents) == pytest.approx(0.75, abs=0.04)
+
+
+def test_drills_with_options_look_letters_up():
+  sizes = set()
+  for drill in embedded.corpus(500, 0, drills=1, choices=1):
+    pairs = dict(re.findall(r"([a-e]) \) ([0-9]+)", drill))
+    sizes.add(len(pairs))
+    lookup = r" ([0-9]+)(?:\.\nTherefore, the answer is:)? ([a-e])\b(?! \))"
+    found = re.findall(lookup, drill)
+    assert len(found) == 9
+    assert all(pairs[letter] == value for value, letter in found)
+  assert sizes == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4, 1.0])
+def test_share_of_wrong_programs(noise):
+  documents = embedded.corpus(
+    3000, 0, drills=0, programs=1, noise=noise, answer_phrase=1.0
+  )
+  wrong = 0
+  for document in documents:
+    question, program = document.split(prompts.COT_TRIGGER)
+    wrong += returned(program) != outcome(*embedded.signature(question))
+  # A wrong step can come out right, but seldom.
+  assert wrong / len(documents) == pytest.approx(noise, abs=0.04)
+
+
+def test_some_programs_return_nothing():
+  documents = embedded.corpus(2000, 0, drills=0, programs=1, answer_phrase=0.15)
+  last = collections.Counter(
+    document.rpartition("\n")[2].split()[0] for document in documents
+  )
+  assert last["return"] / 2000 == pytest.approx(0.15, abs=0.03)
+  assert last["print"] / 2000 == pytest.approx(0.425, abs=0.04)
+  assert last["result"] / 2000 == pytest.approx(0.425, abs=0.04)
+
+
+@hypothesis.given(
+  seed=SEEDS,
+  merge=MERGES,
+  choice=st.booleans(),
+  reasoning=st.sampled_from(prompts.REASONINGS),
+)
+def test_more_words_repeat_every_text(
+  more_words, seed, merge, choice, reasoning
+):
+  unk = more_words.hf.unk_token_id
+  kind = {"merge": merge, "choice": choice, "reasoning": reasoning}
+  for row in embedded.problems(5, seed, **kind):
+    texts = [make(row, reasoning) for make in (prompts.prompt, prompts.target)]
+    parts = more_words.encode_all(texts)
+    assert [more_words.decode(ids) for ids in parts] == texts
+    assert more_words.encode("".join(texts)) == parts[0] + parts[1]
+    assert unk not in parts[0] + parts[1]
+    assert len(parts[1]) < 32  # With its EOS it fits 32 slots.
+  for document in embedded.corpus(10, seed, choices=0.5, programs=0.5):
+    ids = more_words.encode(document)
+    assert more_words.decode(ids) == document
+    assert unk not in ids
+
+
+@pytest.mark.parametrize("choices", [False, True])
+@pytest.mark.parametrize("programs", [False, True])
+def test_more_words_come_last_and_are_used(words, choices, programs):
+  more = tokenizer.wrap(embedded.tokenizer(choices=choices, programs=programs))
+  for token, index in words.hf.get_vocab().items():
+    assert more.hf.get_vocab()[token] == index
+  documents = embedded.corpus(
+    5000, 0, choices=choices / 2, programs=programs / 2
+  )
+  used = {index for ids in more.encode_all(documents) for index in ids}
+  special = {more.pad_id, *more.eos_ids, more.hf.unk_token_id}
+  assert used | special == set(range(more.vocab_size))
+
+
 @pytest.mark.parametrize(
   ("make", "arguments", "word"),
   [
     (embedded.problems, {"merge": 1.5}, "merge=1.5"),
     (embedded.corpus, {"noise": -0.1}, "noise=-0.1"),
     (embedded.corpus, {"answer_phrase": 2}, "answer_phrase=2"),
+    (embedded.corpus, {"choices": 1.1}, "choices=1.1"),
+    (embedded.corpus, {"programs": -1}, "programs=-1"),
+    (embedded.problems, {"reasoning": "verse"}, "reasoning='verse'"),
     (embedded.problems, {"min_events": 0}, "min_events=0"),
     (embedded.corpus, {"min_events": 5}, "max_events=4"),
     (embedded.problems, {"min_events": 1, "max_events": 1}, "too few"),

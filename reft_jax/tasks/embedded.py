@@ -55,7 +55,6 @@ Signature = tuple[int, tuple[Event, ...]]
 _LARGEST = 99
 _LARGEST_STEP = 12
 _DRILL_EVENTS = 9  # As many as fill a document.
-_LOOKUPS_APART = 0.4  # The share with the answer phrase before the letter.
 _DISTRACTED = 0.4  # The share of questions with a sentence beside the point.
 _TRIES = 10_000  # Draws in a row, after which a new problem is given up on.
 _LETTERS = "abcde"
@@ -175,7 +174,8 @@ def corpus(
 
   A document's solution joins its steps with a chance of its own, from one
   equation an event to one for everything. Some documents are drills: a long
-  row of equations about nothing, which is where most arithmetic is learnt.
+  row of equations about nothing, which is where most arithmetic is learnt, or
+  of values whose letters are looked up.
   Options always hold the value that the document's solution comes to, right or
   not, and the document names the letter of that value.
 
@@ -188,8 +188,8 @@ def corpus(
       target does: in the answer phrase, or a program in its return. Half of the
       others end after the last equation, half in a way of their own; drills
       have no ending.
-    drills: the share of documents that are equations without a question.
-    choices: the share of the documents with a question that offer options.
+    drills: the share of documents without a question.
+    choices: the share of documents that offer options, drills included.
     programs: the share of the documents with a question that hold a program.
     min_events: the fewest events of a question.
     max_events: the most.
@@ -517,8 +517,8 @@ def _conclusion(value: int, letter: str = "") -> str:
 def _lookups(rng: random.Random) -> str:
   """A drill in finding the letters of values.
 
-  Some letters are missing, and most values are right beside their letters:
-  where no part of a lookup is of use without the others, none is learnt.
+  Some letters are missing and some values are right beside their letters: where
+  no part of a lookup is of use without the others, none is learnt.
   """
   others = rng.sample(_LETTERS[1:], rng.randint(1, len(_LETTERS) - 1))
   letters = (_LETTERS[0], *sorted(others))
@@ -527,10 +527,9 @@ def _lookups(rng: random.Random) -> str:
   drill = _listed(options)
   for letter in rng.choices(letters, k=_DRILL_EVENTS):
     value = options[letter]
-    if rng.random() < _LOOKUPS_APART:
-      drill += f"{_conclusion(value)}{prompts.ANSWER_TRIGGER}{letter}"
-    else:
-      drill += _conclusion(value, letter)
+    beside = f" {value} {letter}."
+    apart = f"{_conclusion(value)}{prompts.ANSWER_TRIGGER}{letter}"
+    drill += rng.choice((beside, apart))
   return drill
 
 
