@@ -118,7 +118,7 @@ def table(runs: list[dict]) -> str:
     "warm-up right",
     "right",
     "reasoned",
-    "unsupported",
+    "unreached",
   )
   lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
 

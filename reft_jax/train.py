@@ -344,6 +344,11 @@ def claim(
   if settled.exists() and config.resume == "never":
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     directory.rename(directory.with_name(f"{directory.name}.until-{now}"))
+  if not settled.exists() and (directory / "stages").exists():
+    raise UserError(
+      f"{directory} holds stages of a run but not its config.yaml, so whose "
+      "they are is not known; set output to another folder."
+    )
   if settled.exists():
     changed = [
       change

@@ -350,6 +350,11 @@ def test_the_same_run_goes_on_in_its_folder():
     train.main([*SETTINGS, *may_change])
 
 
+def test_a_folder_whose_run_is_not_known(refused):
+  pathlib.Path("run/stages/reft/checkpoints").mkdir(parents=True)
+  assert "run holds stages of a run but not its config.yaml" in refused()
+
+
 def test_another_run_is_put_aside_on_request(folder):
   settle()
   (folder / "run" / "result").touch()
