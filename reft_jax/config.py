@@ -288,8 +288,8 @@ class ProgramsConfig:
 
   isolation: Literal["strict", "monty", "unsafe"] = _setting(
     "strict",
-    "monty: a small interpreter; strict: CPython under seccomp behind it;"
-    " unsafe: CPython without seccomp behind it",
+    "strict: monty, then CPython under seccomp; monty: the first alone;"
+    " unsafe: CPython too where it cannot be confined",
   )
   workers: int | None = _setting(
     None, "programs run at once; null: one a CPU core, at most 32", _POSITIVE
