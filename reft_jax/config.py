@@ -120,14 +120,14 @@ class EmbeddedConfig:
   noise: float = _setting(0.4, "share of documents with a mistake", _SHARE)
   answer_phrase: float = _setting(
     0.15,
-    "share of documents with a question that end in the answer phrase",
+    "share of documents with a question that end as the annotations do",
     _SHARE,
   )
   drills: float = _setting(
-    0.5, "share of documents that are equations without a question", _SHARE
+    0.5, "share of documents without a question: equations, lookups", _SHARE
   )
   choices: float = _setting(
-    0.0, "share of documents with a question that offer options", _SHARE
+    0.0, "share of documents that offer options, drills included", _SHARE
   )
   programs: float = _setting(
     0.0, "share of documents with a question solved by a program", _SHARE

@@ -158,16 +158,10 @@ def open_grader(
   Raises:
     UserError: programs cannot be run safely here.
   """
-  executor, settings = None, config.programs
+  executor = None
   if config.data.reasoning == "python":
-    executor = exits.enter_context(
-      executor_lib.Executor(
-        isolation=settings.isolation,
-        workers=settings.workers,
-        cpu_seconds=settings.cpu_seconds,
-        memory_mb=settings.memory_mb,
-      )
-    )
+    executor = executor_lib.Executor(**vars(config.programs))
+    exits.enter_context(executor)
   return grading.Grader(config.data.reasoning, config.data.answers, executor)
 
 

@@ -142,7 +142,7 @@ def problems(
     options = _options(options_rng, story, solution) if choice else {}
     question = story.question + _listed(options)
     if reasoning == "python":
-      rationale = f"{_header(question)}{_program(solution)}{_RETURN}"
+      rationale = f"{prompts.head(question)}{_program(solution)}{_RETURN}"
     else:
       rationale = _sentence(solution)
     made.append(
@@ -226,7 +226,7 @@ def corpus(
     options = _options(kinds_rng, story, solution) if choice else {}
     question = story.question + _listed(options)
     if program:
-      reasoning = f"{_header(question)}{_program(solution)}"
+      reasoning = f"{prompts.head(question)}{_program(solution)}"
       as_target, own = _RETURN, _PRINT
     else:
       reasoning = _sentence(solution)
@@ -447,11 +447,6 @@ def _sentence(solution: _Solution) -> str:
     for value, group, result in steps
   ]
   return f"We get {', then '.join(equations)}."
-
-
-def _header(question: str) -> str:
-  """How a program begins."""
-  return f'{prompts.DEFINITION}    """{question}"""\n'
 
 
 def _program(solution: _Solution) -> str:

@@ -38,7 +38,12 @@ def prompt(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
   start = f"{INSTRUCTION}{question}{COT_TRIGGER}"
   if reasoning == "nl":
     return start
-  return start + _head(question)
+  return start + head(question)
+
+
+def head(question: str) -> str:
+  """How every program starts: the end of its prompt."""
+  return f'{DEFINITION}{_INDENT}"""{question}"""\n'
 
 
 def target(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
@@ -97,11 +102,6 @@ def continuation(text: str) -> str:
   return text.strip().split(COT_TRIGGER)[-1].strip()
 
 
-def _head(question: str) -> str:
-  """How every program starts: the end of its prompt."""
-  return f'{DEFINITION}{_INDENT}"""{question}"""\n'
-
-
 def _body(program: str, question: str) -> str:
   """What solution() does, as written, without its docstring.
 
@@ -112,9 +112,9 @@ def _body(program: str, question: str) -> str:
   Raises:
     ValueError: says why this program cannot be written so.
   """
-  head = _head(question)
-  if program.startswith(head):  # The question's quotes may make it no Python.
-    program = DEFINITION + program.removeprefix(head)
+  opening = head(question)
+  if program.startswith(opening):  # Its quotes may make it no Python.
+    program = DEFINITION + program.removeprefix(opening)
   tree = _compiled(program, ast.PyCF_ONLY_AST)
   functions = [
     node
