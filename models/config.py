@@ -2,7 +2,7 @@
 
 The letters are the same in the whole repository: B sequences, S slots,
 V vocabulary, D width, F feed-forward, N query heads, K key-value heads,
-H head size, L layers.
+H head size, L layers; C classes of a classifier's head.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import re
 
 from reft_jax.models import errors
 
+CLASSES = ("incorrect", "correct")
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
@@ -126,6 +127,7 @@ class ModelConfig:
       "N": self.heads,
       "K": self.kv_heads,
       "H": self.head_size,
+      "C": len(CLASSES),
     }
 
   def shape(self, name: str) -> tuple[int, ...]:
@@ -135,5 +137,5 @@ class ModelConfig:
 
 def letters(name: str) -> str:
   """The axis letters at the end of a parameter's name; '' if there are none."""
-  match = re.search(r"_([VDFNKH]+)$", name)
+  match = re.search(r"_([VDFNKHC]+)$", name)
   return match.group(1) if match else ""

@@ -29,6 +29,8 @@ class Networks:
   layer axis that their names do not show. A value function is {"head"} when
   it reads the policy's trunk ("shared") and {"trunk", "head"} when it has its
   own ("separate"): which trunk is read is the caller's choice of subtree.
+  A scorer, which tells right solutions from wrong ones, is {"trunk",
+  "score_DC"}.
 
   Attributes:
     config: the architecture.
@@ -81,6 +83,17 @@ class Networks:
       return {"head": head}
     return {"trunk": jax.tree.map(jnp.copy, policy["trunk"]), "head": head}
 
+  def init_scorer(self, policy: Params, key: jax.Array) -> Params:
+    """A classifier on a copy of the policy's trunk, its head drawn afresh.
+
+    The head is as transformers initialises it: normal weights and no bias.
+    """
+    shape = self.config.shape("score_DC")
+    return {
+      "trunk": jax.tree.map(jnp.copy, policy["trunk"]),
+      "score_DC": self.config.init_scale * jax.random.normal(key, shape),
+    }
+
   def hidden(
     self, trunk: Params, tokens_BS: jax.Array, lengths_B: jax.Array
   ) -> jax.Array:
@@ -113,6 +126,15 @@ class Networks:
       precision=jax.lax.Precision.HIGHEST,
     )
     return values_x + head["b"]
+
+  def class_logits(self, scorer: Params, hidden_xD: jax.Array) -> jax.Array:
+    """fp32 logits_xC of configs.CLASSES; x is any number of leading axes."""
+    return jnp.einsum(
+      "...D,DC->...C",
+      hidden_xD.astype(jnp.float32),
+      partition.gather("score_DC", scorer["score_DC"]),
+      precision=jax.lax.Precision.HIGHEST,
+    )
 
   def publish(self, policy: Params) -> Params:
     """The policy as the sampler reads it, to be jitted by the caller.

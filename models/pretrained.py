@@ -1,7 +1,8 @@
 """Hugging Face folders to parameters and back, on the host.
 
 A folder holds config.json and safetensors, in one file or in shards that
-model.safetensors.index.json lists.
+model.safetensors.index.json lists. It is a language model, or a classifier of
+the solutions that one writes.
 """
 
 import json
@@ -24,6 +25,7 @@ _FAMILIES = {"llama": llama}
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_CLASSIFIER = "ForSequenceClassification"
 _DTYPES = ("F32", "F16", "BF16")
 _LISTED = 5  # Problems an error message spells out before it counts the rest.
 
@@ -72,18 +74,30 @@ def load(
   """
   config = read_config(path)
   folder = pathlib.Path(path)
-  family = _FAMILIES[config.family]
-  files = _tensor_files(folder)
-  rows = family.tensors(config)
-  _check_tensors(folder, config, rows, files, family.IGNORED)
-  policy: dict[str, Any] = {}
-  for row in rows:
-    names = row.names(config.layers)
-    array = np.empty((len(names), *config.shape(row.path)), np.float32)
-    for layer, name in enumerate(names):
-      array[layer] = row.from_stored(files[name].get_tensor(name), config.sizes)
-    table.put(policy, row.path, array if row.stacked else array[0])
-  return config, policy
+  if is_classifier(folder):
+    raise UnsupportedModelError(
+      f"{folder} holds a classifier, such as a reward model, where a language "
+      "model is needed; give the folder of one."
+    )
+  return config, _read(folder, config, _FAMILIES[config.family].tensors(config))
+
+
+def load_classifier(
+  path: str | pathlib.Path,
+) -> tuple[configs.ModelConfig, dict[str, Any]]:
+  """Reads a scorer, as `load` reads a policy.
+
+  Raises:
+    UnsupportedModelError: as `load`; or the folder holds a language model.
+  """
+  config = read_config(path)
+  folder = pathlib.Path(path)
+  if not is_classifier(folder):
+    raise UnsupportedModelError(
+      f"{folder} holds no classifier; give the folder of a reward model, such "
+      "as a run's models/reward_model."
+    )
+  return config, _read(folder, config, _classifier_tensors(config))
 
 
 def save(
@@ -102,12 +116,73 @@ def save(
     extra: more fields of config.json; the tokenizer's `bos_token_id`,
       `eos_token_id` and `pad_token_id` belong here, and are null otherwise.
   """
+  _write(path, config, _FAMILIES[config.family].tensors(config), policy, extra)
+
+
+def save_classifier(
+  path: str | pathlib.Path,
+  config: configs.ModelConfig,
+  scorer: Mapping[str, Any],
+  *,
+  extra: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes a folder that AutoModelForSequenceClassification opens, in fp32.
+
+  transformers finds a row's last token by `pad_token_id`, so `extra` should
+  name it; here it follows from the row's length.
+  """
+  fields = {
+    "architectures": [_FAMILIES[config.family].CLASSIFIER],
+    "num_labels": len(configs.CLASSES),
+    "id2label": dict(enumerate(configs.CLASSES)),
+    "label2id": {name: label for label, name in enumerate(configs.CLASSES)},
+    **(extra or {}),
+  }
+  _write(path, config, _classifier_tensors(config), scorer, fields)
+
+
+def _classifier_tensors(config: configs.ModelConfig) -> list[table.Tensor]:
+  """The tensors of a classifier: a family's trunk below a head of its own."""
+  return [
+    *(
+      row
+      for row in _FAMILIES[config.family].tensors(config)
+      if row.path.startswith("trunk/")
+    ),
+    table.Tensor("score.weight", "score_DC", "C D"),
+  ]
+
+
+def is_classifier(folder: pathlib.Path) -> bool:
+  """Whether config.json says so; one that says nothing is a language model."""
+  architectures = _read_json(folder / _CONFIG).get("architectures")
+  return isinstance(architectures, list) and any(
+    str(name).endswith(_CLASSIFIER) for name in architectures
+  )
+
+
+def _read(folder, config, rows) -> dict[str, Any]:
+  """The parameters that the rows of a family's table name."""
+  files = _tensor_files(folder)
+  ignored = _FAMILIES[config.family].IGNORED
+  _check_tensors(folder, config, rows, files, ignored)
+  params: dict[str, Any] = {}
+  for row in rows:
+    names = row.names(config.layers)
+    array = np.empty((len(names), *config.shape(row.path)), np.float32)
+    for layer, name in enumerate(names):
+      array[layer] = row.from_stored(files[name].get_tensor(name), config.sizes)
+    table.put(params, row.path, array if row.stacked else array[0])
+  return params
+
+
+def _write(path, config, rows, params, extra) -> None:
+  """The folder of parameters that the rows of a family's table name."""
   folder = pathlib.Path(path)
   folder.mkdir(parents=True, exist_ok=True)
-  family = _FAMILIES[config.family]
-  params = dict(table.walk(policy))
+  params = dict(table.walk(params))
   stored = {}
-  for row in family.tensors(config):
+  for row in rows:
     array = np.asarray(params[row.path], np.float32)
     names = row.names(config.layers)
     arrays = array if row.stacked else array[None]
@@ -118,7 +193,7 @@ def save(
     stored, folder / _WEIGHTS, metadata={"format": "pt"}
   )
   fields = {
-    **family.write_config(config),
+    **_FAMILIES[config.family].write_config(config),
     "dtype": "float32",
     "bos_token_id": None,
     "eos_token_id": None,

@@ -1,15 +1,15 @@
-"""The jitted steps: supervised, assess and score a rollout, PPO update.
+"""The jitted steps: imitate, classify, assess and score rollouts, PPO.
 
 Each builder binds what is static (networks, numbers from the config) and
 returns functions of arrays alone. States are donated; metrics are `Mean`s.
-A minibatch may be computed a micro-batch at a time: losses are sums over rows
-divided by what the whole minibatch holds, so the gradient is the same
-whatever the split over micro-batches and devices.
+A minibatch may be computed a micro-batch at a time: losses are sums whose
+terms are weighted by what the whole minibatch holds, so the gradient is the
+same whatever the split over micro-batches and devices.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -20,26 +20,68 @@ import optax
 from reft_jax import types
 from reft_jax.models import networks as networks_lib
 from reft_jax.models import partition
-from reft_jax.ops import advantages, logprobs, losses, masked, sequences
+from reft_jax.ops import advantages, kl, logprobs, losses, masked, sequences
 
 Metrics = dict[str, types.Mean]
 
 
 @dataclasses.dataclass(frozen=True)
 class PPO:
-  """The numbers of the PPO objective; defaults are the paper's (nl)."""
+  """The numbers of the PPO objective; defaults are the paper's (nl).
+
+  Attributes:
+    ppo_epochs: passes over a rollout.
+    minibatch_size: rows in an update.
+    micro_batch_size: rows computed at a time.
+    samples_per_question: rows in a group, which are consecutive.
+    temperature: the sampler's.
+    advantages: "gae" with a critic, or one of advantages.GROUP_RELATIVE
+      without: then `params` and experience have no values.
+    gamma: discount of gae.
+    lam: lambda of gae.
+    whiten: whether gae's advantages are whitened over the rollout.
+    aggregation: one of losses.AGGREGATIONS.
+    kl_coef: cost of a nat of KL to the reference, to begin with.
+    kl_in: "reward", a penalty by action, or "loss", with a gradient.
+    kl_estimator: one of kl.ESTIMATORS.
+    kl_target: nats of a response that `kl_coef` is adapted to; None: it stays.
+    kl_horizon: how slowly it is adapted.
+    clip: range of the ratio.
+    clip_high: its range above 1; None: `clip`.
+    value_clip: range of the values.
+    vf_coef: weight of the value loss.
+    value_warmup_steps: rollouts at first from which the critic alone learns.
+    entropy_coef: weight of the policy's entropy.
+    drop_groups_without_signal: whether groups of equal scores are left out.
+  """
 
   ppo_epochs: int = 2
   minibatch_size: int = 32
   micro_batch_size: int = 32
+  samples_per_question: int = 1
   temperature: float = 1.0
+  advantages: str = "gae"
   gamma: float = 1.0
   lam: float = 0.95
+  whiten: bool = True
+  aggregation: str = "sequence_mean"
   kl_coef: float = 0.05
+  kl_in: str = "reward"
+  kl_estimator: str = "k1"
+  kl_target: float | None = None
+  kl_horizon: int = 10_000
   clip: float = 0.2
+  clip_high: float | None = None
   value_clip: float = 0.2
   vf_coef: float = 5.0
-  whiten: bool = True
+  value_warmup_steps: int = 0
+  entropy_coef: float = 0.0
+  drop_groups_without_signal: bool = False
+
+  @property
+  def critic(self) -> bool:
+    """Whether a value function is learnt."""
+    return self.advantages == "gae"
 
 
 @chex.dataclass(frozen=True)
@@ -48,16 +90,21 @@ class Assessment:
 
   logprobs_BT: chex.Array
   reference_logprobs_BT: chex.Array
-  values_BT: chex.Array
+  values_BT: chex.Array | None
 
 
 def init_state(
-  params: Any, optimizer: optax.GradientTransformation
+  params: Any,
+  optimizer: optax.GradientTransformation,
+  kl_coef: float = 0.0,
 ) -> types.TrainState:
   """A state before its first update; it shares no array with `params`."""
   params = jax.tree.map(jnp.array, params)
   return types.TrainState(
-    step=jnp.int32(0), params=params, opt_state=optimizer.init(params)
+    step=jnp.int32(0),
+    params=params,
+    opt_state=optimizer.init(params),
+    kl_coef=jnp.float32(kl_coef),
   )
 
 
@@ -70,14 +117,30 @@ def supervised(
   *,
   micro_batch_size: int,
   logit_chunk: int = 1024,
+  parts: Sequence[str] = (),
+  shares: Sequence[float] = (),
 ) -> Callable[..., tuple[types.TrainState, Metrics]]:
-  """`update(state, batch)`: cross-entropy of the answer and its EOS.
+  """`update(state, *batches)`: cross-entropy of the answer and its EOS.
 
-  The loss is the mean over all target tokens of the batch. Deviation: the
+  The loss of a batch is the mean over all its target tokens. Deviation: the
   released code takes the mean of the means of its micro-batches.
+
+  With several batches the loss is a weighted sum of theirs: online
+  self-training's is CE(correct) / 2 + CE(gold) / 2 (released code,
+  `train_rl_sl.py`). A batch without targets adds 0 and the others keep their
+  weight.
+
+  Args:
+    networks: the model.
+    optimizer: what turns gradients into updates.
+    micro_batch_size: rows of a batch computed at a time.
+    logit_chunk: tokens for which logits exist at a time.
+    parts: what the batches are called, if there are several; each has its
+      metric "loss/NAME" beside the "loss" of all.
+    shares: the weight of each of them; equal if left out.
   """
 
-  def loss_fn(params, batch, targets_in_batch):
+  def loss_fn(params, batch, weight):
     policy = params["policy"]
     hidden_BSD = networks.hidden(
       policy["trunk"], batch.tokens_BS, batch.lengths_B
@@ -90,16 +153,98 @@ def supervised(
     )
     targets_BS = batch.targets_BS[:, 1:]
     total = -masked.total(logprobs_BS, targets_BS)
-    count = jnp.sum(targets_BS)
-    return total / targets_in_batch, {
-      "loss": types.Mean(total=total, count=count)
+    return weight * total, types.Mean(total=total, count=jnp.sum(targets_BS))
+
+  def gradient(params, batch, share):
+    targets = jnp.maximum(jnp.sum(batch.targets_BS[:, 1:]), 1)
+    return _gradient(
+      functools.partial(loss_fn, weight=share / targets),
+      params,
+      batch,
+      micro_batch_size,
+    )
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state, *batches):
+    weights = shares or (1 / len(batches),) * len(batches)
+    grads, means = zip(
+      *(
+        gradient(state.params, batch, weight)
+        for batch, weight in zip(batches, weights, strict=True)
+      ),
+      strict=True,
+    )
+    total = jax.tree.map(lambda *leaves: sum(leaves), *grads)
+    if not parts:
+      (loss,) = means
+      return _apply(optimizer, state, total, {"loss": loss})
+    loss = sum(
+      weight * mean.total / jnp.maximum(mean.count, 1)
+      for weight, mean in zip(weights, means, strict=True)
+    )
+    metrics = {"loss": _single(loss)}
+    for part, mean in zip(parts, means, strict=True):
+      metrics[f"loss/{part}"] = mean
+    return _apply(optimizer, state, total, metrics)
+
+  return update
+
+
+@jax.jit
+def imitations(
+  rollout: types.Rollout, correct_B: jax.Array
+) -> types.SupervisedBatch:
+  """The sampled solutions that are correct, to be imitated as they are.
+
+  Rows that are not correct stay, as filler without targets; S = P + T.
+  """
+  tokens_BS = _joined(rollout)
+  slots_1S = jnp.arange(tokens_BS.shape[1])[None, :]
+  sampled_BS = (slots_1S >= rollout.prompt_lengths_B[:, None]) & (
+    slots_1S < rollout.lengths_B[:, None]
+  )
+  batch = types.SupervisedBatch(
+    tokens_BS=tokens_BS,
+    lengths_B=rollout.lengths_B,
+    targets_BS=sampled_BS & correct_B[:, None],
+  )
+  return jax.tree.map(partition.pin, batch)
+
+
+# Classifier ------------------------------------------------------------------
+
+
+def classify(
+  networks: networks_lib.Networks,
+  optimizer: optax.GradientTransformation,
+  *,
+  micro_batch_size: int,
+) -> Callable[..., tuple[types.TrainState, Metrics]]:
+  """`update(state, batch)`: is a solution correct? (the paper's reranker).
+
+  The loss is the cross-entropy of two classes, read at a row's last token and
+  averaged over the real rows; `state.params` is {"scorer": ...}.
+  """
+
+  def loss_fn(params, batch, rows):
+    logits_BC = _class_logits(
+      networks, params["scorer"], batch.tokens_BS, batch.lengths_B
+    )
+    losses_B = optax.softmax_cross_entropy_with_integer_labels(
+      logits_BC, batch.labels_B
+    )
+    right_B = jnp.argmax(logits_BC, axis=-1) == batch.labels_B
+    loss = _masked_mean(losses_B, batch.real_B)
+    return loss.total / rows, {
+      "loss": loss,
+      "accuracy": _masked_mean(right_B, batch.real_B),
     }
 
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state, batch):
-    targets = jnp.maximum(jnp.sum(batch.targets_BS[:, 1:]), 1)
+    rows = jnp.maximum(jnp.sum(batch.real_B), 1)
     grads, metrics = _gradient(
-      functools.partial(loss_fn, targets_in_batch=targets),
+      functools.partial(loss_fn, rows=rows),
       state.params,
       batch,
       micro_batch_size,
@@ -107,6 +252,25 @@ def supervised(
     return _apply(optimizer, state, grads, metrics)
 
   return update
+
+
+def scores(networks: networks_lib.Networks) -> Callable[..., jax.Array]:
+  """`run(scorer, tokens_BS, lengths_B)`: probability_B of being correct."""
+
+  @jax.jit
+  def run(scorer, tokens_BS, lengths_B):
+    logits_BC = _class_logits(networks, scorer, tokens_BS, lengths_B)
+    return jax.nn.softmax(logits_BC)[:, 1]
+
+  return run
+
+
+def _class_logits(networks, scorer, tokens_BS, lengths_B):
+  """The logits_BC at each row's last token."""
+  hidden_BSD = networks.hidden(scorer["trunk"], tokens_BS, lengths_B)
+  last_B11 = (lengths_B - 1)[:, None, None]
+  hidden_BD = jnp.take_along_axis(hidden_BSD, last_B11, axis=1)[:, 0]
+  return networks.class_logits(scorer, hidden_BD)
 
 
 # PPO -------------------------------------------------------------------------
@@ -140,11 +304,11 @@ def assess(
   values = jax.jit(functools.partial(_map_rows, values, micro=micro))
 
   def run(params: Any, reference: Any, rollout: types.Rollout) -> Assessment:
-    critic = params["value"]
+    critic = params["value"] if ppo.critic else {"head": None}
     head = None if "trunk" in critic else critic["head"]
     logprobs_BT, values_BT = by_action((params["policy"], head), rollout)
     reference_BT, _ = by_action((reference, head), rollout)
-    if head is None:
+    if "trunk" in critic:
       values_BT = values(critic, rollout)
     return Assessment(
       logprobs_BT=logprobs_BT,
@@ -156,87 +320,142 @@ def assess(
 
 
 def score(ppo: PPO) -> Callable[..., tuple[types.Experience, Metrics]]:
-  """`run(rollout, assessment, scores_B)`: rewards, advantages, returns."""
+  """`run(rollout, assessment, scores_B, kl_coef)`: rewards to advantages.
+
+  `kl_coef` is the state's. The metric "kl" is that of whole responses, in
+  nats, by `ppo.kl_estimator`; it is what `ppo.kl_target` is compared to.
+  """
   return jax.jit(functools.partial(_score, ppo=ppo))
 
 
-def _score(rollout, assessment, scores_B, *, ppo):
+def _score(rollout, assessment, scores_B, kl_coef, *, ppo):
   mask_BT = rollout.mask_BT
   rewards_BT, kl_BT = advantages.kl_penalised(
     scores_B,
     assessment.logprobs_BT,
     assessment.reference_logprobs_BT,
     mask_BT,
-    kl_coef=ppo.kl_coef,
-  )
-  advantages_BT, returns_BT = advantages.gae(
-    rewards_BT,
-    assessment.values_BT,
-    mask_BT,
-    gamma=ppo.gamma,
-    lam=ppo.lam,
-  )
-  explained = masked.explained_variance(
-    returns_BT, assessment.values_BT, mask_BT
+    kl_coef=kl_coef if ppo.kl_in == "reward" else 0.0,
+    estimator=kl.ESTIMATORS[ppo.kl_estimator],
   )
   sampler_gap_BT = jnp.abs(rollout.logprobs_BT - assessment.logprobs_BT)
   metrics = {
     "reward/mean": _mean(scores_B),
     "kl": _mean(jnp.sum(kl_BT, axis=1)),
-    "value/mean": _masked_mean(assessment.values_BT, mask_BT),
-    "value/explained_variance": _single(explained),
+    "kl_coef": _single(kl_coef),
     "response/length": _mean(rollout.response_lengths_B),
     "response/ended": _mean(rollout.ended_B),
     "sampler_gap": _masked_mean(sampler_gap_BT, mask_BT),
   }
-  if ppo.whiten:
-    advantages_BT = masked.whiten(advantages_BT, mask_BT)
+  group = ppo.samples_per_question
+  counts_B = jnp.ones_like(scores_B, dtype=bool)
+  if group > 1:
+    signal_B = advantages.with_signal(scores_B, group=group)
+    metrics["reward/groups_with_signal"] = _mean(signal_B)
+    if ppo.drop_groups_without_signal:
+      counts_B = signal_B
+  if ppo.critic:
+    values_BT = assessment.values_BT
+    advantages_BT, returns_BT = advantages.gae(
+      rewards_BT, values_BT, mask_BT, gamma=ppo.gamma, lam=ppo.lam
+    )
+    explained = masked.explained_variance(returns_BT, values_BT, mask_BT)
+    metrics["value/mean"] = _masked_mean(values_BT, mask_BT)
+    metrics["value/explained_variance"] = _single(explained)
+    if ppo.whiten:
+      advantages_BT = masked.whiten(advantages_BT, mask_BT & counts_B[:, None])
+  else:
+    values_BT = returns_BT = None
+    advantages_BT = advantages.of_groups(
+      rewards_BT,
+      mask_BT,
+      group=group,
+      relative=advantages.GROUP_RELATIVE[ppo.advantages],
+    )
   experience = types.Experience(
     rollout=rollout,
     logprobs_BT=assessment.logprobs_BT,
-    values_BT=assessment.values_BT,
+    reference_logprobs_BT=assessment.reference_logprobs_BT,
+    values_BT=values_BT,
     advantages_BT=advantages_BT,
     returns_BT=returns_BT,
+    counts_B=counts_B,
   )
   return jax.tree.map(partition.pin, experience), metrics
 
 
+@chex.dataclass(frozen=True)
+class Reading:
+  """What the networks being updated say of a rollout, by action."""
+
+  logprobs_BT: chex.Array
+  entropies_BT: chex.Array
+  values_BT: chex.Array | None
+
+
 def ppo_loss(
-  logprobs_BT: jax.Array,
-  values_BT: jax.Array,
+  reading: Reading,
   experience: types.Experience,
+  weights_BT: jax.Array,
+  kl_coef: chex.Numeric,
   *,
   ppo: PPO,
-  rows: chex.Numeric,
 ) -> tuple[jax.Array, Metrics]:
-  """Policy loss + vf_coef x value loss of some rows of a minibatch of `rows`.
+  """What some rows add to the loss of their minibatch.
 
-  Each row's token losses are averaged over its actions, then rows over the
-  minibatch (paper equation 7 as the released code computes it).
+  policy loss + vf_coef x value loss, and where they are asked for + kl_coef x
+  KL - entropy_coef x entropy: each a sum over actions with `weights_BT`, which
+  are `losses.weights` of the whole minibatch.
   """
-  mask_BT = experience.rollout.mask_BT
+  mask_BT = experience.mask_BT
   # Masked slots get ratio 1: `where` after the exp would not save gradients.
-  logprobs_BT = jnp.where(mask_BT, logprobs_BT, 0.0)
+  logprobs_BT = jnp.where(mask_BT, reading.logprobs_BT, 0.0)
   old_logprobs_BT = jnp.where(mask_BT, experience.logprobs_BT, 0.0)
-  policy_BT = losses.clipped_policy(
-    logprobs_BT, old_logprobs_BT, experience.advantages_BT, clip=ppo.clip
-  )
-  value_BT = losses.clipped_value(
-    values_BT, experience.values_BT, experience.returns_BT, clip=ppo.value_clip
-  )
-  policy_loss = losses.sequence_mean(policy_BT, mask_BT)
-  value_loss = losses.sequence_mean(value_BT, mask_BT)
   log_ratio_BT = logprobs_BT - old_logprobs_BT
   ratio_BT = jnp.exp(log_ratio_BT)
-  count = jnp.float32(mask_BT.shape[0])
+  # A minibatch's losses are the sums over its micro-batches, each a share.
+  share = mask_BT.shape[0] / ppo.minibatch_size
   metrics = {
-    "policy/loss": types.Mean(total=policy_loss, count=count),
-    "value/loss": types.Mean(total=value_loss, count=count),
     "ratio/mean": _masked_mean(ratio_BT, mask_BT),
     "ratio/kl": _masked_mean(ratio_BT - 1.0 - log_ratio_BT, mask_BT),
-    "clip_fraction": _masked_mean(jnp.abs(ratio_BT - 1.0) > ppo.clip, mask_BT),
+    "clip_fraction": _masked_mean(
+      losses.clipped(ratio_BT, clip=ppo.clip, clip_high=ppo.clip_high)
+      != ratio_BT,
+      mask_BT,
+    ),
+    "entropy": _masked_mean(reading.entropies_BT, mask_BT),
   }
-  return (policy_loss + ppo.vf_coef * value_loss) / rows, metrics
+
+  def aggregate(name, losses_BT):
+    loss = losses.weighted(losses_BT, weights_BT)
+    metrics[name] = types.Mean(total=loss, count=jnp.float32(share))
+    return loss
+
+  loss = aggregate(
+    "policy/loss",
+    losses.clipped_policy(
+      logprobs_BT,
+      old_logprobs_BT,
+      experience.advantages_BT,
+      clip=ppo.clip,
+      clip_high=ppo.clip_high,
+    ),
+  )
+  if ppo.critic:
+    value_BT = losses.clipped_value(
+      reading.values_BT,
+      experience.values_BT,
+      experience.returns_BT,
+      clip=ppo.value_clip,
+    )
+    loss += ppo.vf_coef * aggregate("value/loss", value_BT)
+  if ppo.kl_in == "loss":
+    reference_BT = jnp.where(mask_BT, experience.reference_logprobs_BT, 0.0)
+    kl_BT = kl.ESTIMATORS[ppo.kl_estimator](logprobs_BT, reference_BT)
+    loss += kl_coef * aggregate("policy/kl_loss", kl_BT)
+  if ppo.entropy_coef:
+    loss -= ppo.entropy_coef * losses.weighted(reading.entropies_BT, weights_BT)
+  return loss, metrics
 
 
 def ppo_update(
@@ -253,36 +472,41 @@ def ppo_update(
   differentiated: the ratio is exactly 1 in any precision. How far the two
   forwards are apart is the metric `old_logprob_gap`, so a mask or temperature
   that differs between them still shows.
+
+  What depends on how long training has gone on follows from the state: the
+  policy waits for `value_warmup_steps` rollouts' worth of updates, and the KL's
+  coefficient is adapted once a rollout.
   """
 
-  def loss_fn(params, rows_experience, *, first):
-    policy, critic = params["policy"], params["value"]
-    rollout = rows_experience.rollout
+  def read(params, rollout):
+    policy = params["policy"]
     hidden_BTD = _response_hidden(networks, policy["trunk"], rollout)
     logprobs_BT, entropies_BT = _token_logprobs(
       networks, policy, hidden_BTD, rollout, ppo, logit_chunk
     )
-    if "trunk" in critic:
-      hidden_BTD = _response_hidden(networks, critic["trunk"], rollout)
-    values_BT = networks.values(critic["head"], hidden_BTD)
-    now_BT = jax.lax.stop_gradient(logprobs_BT)
-    gap_BT = jnp.abs(now_BT - rows_experience.logprobs_BT)
-    rows_experience = rows_experience.replace(
-      logprobs_BT=jnp.where(first, now_BT, rows_experience.logprobs_BT)
+    values_BT = None
+    if ppo.critic:
+      critic = params["value"]
+      if "trunk" in critic:
+        hidden_BTD = _response_hidden(networks, critic["trunk"], rollout)
+      values_BT = networks.values(critic["head"], hidden_BTD)
+    return Reading(
+      logprobs_BT=logprobs_BT, entropies_BT=entropies_BT, values_BT=values_BT
     )
-    loss, metrics = ppo_loss(
-      logprobs_BT,
-      values_BT,
-      rows_experience,
-      ppo=ppo,
-      rows=ppo.minibatch_size,
+
+  def loss_fn(params, rows, *, kl_coef, first):
+    experience, weights_BT = rows
+    reading = read(params, experience.rollout)
+    now_BT = jax.lax.stop_gradient(reading.logprobs_BT)
+    gap_BT = jnp.abs(now_BT - experience.logprobs_BT)
+    experience = experience.replace(
+      logprobs_BT=jnp.where(first, now_BT, experience.logprobs_BT)
     )
-    mask_BT = rollout.mask_BT
-    metrics["entropy"] = _masked_mean(entropies_BT, mask_BT)
+    loss, metrics = ppo_loss(reading, experience, weights_BT, kl_coef, ppo=ppo)
+    mask_BT = experience.rollout.mask_BT
     metrics["old_logprob_gap"] = _masked_mean(gap_BT, mask_BT & first)
     metrics["ratio/first_deviation"] = _masked_mean(
-      jnp.abs(jnp.exp(now_BT - rows_experience.logprobs_BT) - 1.0),
-      mask_BT & first,
+      jnp.abs(jnp.exp(now_BT - experience.logprobs_BT) - 1.0), mask_BT & first
     )
     return loss, metrics
 
@@ -293,37 +517,63 @@ def ppo_update(
       jax.random.split(key, ppo.ppo_epochs)
     )
     minibatches = orders_EB.reshape(-1, ppo.minibatch_size)
+    frozen = None
+    if ppo.value_warmup_steps:
+      warmup = ppo.value_warmup_steps * minibatches.shape[0]
+      frozen = state.step < warmup
 
     def one(state, xs):
       indices, first = xs
       rows = jax.tree.map(lambda x: partition.pin(x[indices]), experience)
+      weights_BT = losses.weights(rows.mask_BT, ppo.aggregation)
       grads, metrics = _gradient(
-        functools.partial(loss_fn, first=first),
+        functools.partial(loss_fn, kl_coef=state.kl_coef, first=first),
         state.params,
-        rows,
+        (rows, weights_BT),
         ppo.micro_batch_size,
       )
-      return _apply(optimizer, state, grads, metrics)
+      return _apply(optimizer, state, grads, metrics, frozen)
 
     first = jnp.arange(minibatches.shape[0]) == 0
     state, metrics = jax.lax.scan(one, state, (minibatches, first))
+    if ppo.kl_target is not None:
+      state = state.replace(kl_coef=_adapted(state.kl_coef, experience, ppo))
     return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
   return update
 
 
+def _adapted(kl_coef, experience, ppo):
+  """The KL's next coefficient, by what it was when the rollout was sampled."""
+  kl_BT = kl.ESTIMATORS[ppo.kl_estimator](
+    experience.logprobs_BT, experience.reference_logprobs_BT
+  )
+  kl_B = masked.total(kl_BT, experience.rollout.mask_BT, axis=1)
+  return kl.adapted(
+    kl_coef,
+    jnp.mean(kl_B),
+    target=ppo.kl_target,
+    horizon=ppo.kl_horizon,
+    rows=kl_B.size,
+  )
+
+
 # Shared ----------------------------------------------------------------------
 
 
-def _response_hidden(networks, trunk, rollout):
-  """The hidden rows that predict the response, from one full forward."""
-  tokens_BS = sequences.join(
+def _joined(rollout):
+  """tokens_BS: each prompt and its response as one row."""
+  return sequences.join(
     rollout.prompt_BP,
     rollout.prompt_lengths_B,
     rollout.response_BT,
     rollout.response_lengths_B,
   )
-  hidden_BSD = networks.hidden(trunk, tokens_BS, rollout.lengths_B)
+
+
+def _response_hidden(networks, trunk, rollout):
+  """The hidden rows that predict the response, from one full forward."""
+  hidden_BSD = networks.hidden(trunk, _joined(rollout), rollout.lengths_B)
   return sequences.predicting(
     hidden_BSD, rollout.prompt_lengths_B, rollout.response_BT.shape[1]
   )
@@ -380,12 +630,21 @@ def _gradient(loss_fn, params, rows, micro: int):
   return total
 
 
-def _apply(optimizer, state, grads, metrics):
-  """One optimizer update; a non-finite gradient changes nothing."""
+def _apply(optimizer, state, grads, metrics, frozen=None):
+  """One optimizer update; a non-finite gradient changes nothing.
+
+  Where `frozen` is true the policy stays as it is. The optimizer sees its
+  gradients all the same, so that its moments are ready when the policy thaws.
+  """
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  updated = types.TrainState(
+  if frozen is not None:
+    policy = jax.tree.map(
+      lambda update: jnp.where(frozen, 0, update), updates["policy"]
+    )
+    updates = updates | {"policy": policy}
+  updated = state.replace(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,

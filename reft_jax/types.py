@@ -51,6 +51,21 @@ class SupervisedBatch:
 
 
 @chex.dataclass(frozen=True)
+class LabelledBatch:
+  """Solutions to judge. One row is prompt, solution without EOS, then padding.
+
+  `labels_B` is the index of the row's class in models.config.CLASSES: 1 where
+  the solution is correct. A filler row is one that is not real: it has a
+  token, so that it can be read, and counts for nothing.
+  """
+
+  tokens_BS: chex.Array
+  lengths_B: chex.Array
+  labels_B: chex.Array
+  real_B: chex.Array
+
+
+@chex.dataclass(frozen=True)
 class Prompts:
   """Questions to answer. `requests_B` names each row's random stream.
 
@@ -97,20 +112,34 @@ class Rollout:
 class Experience:
   """A rollout scored: what the PPO update learns from, by action.
 
-  Made once and never mutated; epochs and minibatches index it.
+  Made once and never mutated; epochs and minibatches index it. Values and
+  returns are None without a critic. `counts_B` is false in rows that are left
+  out: their loss is 0, and no mean is over them.
   """
 
   rollout: Rollout
   logprobs_BT: chex.Array
-  values_BT: chex.Array
+  reference_logprobs_BT: chex.Array
+  values_BT: chex.Array | None
   advantages_BT: chex.Array
-  returns_BT: chex.Array
+  returns_BT: chex.Array | None
+  counts_B: chex.Array
+
+  @property
+  def mask_BT(self) -> jax.Array:
+    """True at the actions that are learnt from."""
+    return self.rollout.mask_BT & self.counts_B[:, None]
 
 
 @chex.dataclass(frozen=True)
 class TrainState:
-  """Everything a step changes. `step` counts optimizer updates."""
+  """Everything a step changes.
+
+  `step` counts optimizer updates; `kl_coef` is the present cost of drifting
+  from the reference, 0 where there is none.
+  """
 
   step: chex.Array
   params: Any
   opt_state: Any
+  kl_coef: chex.Array

@@ -109,21 +109,20 @@ def scored(golden):
     reference_logprobs_BT=reference_BT,
     values_BT=golden.actions("old_values"),
   )
-  ppo = numbers(golden, kl_coef=kl_coef)
+  ppo = numbers(golden)
   scores_B = jnp.asarray(golden.arrays["correctness"], jnp.float32)
   run = [
     steps.score(dataclasses.replace(ppo, whiten=whiten))
     for whiten in (True, False)
   ]
-  return [score(rollout, assessment, scores_B)[0] for score in run]
+  return [score(rollout, assessment, scores_B, kl_coef)[0] for score in run]
 
 
-def numbers(golden, kl_coef=0.0) -> steps.PPO:
+def numbers(golden) -> steps.PPO:
   return steps.PPO(
     minibatch_size=int(golden.arrays["mini_batch_size"]),
     gamma=golden.number("gamma"),
     lam=golden.number("lam"),
-    kl_coef=kl_coef,
     vf_coef=golden.number("vf_coef"),
   )
 
@@ -214,16 +213,20 @@ def test_losses_and_gradients(golden):
   for index in range(int(golden.arrays["n_minibatches"])):
     inds = np.asarray(golden.arrays[f"mb{index}_inds"])
     rows = jax.tree.map(lambda x, i=inds: x[i], experience)
-    ppo = numbers(golden)
+    ppo = dataclasses.replace(numbers(golden), minibatch_size=len(inds))
+    weights_BT = losses.weights(rows.mask_BT, ppo.aggregation)
 
-    def loss_fn(logits_BSV, values_BS, rows=rows, inds=inds, ppo=ppo):
-      rows_rollout = rows.rollout
-      logprobs_BT = token_logprobs(logits_BSV, rows_rollout)
-      slots = rows_rollout.response_BT.shape[1]
-      values_BT = values_BS[:, golden.first : golden.first + slots]
-      loss, metrics = steps.ppo_loss(
-        logprobs_BT, values_BT, rows, ppo=ppo, rows=len(inds)
+    def loss_fn(
+      logits_BSV, values_BS, rows=rows, weights_BT=weights_BT, ppo=ppo
+    ):
+      logprobs_BT = token_logprobs(logits_BSV, rows.rollout)
+      slots = rows.rollout.response_BT.shape[1]
+      reading = steps.Reading(
+        logprobs_BT=logprobs_BT,
+        entropies_BT=jnp.zeros_like(logprobs_BT),
+        values_BT=values_BS[:, golden.first : golden.first + slots],
       )
+      loss, metrics = steps.ppo_loss(reading, rows, weights_BT, 0.0, ppo=ppo)
       return loss, (logprobs_BT, metrics)
 
     (loss, (logprobs_BT, metrics)), grads = jax.value_and_grad(

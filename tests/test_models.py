@@ -493,6 +493,22 @@ def test_value_is_linear_in_the_hidden_state():
   assert net.values(head, hidden_D) == 122
 
 
+def test_a_scorer_starts_from_the_policy_with_a_head_of_its_own():
+  net, policy = tiny()
+  scorer = net.init_scorer(policy, jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, scorer["trunk"], policy["trunk"])
+  assert scorer["score_DC"].shape == (TINY.width, len(configs.CLASSES))
+  assert scorer["score_DC"].dtype == jnp.float32
+  np.testing.assert_allclose(
+    np.std(scorer["score_DC"]), TINY.init_scale, rtol=0.3
+  )
+  hidden_BD = jax.random.normal(jax.random.key(1), (3, 16), jnp.bfloat16)
+  logits_BC = net.class_logits(scorer, hidden_BD)
+  assert logits_BC.dtype == jnp.float32
+  want_BC = np.float32(hidden_BD) @ np.asarray(scorer["score_DC"])
+  np.testing.assert_allclose(logits_BC, want_BC, rtol=1e-5, atol=1e-5)
+
+
 def test_published_parameters_outlive_their_masters():
   net, policy = tiny()
   policy = jax.tree.map(jnp.array, policy)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from reft_jax.ops import advantages, logprobs, losses, masked, sequences
+from reft_jax.ops import advantages, kl, logprobs, losses, masked, sequences
 
 B, T, V = 5, 7, 11
 
@@ -105,6 +105,155 @@ def test_equal_policies_have_a_kl_of_exactly_0():
   assert not rewards.any()
 
 
+# A policy and a reference over five symbols, and what is expected of samples.
+
+POLICY_V = random(5, seed=6)
+REFERENCE_V = random(5, seed=7)
+
+
+def exact_kl(logits_V, reference_V):
+  logs_V, reference_V = map(jax.nn.log_softmax, (logits_V, reference_V))
+  return jnp.sum(jnp.exp(logs_V) * (logs_V - reference_V))
+
+
+def estimated(name, logits_V):
+  """An estimator at each of the five symbols."""
+  return kl.ESTIMATORS[name](
+    jax.nn.log_softmax(logits_V), jax.nn.log_softmax(REFERENCE_V)
+  )
+
+
+@pytest.mark.parametrize("name", ["k1", "k3"])
+def test_the_mean_of_an_estimator_is_the_kl(name):
+  mean = jnp.sum(jax.nn.softmax(POLICY_V) * estimated(name, POLICY_V))
+  assert float(mean) == pytest.approx(
+    float(exact_kl(POLICY_V, REFERENCE_V)), rel=1e-5
+  )
+
+
+def test_k2_is_near_a_small_kl():
+  near_V = REFERENCE_V + 0.01 * POLICY_V
+  mean = jnp.sum(jax.nn.softmax(near_V) * estimated("k2", near_V))
+  small = exact_kl(near_V, REFERENCE_V)
+  assert float(mean) == pytest.approx(float(small), rel=0.02)
+
+
+def test_only_k1_may_be_negative():
+  assert (estimated("k1", POLICY_V) < 0).any()
+  assert (estimated("k2", POLICY_V) >= 0).all()
+  assert (estimated("k3", POLICY_V) >= 0).all()
+
+
+def loss_gradient(name):
+  """Of an estimator as a loss: the samples are drawn and do not move."""
+  drawn_V = jax.nn.softmax(POLICY_V)
+  return jax.grad(lambda x_V: jnp.sum(drawn_V * estimated(name, x_V)))(POLICY_V)
+
+
+@pytest.mark.parametrize("name", kl.ESTIMATORS)
+def test_the_gradient_of_an_estimator_is_that_of_finite_differences(name):
+  probs_V = np.float64(jax.nn.softmax(POLICY_V))
+
+  def loss(logits_V):
+    logs_V = logits_V - np.log(np.exp(logits_V).sum())
+    reference_V = np.float64(REFERENCE_V)
+    x_V = logs_V - (reference_V - np.log(np.exp(reference_V).sum()))
+    by_hand = {"k1": x_V, "k2": x_V**2 / 2, "k3": np.exp(-x_V) - 1 + x_V}
+    return (probs_V * by_hand[name]).sum()
+
+  steps = 1e-5 * np.eye(5)
+  start_V = np.float64(POLICY_V)
+  want = [(loss(start_V + s) - loss(start_V - s)) / 2e-5 for s in steps]
+  np.testing.assert_allclose(loss_gradient(name), want, atol=1e-5)
+
+
+def test_what_each_estimator_teaches_as_a_loss():
+  zeros_V = np.zeros(5)
+  forward_V = jax.grad(exact_kl)(POLICY_V, REFERENCE_V)
+  backward_V = jax.grad(exact_kl, argnums=1)(REFERENCE_V, POLICY_V)
+  np.testing.assert_allclose(loss_gradient("k1"), zeros_V, atol=1e-6)
+  np.testing.assert_allclose(loss_gradient("k2"), forward_V, atol=1e-6)
+  np.testing.assert_allclose(loss_gradient("k3"), backward_V, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", kl.ESTIMATORS)
+def test_estimators_of_equal_policies_are_exactly_0(name):
+  assert not kl.ESTIMATORS[name](POLICY_V, POLICY_V).any()
+
+
+def test_the_coefficient_follows_the_kl_by_hand():
+  def next_after(measured):
+    return float(
+      kl.adapted(
+        jnp.float32(0.5), jnp.float32(measured), target=6, horizon=100, rows=10
+      )
+    )
+
+  assert next_after(6.0) == 0.5
+  assert next_after(6.6) == pytest.approx(0.5 * (1 + 0.1 * 10 / 100))
+  assert next_after(60.0) == pytest.approx(0.5 * (1 + 0.2 * 10 / 100))
+  assert next_after(0.0) == pytest.approx(0.5 * (1 - 0.2 * 10 / 100))
+
+
+def test_group_relative_advantages_by_hand():
+  scores_QG = jnp.array([[1.0, 0.0, 0.0, 1.0], [0.1, 0.1, 0.1, 0.1]])
+  # Around the mean 0.5; the variance with Bessel's correction is 4 / 4 / 3.
+  centered = np.float32([0.5, -0.5, -0.5, 0.5])
+  rows = {
+    "grpo": centered / (np.sqrt(1 / 3) + 1e-4),
+    "dr_grpo": centered,
+    "rloo": np.float32([1 - 1 / 3, -2 / 3, -2 / 3, 1 - 1 / 3]),
+  }
+  assert rows.keys() == advantages.GROUP_RELATIVE.keys()
+  for name, row in rows.items():
+    found_QG = advantages.GROUP_RELATIVE[name](scores_QG)
+    np.testing.assert_allclose(found_QG[0], row, rtol=1e-5)
+    np.testing.assert_allclose(found_QG[1], 0, atol=1e-3)
+
+
+@hypothesis.given(st.permutations(range(4)), st.floats(-2, 2))
+@hypothesis.settings(max_examples=20)
+def test_group_advantages_follow_their_row_and_ignore_what_all_earn(
+  order, more
+):
+  scores_QG = random(3, 4, seed=8)
+  for relative in advantages.GROUP_RELATIVE.values():
+    plain_QG = relative(scores_QG)
+    np.testing.assert_allclose(
+      relative(scores_QG[:, jnp.array(order)]),
+      plain_QG[:, jnp.array(order)],
+      atol=1e-5,
+    )
+    np.testing.assert_allclose(relative(scores_QG + more), plain_QG, atol=1e-4)
+    np.testing.assert_allclose(plain_QG.sum(axis=1), 0, atol=1e-4)
+
+
+def test_an_advantage_of_a_group_is_that_of_all_of_a_rows_actions():
+  mask = lengths_mask([2, 1, 3, 3], 3)
+  # Rewards of -1 an action and a score at the end: 1 - 2, 0 - 1, 1 - 3, 1 - 3.
+  rewards_BT = jnp.where(mask, -1.0, jnp.nan) + advantages.terminal(
+    jnp.array([1.0, 0, 1, 1]), jnp.array([2, 1, 3, 3]), 3
+  )
+  found_BT = advantages.of_groups(
+    rewards_BT, mask, group=2, relative=advantages.dr_grpo
+  )
+  np.testing.assert_array_equal(found_BT, np.zeros((4, 3)))
+  rewards_BT = rewards_BT.at[1, 0].add(3)
+  found_BT = advantages.of_groups(
+    rewards_BT, mask, group=2, relative=advantages.dr_grpo
+  )
+  np.testing.assert_array_equal(
+    found_BT[:2], np.float32([[-1.5, -1.5, 0], [1.5, 0, 0]])
+  )
+
+
+def test_groups_of_equal_scores_have_no_signal():
+  scores_B = jnp.array([1.0, 1, 1, 0.1, 0.1, 0.1, 0, 0, 0.1])
+  np.testing.assert_array_equal(
+    advantages.with_signal(scores_B, group=3), [False] * 6 + [True] * 3
+  )
+
+
 def test_whitened_advantages_have_mean_0_and_variance_1():
   white = masked.whiten(random(B, T) * 3 + 2, MASK)
   inside = np.asarray(white, np.float64)[np.asarray(MASK)]
@@ -149,10 +298,32 @@ def test_policy_clipping_by_hand():
   np.testing.assert_allclose(loss[0], [-1.2, -0.5, 1.5, 0.8], rtol=1e-6)
 
 
-def test_sequence_mean_weighs_rows_equally():
-  losses_BT = jnp.array([[1.0, 3.0, 9.0], [4.0, 9.0, 9.0]])
-  mask = lengths_mask([2, 1], 3)
-  assert float(losses.sequence_mean(losses_BT, mask)) == 2.0 + 4.0
+def test_the_upper_clip_range_may_be_wider():
+  logs = jnp.log(jnp.array([[1.25, 1.5, 0.5]]))
+  loss = losses.clipped_policy(
+    logs, jnp.zeros((1, 3)), jnp.ones((1, 3)), clip=0.2, clip_high=0.28
+  )
+  np.testing.assert_allclose(loss[0], [-1.25, -1.28, -0.5], rtol=1e-6)
+  low = losses.clipped(jnp.array([[0.5]]), clip=0.2, clip_high=0.28)
+  assert float(low[0, 0]) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+  ("aggregation", "loss"),
+  [
+    ("sequence_mean", ((1 + 3) / 2 + 4) / 2),
+    ("token_mean", (1 + 3 + 4) / 3),
+    ("constant", (1 + 3 + 4) / (2 * 3)),
+  ],
+)
+@pytest.mark.parametrize("fillers", [0, 2])
+def test_weights_by_hand(aggregation, loss, fillers):
+  losses_BT = jnp.array([[1.0, 3.0, jnp.nan], [4.0, jnp.inf, 9.0]])
+  losses_BT = jnp.pad(losses_BT, ((0, fillers), (0, 0)))
+  weights_BT = losses.weights(
+    lengths_mask([2, 1] + [0] * fillers, 3), aggregation
+  )
+  assert float(losses.weighted(losses_BT, weights_BT)) == pytest.approx(loss)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 35, 1000])

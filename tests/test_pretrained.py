@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from reft_jax import steps
 from reft_jax.models import config as configs
 from reft_jax.models import networks, pretrained
 
@@ -232,6 +233,81 @@ def test_a_field_that_is_null_is_left_out(folder):
   edit_config(folder, rms_norm_eps=None, mlp_bias=None, hidden_act=None)
   got = pretrained.read_config(folder)
   assert got == dataclasses.replace(want, norm_eps=1e-6)
+
+
+# Classifiers.
+
+
+def random_scorer(config):
+  init = networks.Networks(config).init_scorer
+  return jax.device_get(init(random_policy(config), jax.random.key(0)))
+
+
+def test_transformers_opens_a_classifier_and_finds_the_same(tmp_path):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  scorer, pad = random_scorer(TINY), 12
+  pretrained.save_classifier(
+    tmp_path / "ours", TINY, scorer, extra={"pad_token_id": pad}
+  )
+  auto = transformers.AutoModelForSequenceClassification
+  model, report = auto.from_pretrained(
+    tmp_path / "ours", output_loading_info=True
+  )
+  assert not any(report.values())
+  assert model.config.num_labels == 2
+  assert model.config.id2label == {0: "incorrect", 1: "correct"}
+  assert model.config.label2id == {"incorrect": 0, "correct": 1}
+
+  lengths_B = np.int32([6, 2, 4, 1])
+  tokens_BS = np.random.default_rng(0).integers(0, pad, (4, 7))
+  inside_BS = np.arange(7)[None] < lengths_B[:, None]
+  tokens_BS = np.where(inside_BS, tokens_BS, pad).astype(np.int32)
+  with torch.no_grad():
+    want_BC = model(
+      torch.tensor(tokens_BS).long(),
+      attention_mask=torch.tensor(inside_BS).long(),
+    ).logits.softmax(-1)
+  got_B = steps.scores(networks.Networks(TINY))(scorer, tokens_BS, lengths_B)
+  np.testing.assert_allclose(got_B, want_BC[:, 1], atol=1e-4)
+
+  model.save_pretrained(tmp_path / "theirs")
+  config, again = pretrained.load_classifier(tmp_path / "theirs")
+  assert config == TINY
+  jax.tree.map(np.testing.assert_array_equal, again, scorer)
+
+
+def test_a_classifier_on_a_tied_trunk_survives(tmp_path):
+  scorer = random_scorer(TIED)
+  pretrained.save_classifier(tmp_path, TIED, scorer)
+  assert "lm_head.weight" not in stored(tmp_path)
+  config, again = pretrained.load_classifier(tmp_path)
+  assert config == TIED
+  jax.tree.map(np.testing.assert_array_equal, again, scorer)
+
+
+def test_classifiers_and_language_models_are_not_mixed_up(folder, tmp_path):
+  with pytest.raises(
+    pretrained.UnsupportedModelError, match="holds no classifier"
+  ) as error:
+    pretrained.load_classifier(folder)
+  assert str(folder) in str(error.value)
+  pretrained.save_classifier(tmp_path / "scorer", TIED, random_scorer(TIED))
+  with pytest.raises(
+    pretrained.UnsupportedModelError, match="scorer holds a classifier"
+  ):
+    pretrained.load(tmp_path / "scorer")
+
+
+def test_a_classifier_of_other_classes_is_refused(tmp_path):
+  pretrained.save_classifier(tmp_path, TIED, random_scorer(TIED))
+  three = {"score.weight": np.zeros((3, 8), np.float32)}
+  store(tmp_path, stored(tmp_path) | three)
+  with pytest.raises(
+    pretrained.UnsupportedModelError,
+    match=r"score.weight \(score_DC\) has shape \(3, 8\) and not \(2, 8\)",
+  ):
+    pretrained.load_classifier(tmp_path)
 
 
 # Mistakes.

@@ -17,6 +17,7 @@ from tokenizers import models, pre_tokenizers
 from reft_jax import batching, devices, optim, steps, types
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
+from reft_jax.ops import losses
 from reft_jax.tasks import problem as problem_lib
 from reft_jax.tasks import prompts as prompt_texts
 
@@ -30,6 +31,8 @@ SCORES = np.float32([1, 0, 0.1, 1, 0.1, 0, 1, 0.1])
 
 def params_of(kind="shared"):
   policy = tiny.policy()
+  if kind is None:
+    return {"policy": policy}
   value = tiny.make().init_value(policy, kind)
   # A critic that says something.
   head = {"w_D": jnp.linspace(-0.3, 0.3, 16), "b": jnp.float32(0.2)}
@@ -44,6 +47,12 @@ def compiled(network, ppo, optimizer):
     steps.score(ppo),
     steps.ppo_update(network, optimizer, ppo, logit_chunk=16),
   )
+
+
+def started(params, optimizer, kl_coef=0.0):
+  """A state that may be donated: `params` and its like stay whole."""
+  state = steps.init_state(params, optimizer, kl_coef)
+  return jax.tree.map(jnp.copy, state)
 
 
 def learn(
@@ -61,8 +70,10 @@ def learn(
   assess, score, update = compiled(network, ppo, optimizer)
   reference = params["policy"] if reference is None else reference
   assessment = assess(params, reference, rollout)
-  experience, metrics = score(rollout, assessment, jnp.asarray(scores))
-  state = jax.tree.map(jnp.copy, steps.init_state(params, optimizer))
+  state = started(params, optimizer, ppo.kl_coef)
+  experience, metrics = score(
+    rollout, assessment, jnp.asarray(scores), state.kl_coef
+  )
   state, learned = update(state, experience, jax.random.key(key))
   means = {k: v.value() for k, v in jax.device_get(metrics | learned).items()}
   return experience, state, means
@@ -97,14 +108,13 @@ def test_the_ratio_moves_after_the_first_update():
   assert state.step == 4  # Two epochs of two minibatches.
 
 
-def losses_of(rollout, rows=None, **options):
+def losses_of(rollout, rows=None, scores=SCORES, **options):
   """Loss and gradient norm of a step; `rows` reorders it."""
-  scores = SCORES
   if rows is not None:
-    rollout, scores = tiny.take(rollout, rows), SCORES[np.asarray(rows)]
+    rollout, scores = tiny.take(rollout, rows), scores[np.asarray(rows)]
   ppo = dataclasses.replace(PPO, ppo_epochs=1, **options.pop("numbers", {}))
   _, state, means = learn(
-    params_of(),
+    params_of("shared" if ppo.critic else None),
     rollout,
     ppo=ppo,
     scores=scores,
@@ -112,7 +122,7 @@ def losses_of(rollout, rows=None, **options):
     **options,
   )
   kept = ("policy/loss", "value/loss", "grad_norm", "kl", "entropy")
-  return {k: means[k] for k in kept}, jax.device_get(state.params)
+  return {k: means[k] for k in kept if k in means}, jax.device_get(state.params)
 
 
 @functools.cache
@@ -161,8 +171,8 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_halves():
     )
     _, score, update = compiled(NETWORK, ppo, descent)
     some = tiny.take((rollout, assessment, SCORES), rows)
-    experience, _ = score(*some)
-    state = jax.tree.map(jnp.copy, steps.init_state(params, descent))
+    experience, _ = score(*some, ppo.kl_coef)
+    state = started(params, descent)
     state, _ = update(state, experience, jax.random.key(0))
     return jax.tree.map(jnp.subtract, params, state.params)
 
@@ -218,18 +228,23 @@ def test_eos_is_trained():
   rollout = tiny.sample(batch=16)
   row = int(np.flatnonzero(np.asarray(rollout.ended_B))[0])
   last = int(rollout.response_lengths_B[row]) - 1
+  zeros_BT = jnp.zeros_like(rollout.logprobs_BT)
   experience = types.Experience(
     rollout=rollout,
     logprobs_BT=rollout.logprobs_BT,
-    values_BT=jnp.zeros_like(rollout.logprobs_BT),
-    advantages_BT=jnp.ones_like(rollout.logprobs_BT),
-    returns_BT=jnp.zeros_like(rollout.logprobs_BT),
+    reference_logprobs_BT=rollout.logprobs_BT,
+    values_BT=zeros_BT,
+    advantages_BT=zeros_BT + 1,
+    returns_BT=zeros_BT,
+    counts_B=jnp.ones(16, bool),
   )
+  weights_BT = losses.weights(rollout.mask_BT, "sequence_mean")
 
   def loss(logprobs_BT):
-    return steps.ppo_loss(
-      logprobs_BT, experience.values_BT, experience, ppo=PPO, rows=16
-    )[0]
+    reading = steps.Reading(
+      logprobs_BT=logprobs_BT, entropies_BT=zeros_BT, values_BT=zeros_BT
+    )
+    return steps.ppo_loss(reading, experience, weights_BT, 0.0, ppo=PPO)[0]
 
   grads_BT = jax.grad(loss)(rollout.logprobs_BT)
   assert int(rollout.response_BT[row, last]) in tiny.EOS
@@ -268,7 +283,7 @@ def test_a_larger_kl_coef_keeps_the_policy_nearer():
     )
     reference, descent = tiny.policy(1), optax.sgd(0.2)
     assess, score, update = compiled(NETWORK, ppo, descent)
-    state = jax.tree.map(jnp.copy, steps.init_state(params_of(), descent))
+    state = started(params_of(), descent)
     publish = jax.jit(NETWORK.publish)
     kls = []
     for step in range(20):
@@ -278,7 +293,10 @@ def test_a_larger_kl_coef_keeps_the_policy_nearer():
         jax.random.key(step),
       )
       experience, metrics = score(
-        rollout, assess(state.params, reference, rollout), jnp.zeros(rows)
+        rollout,
+        assess(state.params, reference, rollout),
+        jnp.zeros(rows),
+        kl_coef,
       )
       state, _ = update(state, experience, jax.random.key(step))
       kls.append(metrics["kl"].value())
@@ -298,6 +316,201 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
   chex.assert_trees_all_equal(
     jax.device_get(params), jax.device_get(state.params)
   )
+
+
+# Other objectives ------------------------------------------------------------
+
+# Between them, every switch. Two pairs of rows, or all rows, earn the same.
+PAIR_SCORES = np.float32([1, 1, 0.1, 1, 0.1, 0.1, 0, 1])
+SAME_SCORES = np.ones(ROWS, np.float32)
+NO_REWARD = dataclasses.replace(
+  PPO, ppo_epochs=1, advantages="dr_grpo", samples_per_question=2
+)
+OBJECTIVES = {
+  "token_mean": {
+    "aggregation": "token_mean",
+    "kl_in": "loss",
+    "kl_estimator": "k3",
+    "entropy_coef": 0.3,
+    "clip_high": 0.28,
+  },
+  "constant": {
+    "aggregation": "constant",
+    "advantages": "grpo",
+    "samples_per_question": 4,
+    "kl_estimator": "k2",
+  },
+  "dropped": {
+    "advantages": "rloo",
+    "samples_per_question": 2,
+    "drop_groups_without_signal": True,
+    "kl_in": "loss",
+    "kl_estimator": "k2",
+  },
+  "dropped from gae": {
+    "samples_per_question": 2,
+    "drop_groups_without_signal": True,
+  },
+}
+
+
+@functools.cache
+def objective_losses(objective):
+  return losses_of(
+    tiny.sample(), scores=PAIR_SCORES, numbers=OBJECTIVES[objective]
+  )
+
+
+@pytest.mark.parametrize("objective", ["token_mean", "constant", "dropped"])
+def test_micro_batches_change_no_gradient_of_any_objective(objective):
+  whole, params = objective_losses(objective)
+  parts, part_params = losses_of(
+    tiny.sample(),
+    scores=PAIR_SCORES,
+    numbers=OBJECTIVES[objective] | {"micro_batch_size": 1},
+  )
+  assert parts == pytest.approx(whole, rel=1e-5, abs=1e-5)
+  chex.assert_trees_all_close(params, part_params, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["token_mean", "constant", "dropped"])
+def test_devices_change_no_loss_of_any_objective(objective):
+  plain, params = objective_losses(objective)
+  mesh = tiny.mesh((1, 2, 1))
+  ppo = dataclasses.replace(
+    PPO, ppo_epochs=1, micro_batch_size=4, **OBJECTIVES[objective]
+  )
+  with jax.set_mesh(mesh):
+    _, state, means = learn(
+      devices.put(mesh, params_of("shared" if ppo.critic else None)),
+      devices.put_batch(mesh, tiny.sample()),
+      reference=devices.put(mesh, tiny.policy(1)),
+      ppo=ppo,
+      scores=devices.put_batch(mesh, PAIR_SCORES),
+    )
+  for name, value in plain.items():
+    assert means[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+  chex.assert_trees_all_close(params, jax.device_get(state.params), atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["dropped", "dropped from gae"])
+def test_a_dropped_group_might_as_well_not_be_there(objective):
+  _, params = objective_losses(objective)
+  _, alone = losses_of(
+    tiny.sample(),
+    rows=[2, 3, 6, 7],
+    scores=PAIR_SCORES,
+    numbers=OBJECTIVES[objective]
+    | {
+      "drop_groups_without_signal": False,
+      "minibatch_size": 4,
+      "micro_batch_size": 4,
+    },
+  )
+  chex.assert_trees_all_close(params, alone, atol=1e-6)
+
+
+def test_a_batch_without_signal_is_no_reason_to_move():
+  _, state, means = learn(
+    params_of(None),
+    tiny.sample(),
+    reference=tiny.policy(1),
+    ppo=dataclasses.replace(PPO, ppo_epochs=1, **OBJECTIVES["dropped"]),
+    scores=SAME_SCORES,
+  )
+  assert means["reward/groups_with_signal"] == 0
+  assert means["grad_norm"] == 0
+  chex.assert_trees_all_equal(state.params, params_of(None))
+
+
+def test_without_a_critic_there_are_no_values():
+  experience, state, means = learn(
+    params_of(None),
+    tiny.sample(),
+    ppo=dataclasses.replace(PPO, ppo_epochs=1, **OBJECTIVES["constant"]),
+    scores=PAIR_SCORES,
+  )
+  assert experience.values_BT is None
+  assert experience.returns_BT is None
+  assert state.params.keys() == {"policy"}
+  assert not [name for name in means if name.startswith("value")]
+  assert means["ratio/first_deviation"] == 0
+
+
+def test_at_the_reference_a_kl_loss_has_no_gradient():
+  ppo = dataclasses.replace(
+    NO_REWARD, kl_in="loss", kl_estimator="k3", kl_coef=100.0
+  )
+
+  def kl_loss(reference):
+    return learn(
+      params_of(None),
+      tiny.sample(),
+      reference=reference,
+      ppo=ppo,
+      scores=SAME_SCORES,
+    )[2]
+
+  at, away = kl_loss(tiny.policy()), kl_loss(tiny.policy(1))
+  assert at["policy/kl_loss"] < 1e-10
+  assert at["grad_norm"] < 1e-2
+  assert away["policy/kl_loss"] > 0.1
+  assert away["grad_norm"] > 100
+
+
+def test_the_kl_coefficient_is_adapted_to_its_target():
+  target = 1e3
+  ppo = dataclasses.replace(PPO, ppo_epochs=1, kl_target=target, kl_horizon=16)
+  _, state, means = learn(
+    params_of(), tiny.sample(), reference=tiny.policy(1), ppo=ppo
+  )
+  assert means["kl_coef"] == pytest.approx(ppo.kl_coef)
+  assert means["kl"] < target
+  want = ppo.kl_coef * (1 - 0.2 * ROWS / 16)
+  assert float(state.kl_coef) == pytest.approx(want)
+
+
+def test_the_critic_alone_learns_at_first():
+  ppo = dataclasses.replace(PPO, minibatch_size=4, value_warmup_steps=2)
+  optimizer = optax.adam(1e-2)
+  assess, score, update = compiled(NETWORK, ppo, optimizer)
+  state = started(params_of(), optimizer, ppo.kl_coef)
+  for step in range(3):
+    rollout = tiny.sample()
+    before = jax.device_get(state.params)
+    experience, _ = score(
+      rollout,
+      assess(state.params, tiny.policy(1), rollout),
+      jnp.asarray(SCORES),
+      state.kl_coef,
+    )
+    state, _ = update(state, experience, jax.random.key(step))
+    after = jax.device_get(state.params)
+    for leaf, was in zip(
+      jax.tree.leaves(after["value"]),
+      jax.tree.leaves(before["value"]),
+      strict=True,
+    ):
+      assert (leaf != was).any()
+    if step < 2:
+      chex.assert_trees_all_equal(after["policy"], before["policy"])
+    else:
+      moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), after["policy"], before["policy"]
+      )
+      # Its moments are those of all three steps: no leap when it thaws.
+      assert 1e-3 < max(jax.tree.leaves(moved)) < 0.05
+  assert update._cache_size() == 1
+
+
+def test_an_entropy_bonus_raises_the_entropy():
+  ppo = dataclasses.replace(
+    NO_REWARD, ppo_epochs=8, entropy_coef=1.0, kl_coef=0.0
+  )
+  _, _, means = learn(
+    params_of(None), tiny.sample(), ppo=ppo, scores=SAME_SCORES
+  )
+  assert means["entropy"] > plain_losses()[0]["entropy"] + 0.05
 
 
 # Supervised ------------------------------------------------------------------
@@ -327,7 +540,7 @@ def compiled_imitation(optimizer, micro):
 def imitate(batch, micro=6, policy=None):
   """Loss of a batch, and the parameters after one update."""
   params = {"policy": tiny.policy() if policy is None else policy}
-  state = jax.tree.map(jnp.copy, steps.init_state(params, DESCENT))
+  state = started(params, DESCENT)
   state, metrics = compiled_imitation(DESCENT, micro)(state, batch)
   return metrics["loss"].value(), jax.device_get(state.params)
 
@@ -376,6 +589,61 @@ def test_a_batch_twice_over_has_the_same_supervised_gradient():
   chex.assert_trees_all_close(params, doubled_params, atol=1e-6)
 
 
+update_parts = steps.supervised(
+  NETWORK,
+  DESCENT,
+  micro_batch_size=3,  # Of the larger batch; the smaller is computed at once.
+  logit_chunk=7,
+  parts=("correct", "gold"),
+)
+
+
+def test_several_batches_weigh_the_same_whatever_they_hold():
+  few, many = imitation(rows=2, seed=1), imitation()
+  params = {"policy": tiny.policy()}
+  state, metrics = update_parts(started(params, DESCENT), few, many)
+  (few_loss, few_params), (many_loss, many_params) = map(imitate, (few, many))
+  mean = jax.tree.map(lambda a, b: (a + b) / 2, few_params, many_params)
+  chex.assert_trees_all_close(jax.device_get(state.params), mean, atol=1e-6)
+  want = {
+    "loss/correct": few_loss,
+    "loss/gold": many_loss,
+    "loss": (few_loss + many_loss) / 2,
+  }
+  found = {name: metrics[name].value() for name in want}
+  assert found == pytest.approx(want, rel=1e-6)
+
+
+def test_a_batch_without_targets_leaves_the_other_its_weight():
+  batch, params = imitation(), {"policy": tiny.policy()}
+  nothing = batch.replace(targets_BS=np.zeros_like(batch.targets_BS))
+  state, metrics = update_parts(started(params, DESCENT), nothing, batch)
+  loss, alone = imitate(batch)
+  half = jax.tree.map(lambda a, b: (a + b) / 2, params, alone)
+  chex.assert_trees_all_close(state.params, half, atol=1e-6)
+  assert metrics["loss"].value() == pytest.approx(loss / 2, rel=1e-6)
+  assert metrics["skipped_updates"].value() == 0
+
+
+def test_imitated_are_the_actions_of_correct_rows():
+  rollout = tiny.sample()
+  correct_B = np.array([True, False] * 4)
+  batch = jax.device_get(steps.imitations(rollout, jnp.asarray(correct_B)))
+  for row in range(ROWS):
+    start = int(rollout.prompt_lengths_B[row])
+    length = int(rollout.response_lengths_B[row])
+    prompt = rollout.prompt_BP[row, :start].tolist()
+    response = rollout.response_BT[row, :length].tolist()
+    assert batch.tokens_BS[row, : start + length].tolist() == prompt + response
+    assert batch.lengths_B[row] == start + length
+    want = range(start, start + length) if correct_B[row] else ()
+    assert np.flatnonzero(batch.targets_BS[row]).tolist() == [*want]
+  # What the sampler says of them is what they cost.
+  kept_BT = np.asarray(rollout.mask_BT) & correct_B[:, None]
+  mean = -np.asarray(rollout.logprobs_BT)[kept_BT].mean()
+  assert imitate(batch, micro=8)[0] == pytest.approx(mean, abs=1e-5)
+
+
 def test_gradients_are_clipped_and_updates_counted():
   largest = 0.01
   config = config_lib.OptimizerConfig(
@@ -386,8 +654,7 @@ def test_gradients_are_clipped_and_updates_counted():
     clip_norm=largest,
   )
   optimizer = optim.build(config, 10)
-  state = steps.init_state({"policy": tiny.policy()}, optimizer)
-  state = jax.tree.map(jnp.copy, state)
+  state = started({"policy": tiny.policy()}, optimizer)
   update = compiled_imitation(optimizer, 6)
   for count in (1, 2):
     state, metrics = update(state, imitation())
@@ -411,6 +678,72 @@ def test_devices_change_no_supervised_loss(shape):
     )
   assert sharded == pytest.approx(loss, rel=1e-6)
   chex.assert_trees_all_close(params, sharded_params, atol=1e-6)
+
+
+# Classifier ------------------------------------------------------------------
+
+
+def labelled(rows=6, fillers=0, slots=9):
+  batch = imitation(rows, slots)
+  pad = ((0, fillers),)
+  return types.LabelledBatch(
+    tokens_BS=np.pad(batch.tokens_BS, (*pad, (0, 0)), constant_values=5),
+    lengths_B=np.pad(batch.lengths_B, pad, constant_values=1),
+    labels_B=np.pad(np.arange(rows, dtype=np.int32) % 3 % 2, pad),
+    real_B=np.arange(rows + fillers) < rows,
+  )
+
+
+@functools.cache
+def scorer():
+  return NETWORK.init_scorer(tiny.policy(), jax.random.key(5))
+
+
+@functools.cache
+def compiled_classifier(micro):
+  return steps.classify(NETWORK, DESCENT, micro_batch_size=micro)
+
+
+def judge(batch, micro=6, params=None):
+  """Loss and accuracy of a batch, and the scorer after one update."""
+  state = started({"scorer": params or scorer()}, DESCENT)
+  state, metrics = compiled_classifier(micro)(state, batch)
+  means = {name: metrics[name].value() for name in ("loss", "accuracy")}
+  return means, jax.device_get(state.params["scorer"])
+
+
+def test_a_classifier_learns_from_the_probability_it_tells():
+  batch = labelled()
+  probability_B = np.asarray(
+    steps.scores(NETWORK)(scorer(), batch.tokens_BS, batch.lengths_B)
+  )
+  means, params = judge(batch)
+  right_B = np.where(batch.labels_B, probability_B, 1 - probability_B)
+  assert means["loss"] == pytest.approx(-np.log(right_B).mean(), rel=1e-5)
+  assert means["accuracy"] == np.mean(right_B > 0.5)
+  moved = jax.tree.map(lambda a, b: (a != b).any(), params, scorer())
+  assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize(("micro", "fillers"), [(1, 0), (4, 2)])
+def test_micro_batches_and_fillers_change_no_classifier(micro, fillers):
+  means, params = judge(labelled())
+  same, same_params = judge(labelled(fillers=fillers), micro)
+  assert same == pytest.approx(means, rel=1e-5)
+  chex.assert_trees_all_close(params, same_params, atol=1e-6)
+
+
+def test_devices_change_no_classifier():
+  means, params = judge(labelled(rows=8), micro=4)
+  mesh = tiny.mesh((1, 2, 2))
+  with jax.set_mesh(mesh):
+    same, sharded = judge(
+      devices.put_batch(mesh, labelled(rows=8)),
+      micro=4,
+      params=devices.put(mesh, scorer()),
+    )
+  assert same == pytest.approx(means, rel=1e-5)
+  chex.assert_trees_all_close(params, sharded, atol=1e-6)
 
 
 # Ids of the special tokens ---------------------------------------------------

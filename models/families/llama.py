@@ -6,6 +6,7 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.families import kinds, rope_fields, table
 
+CLASSIFIER = "LlamaForSequenceClassification"
 # Old checkpoints store rope frequencies; they follow from the config.
 IGNORED = r".*rotary_emb\.inv_freq"
 

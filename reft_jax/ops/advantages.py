@@ -1,8 +1,12 @@
-"""Rewards by action and generalized advantage estimation."""
+"""Rewards by action, and advantages with a critic or within a group."""
+
+from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from reft_jax.ops import kl, masked
 
 
 def terminal(scores_B: jax.Array, lengths_B: jax.Array, slots: int):
@@ -22,18 +26,20 @@ def kl_penalised(
   reference_logprobs_BT: jax.Array,
   mask_BT: jax.Array,
   *,
-  kl_coef: float,
+  kl_coef: chex.Numeric,
+  estimator: Callable[..., jax.Array] = kl.k1,
 ) -> tuple[jax.Array, jax.Array]:
-  """Rewards r_t = score at the last action - kl_coef (log p - log p_ref).
+  """Rewards r_t = score at the last action - kl_coef KL of action t.
 
-  The penalty is the sampled log-ratio (k1), as in the released code.
-  Deviation: paper equation 6 writes the KL of whole distributions.
+  The KL is estimated from the action sampled: by the log-ratio (k1) in the
+  released code, or by another estimator of `kl`. Deviation: paper equation 6
+  writes the KL of whole distributions.
 
   Returns:
     `(rewards_BT, kl_BT)`, both 0 outside the mask.
   """
   chex.assert_equal_shape([logprobs_BT, reference_logprobs_BT, mask_BT])
-  kl_BT = jnp.where(mask_BT, logprobs_BT - reference_logprobs_BT, 0.0)
+  kl_BT = jnp.where(mask_BT, estimator(logprobs_BT, reference_logprobs_BT), 0.0)
   score_BT = terminal(scores_B, jnp.sum(mask_BT, axis=1), mask_BT.shape[1])
   return score_BT - kl_coef * kl_BT, kl_BT
 
@@ -69,3 +75,69 @@ def gae(
   )
   advantages_BT = jnp.where(mask_BT, advantages_TB.T, 0.0)
   return advantages_BT, advantages_BT + values_BT
+
+
+def grpo(scores_QG: jax.Array) -> jax.Array:
+  """(r - mean) / (std + 1e-4), of the G answers to each of Q questions.
+
+  DeepSeekMath, section 4.1.2 (Shao et al. 2024); the standard deviation has
+  Bessel's correction and its offset is trl's.
+  """
+  std_Q1 = jnp.std(scores_QG, axis=1, keepdims=True, ddof=1)
+  return dr_grpo(scores_QG) / (std_Q1 + 1e-4)
+
+
+def dr_grpo(scores_QG: jax.Array) -> jax.Array:
+  """R - mean: not divided, so that easy questions weigh no more than others.
+
+  Liu et al. 2025, "Understanding R1-Zero-Like Training".
+  """
+  return scores_QG - jnp.mean(scores_QG, axis=1, keepdims=True)
+
+
+def rloo(scores_QG: jax.Array) -> jax.Array:
+  """R - the mean of the other answers' (Ahmadian et al. 2024).
+
+  The same as (r - mean) G / (G - 1): an unbiased baseline, for it does not
+  depend on the answer it is taken from.
+  """
+  group = scores_QG.shape[1]
+  return dr_grpo(scores_QG) * (group / (group - 1))
+
+
+GROUP_RELATIVE = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
+
+
+def of_groups(
+  rewards_BT: jax.Array,
+  mask_BT: jax.Array,
+  *,
+  group: int,
+  relative: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """A row's reward against its group's, for all of the row's actions alike.
+
+  A row's reward is the sum of its actions', so a KL penalty in the rewards is
+  part of what is compared (as in RLOO); nothing is discounted.
+
+  Args:
+    rewards_BT: by action; rows of a group are consecutive.
+    mask_BT: the actions taken.
+    group: G, at least 2; B is a multiple of it.
+    relative: scores_QG to advantages_QG, one of GROUP_RELATIVE.
+  """
+  chex.assert_equal_shape([rewards_BT, mask_BT])
+  scores_QG = masked.total(rewards_BT, mask_BT, axis=1).reshape(-1, group)
+  advantages_B1 = relative(scores_QG).reshape(-1, 1)
+  return jnp.where(mask_BT, advantages_B1, 0.0)
+
+
+def with_signal(scores_B: jax.Array, *, group: int) -> jax.Array:
+  """True in the rows of groups whose scores differ: the others teach nothing.
+
+  DAPO's dynamic sampling (Yu et al. 2025, section 3.2), without the sampling
+  of others in their place.
+  """
+  scores_QG = scores_B.reshape(-1, group)
+  differ_Q = jnp.max(scores_QG, axis=1) > jnp.min(scores_QG, axis=1)
+  return jnp.repeat(differ_Q, group)

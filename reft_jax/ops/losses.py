@@ -13,6 +13,7 @@ def clipped_policy(
   advantages_BT: jax.Array,
   *,
   clip: float,
+  clip_high: float | None = None,
 ) -> jax.Array:
   """PPO's clipped surrogate: max(-A r, -A clip(r, 1-e, 1+e)), r = p / p_old.
 
@@ -21,8 +22,20 @@ def clipped_policy(
   """
   chex.assert_equal_shape([logprobs_BT, old_logprobs_BT, advantages_BT])
   ratio_BT = jnp.exp(logprobs_BT - old_logprobs_BT)
-  clipped_BT = jnp.clip(ratio_BT, 1.0 - clip, 1.0 + clip)
+  clipped_BT = clipped(ratio_BT, clip=clip, clip_high=clip_high)
   return jnp.maximum(-advantages_BT * ratio_BT, -advantages_BT * clipped_BT)
+
+
+def clipped(
+  ratio_BT: jax.Array, *, clip: float, clip_high: float | None = None
+) -> jax.Array:
+  """clip(r, 1 - clip, 1 + clip_high), the latter `clip` where it is None.
+
+  DAPO's clip-higher leaves unlikely actions more room to become likely (Yu et
+  al. 2025, section 3.1).
+  """
+  high = clip if clip_high is None else clip_high
+  return jnp.clip(ratio_BT, 1.0 - clip, 1.0 + high)
 
 
 def near(values_BT: jax.Array, old_BT: jax.Array, *, clip: float) -> jax.Array:
@@ -49,11 +62,36 @@ def clipped_value(
   )
 
 
-def sequence_mean(losses_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
-  """Sum over rows of each row's mean token loss (the paper's weighting).
+AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
 
-  The caller divides by the number of rows of the *whole* minibatch, so that
-  micro-batches and devices add up to the same number. Rows without actions
-  count 0.
+
+def weights(mask_BT: jax.Array, aggregation: str) -> jax.Array:
+  """What each token's loss counts for in the loss of a minibatch.
+
+  Weights are taken of the *whole* minibatch and travel with its rows, so that
+  micro-batches and devices add up to the same number. A row without actions
+  is no row.
+
+  Args:
+    mask_BT: the actions of all of the minibatch's rows.
+    aggregation: one of AGGREGATIONS: "sequence_mean", the mean over rows of
+      each row's mean (paper equation 7 as the released code computes it);
+      "token_mean", the mean over actions (DAPO, Yu et al. 2025); "constant",
+      the sum over actions by rows x slots, whatever their lengths (Dr. GRPO,
+      Liu et al. 2025).
   """
-  return jnp.sum(masked.mean(losses_BT, mask_BT, axis=1))
+  actions_B1 = jnp.sum(mask_BT, axis=1, keepdims=True)
+  rows = jnp.sum(actions_B1 > 0)
+  match aggregation:
+    case "sequence_mean":
+      size_B1 = actions_B1 * rows
+    case "token_mean":
+      size_B1 = jnp.sum(actions_B1, keepdims=True)
+    case "constant":
+      size_B1 = (rows * mask_BT.shape[1])[None, None]
+  return jnp.where(mask_BT, 1.0 / jnp.maximum(size_B1, 1), 0.0)
+
+
+def weighted(losses_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
+  """The sum of weight x loss; a loss of weight 0 may be anything."""
+  return masked.total(weights_BT * losses_BT, weights_BT > 0)

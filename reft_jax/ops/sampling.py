@@ -24,6 +24,12 @@ def uniforms(keys_B: jax.Array, step: jax.Array) -> jax.Array:
   return jax.vmap(one)(keys_B)
 
 
+def likeliest(logits_BV: jax.Array, k: int) -> jax.Array:
+  """The k largest logits of a row, and those equal to the k-th; else -inf."""
+  kth_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][:, -1:]
+  return jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
+
+
 def inverse_cdf(logits_BV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
   """The first token whose cumulative probability exceeds the uniform number.
 
