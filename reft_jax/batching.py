@@ -138,6 +138,34 @@ def supervised(
   )
 
 
+def labelled(
+  rows: Sequence[Sequence[int]],
+  labels: Sequence[int],
+  *,
+  batch: int,
+  slots: int,
+  pad_id: int,
+) -> types.LabelledBatch:
+  """Ids with their classes as a batch; missing rows become filler rows.
+
+  Rows are cut at `slots`, as the released reward model's are at 700.
+  """
+  tokens_BS = np.full((batch, slots), pad_id, np.int32)
+  lengths_B = np.ones(batch, np.int32)
+  labels_B = np.zeros(batch, np.int32)
+  for row, (ids, label) in enumerate(zip(rows, labels, strict=True)):
+    length = min(len(ids), slots)
+    tokens_BS[row, :length] = ids[:length]
+    lengths_B[row] = length
+    labels_B[row] = label
+  return types.LabelledBatch(
+    tokens_BS=tokens_BS,
+    lengths_B=lengths_B,
+    labels_B=labels_B,
+    real_B=np.arange(batch) < len(rows),
+  )
+
+
 def prompts(
   rows: Sequence[Sequence[int]],
   requests: Sequence[int],

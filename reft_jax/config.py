@@ -23,10 +23,24 @@ import yaml
 
 from reft_jax import errors
 
-Stage = Literal["base", "warmup", "sft", "reft"]
+Stage = Literal[
+  "base",
+  "warmup",
+  "sft",
+  "offline_st",
+  "online_st",
+  "reft",
+  "reward_model",
+]
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
+# Stages that imitate annotated chains of thought.
+SUPERVISED: tuple[Stage, ...] = ("warmup", "sft", "offline_st")
+# Stages that sample as they learn.
+REINFORCED: tuple[Stage, ...] = ("online_st", "reft")
 
-USAGE = "[--config FILE]... [key=value]... [--print-config] [--help]"
+USAGE = (
+  "[--config FILE]... [key=value]... [--print-config] [--dry-run] [--help]"
+)
 
 # In a checkout the experiments lie beside the launch scripts; installed, they
 # lie inside this package.
@@ -149,6 +163,9 @@ class ModelConfig:
   remat: Literal["none", "block", "dots"] = _setting(
     "none", "what the backward pass computes again to save memory"
   )
+  warmup: str | None = _setting(
+    None, "folder of a warmed-up model; null: the warmup stage trains one"
+  )
   value: Literal["shared", "separate"] = _setting(
     "shared", "the critic's trunk: the policy's, or its own"
   )
@@ -216,6 +233,10 @@ class BaseConfig:
   )
 
 
+_TOP_K = "likeliest tokens drawn from; 0: all (the released code: 50)"
+_TRIED = "tried one by one, the best on dev stays; null: the optimizer's"
+
+
 @dataclasses.dataclass(frozen=True)
 class SupervisedConfig:
   """Fine-tuning on the annotated chains of thought."""
@@ -225,16 +246,59 @@ class SupervisedConfig:
   micro_batch_size: int | None = _setting(
     None, "problems held in memory at once; null: the batch", _POSITIVE
   )
-  learning_rates: tuple[float, ...] | None = _setting(
-    None,
-    "tried one by one, the best on dev stays; null: the optimizer's",
-    _POSITIVE,
-  )
+  learning_rates: tuple[float, ...] | None = _setting(None, _TRIED, _POSITIVE)
   start: Literal["base", "warmup"] = _setting(
     "base", "model to start from: base is model.path or the base stage's"
   )
   evaluate_every: int = _setting(1, "epochs between evaluations", _POSITIVE)
   optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawsConfig:
+  """Solutions drawn from the warmed-up model, to learn from or to judge."""
+
+  samples: int = _setting(100, "solutions a training question", _POSITIVE)
+  temperature: float = _setting(1.0, "of the draws", _POSITIVE)
+  top_k: int = _setting(0, _TOP_K, _NOT_NEGATIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfflineConfig(SupervisedConfig):
+  """Offline self-training: fine-tuning on draws whose answer is right."""
+
+  epochs: int = _setting(20, "passes over draws and annotations", _POSITIVE)
+  keep: int = _setting(10, "right draws of a question, at most", _POSITIVE)
+  choose: Literal["random", "official"] = _setting(
+    "random", "official: the first ones drawn, and the annotation twice"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+  """Online self-training: imitation of right samples of the policy itself."""
+
+  steps: int | None = _setting(
+    None, "steps of sampling and learning; null: as epochs says", _POSITIVE
+  )
+  epochs: int = _setting(300, "passes, where steps is null", _POSITIVE)
+  batch_size: int = _setting(32, "rollouts in a step, all devices", _POSITIVE)
+  samples_per_question: int = _setting(
+    1, "rollouts of one question in a step", _POSITIVE
+  )
+  micro_batch_size: int | None = _setting(
+    None, "rows held in memory at once; null: all", _POSITIVE
+  )
+  passes: int = _setting(2, "updates on the rollouts of a step", _POSITIVE)
+  gold_share: float = _setting(
+    0.5, "weight of the annotations' loss; 0: right samples alone", _SHARE
+  )
+  temperature: float = _setting(1.0, "of the rollouts", _POSITIVE)
+  learning_rates: tuple[float, ...] | None = _setting(None, _TRIED, _POSITIVE)
+  evaluate_every: int = _setting(100, "steps between evaluations", _POSITIVE)
+  optimizer: OptimizerConfig = OptimizerConfig(
+    learning_rate=3e-7, schedule="constant", warmup_fraction=0.0
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,10 +326,41 @@ class ReftConfig:
   kl_coef: float = _setting(
     0.05, "cost of drifting from the starting model", _NOT_NEGATIVE
   )
+  kl_in: Literal["reward", "loss"] = _setting(
+    "reward", "where that cost is paid: at each action, or as a loss"
+  )
+  kl_estimator: Literal["k1", "k2", "k3"] = _setting(
+    "k1", "of x = log p - log p_ref: x (no use as a loss), x^2/2, exp(-x)-1+x"
+  )
+  kl_target: float | None = _setting(
+    None, "KL of a response that kl_coef is adapted to; null: fixed", _POSITIVE
+  )
+  kl_horizon: int = _setting(
+    10_000, "rollouts in which kl_coef adapts, at most", _POSITIVE
+  )
+  entropy_coef: float = _setting(
+    0.0, "weight of the entropy bonus", _NOT_NEGATIVE
+  )
+  advantages: Literal["gae", "grpo", "dr_grpo", "rloo"] = _setting(
+    "gae",
+    "gae: from a critic; else from samples_per_question rollouts, no critic",
+  )
+  aggregation: Literal["sequence_mean", "token_mean", "constant"] = _setting(
+    "sequence_mean", "mean of rows' means; of all tokens; sum over all slots"
+  )
+  drop_groups_without_signal: bool = _setting(
+    False, "leave out questions whose rollouts all earn the same"
+  )
   clip: float = _setting(0.2, "clip range of the ratio", _POSITIVE)
+  clip_high: float | None = _setting(
+    None, "clip range above 1; null: clip", _POSITIVE
+  )
   value_clip: float = _setting(0.2, "clip range of the values", _POSITIVE)
   vf_coef: float = _setting(5.0, "weight of the value loss", _NOT_NEGATIVE)
-  whiten: bool = _setting(True, "whiten the advantages of a step")
+  value_warmup_steps: int = _setting(
+    0, "first steps in which the critic alone learns", _NOT_NEGATIVE
+  )
+  whiten: bool = _setting(True, "whiten the advantages of a step (gae)")
   partial_reward: float = _setting(
     0.1, "reward of a wrong answer, where a right one earns 1", _SHARE
   )
@@ -276,6 +371,7 @@ class ReftConfig:
   unreached_limit: float = _setting(
     0.2, "warn when more right letters come from another value", _SHARE
   )
+  learning_rates: tuple[float, ...] | None = _setting(None, _TRIED, _POSITIVE)
   evaluate_every: int = _setting(100, "steps between evaluations", _POSITIVE)
   optimizer: OptimizerConfig = OptimizerConfig(
     learning_rate=3e-7, schedule="constant", warmup_fraction=0.0
@@ -309,9 +405,27 @@ class EvaluationConfig:
     None, "dev problems in an evaluation during training", _POSITIVE
   )
   majority_samples: int = _setting(
-    16, "samples in the final vote; 0: no vote", _NOT_NEGATIVE
+    16, "samples in the vote that ends a stage; 0: no vote", _NOT_NEGATIVE
   )
-  majority_temperature: float = _setting(1.0, "of those samples", _POSITIVE)
+  temperature: float = _setting(1.0, "of samples", _POSITIVE)
+  top_k: int = _setting(0, _TOP_K, _NOT_NEGATIVE)
+  split: Literal["test", "dev", "train"] = _setting(
+    "test", "problems that reft_jax.evaluate asks"
+  )
+  samples: int = _setting(
+    100, "samples a problem in reft_jax.evaluate; 0: none", _NOT_NEGATIVE
+  )
+  at: tuple[int, ...] | None = _setting(
+    None,
+    "numbers of samples to vote among; null: 1, 10, ... up to all",
+    _POSITIVE,
+  )
+  reward_model: str | None = _setting(
+    None, "folder of a reward model to rerank by"
+  )
+  resamples: int = _setting(
+    1000, "bootstrap resamples behind an interval", _POSITIVE
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,7 +459,9 @@ class Config:
   resume: Literal["auto", "never"] = _setting(
     "auto", "auto goes on where the run folder's last checkpoint ends"
   )
-  stages: tuple[Stage, ...] = _setting(STAGES, "what is run, in this order")
+  stages: tuple[Stage, ...] = _setting(
+    ("base", "warmup", "sft", "reft"), "what is run, in this order"
+  )
   data: DataConfig = DataConfig()
   embedded: EmbeddedConfig = EmbeddedConfig()
   model: ModelConfig = ModelConfig()
@@ -353,7 +469,16 @@ class Config:
   base: BaseConfig = BaseConfig()
   warmup: SupervisedConfig = SupervisedConfig(epochs=2)
   sft: SupervisedConfig = SupervisedConfig()
+  draws: DrawsConfig = DrawsConfig()
+  offline_st: OfflineConfig = OfflineConfig()
+  online_st: OnlineConfig = OnlineConfig()
   reft: ReftConfig = ReftConfig()
+  reward_model: SupervisedConfig = SupervisedConfig(
+    epochs=3,
+    batch_size=24,
+    start="warmup",
+    optimizer=OptimizerConfig(learning_rate=1e-6),
+  )
   programs: ProgramsConfig = ProgramsConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   logging: LoggingConfig = LoggingConfig()
@@ -365,12 +490,12 @@ class Command:
   """A command line, understood."""
 
   config: Config
-  action: Literal["run", "help", "print-config"]
+  action: Literal["run", "dry-run", "help", "print-config"]
   overrides: tuple[str, ...]
 
 
 def parse(argv: Sequence[str]) -> Command:
-  """Reads a command line: `--config FILE`, `key=value`, `--print-config`.
+  """Reads a command line: `--config FILE`, `key=value`, a flag.
 
   Files are laid over the defaults in their order, then the overrides. The
   result has the right types; `validate` and `check_files` say if it makes
@@ -387,8 +512,8 @@ def parse(argv: Sequence[str]) -> Command:
     argument = arguments.popleft()
     if argument in ("-h", "--help"):
       return Command(config=Config(), action="help", overrides=())
-    if argument == "--print-config":
-      action = "print-config"
+    if argument in ("--print-config", "--dry-run"):
+      action = argument.removeprefix("--")
     elif argument == "--config":
       if not arguments:
         raise errors.UserError("--config needs a file after it")
@@ -414,7 +539,8 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> Config:
   tree = omegaconf.OmegaConf.structured(Config)
   _unlock(tree)
   for file in files:
-    _overlay(tree, _read(file), where=file)
+    for where, layer in _layers(file):
+      _overlay(tree, layer, where)
   for override in overrides:
     try:
       layer = omegaconf.OmegaConf.from_dotlist([override])
@@ -490,12 +616,15 @@ def check_files(config: Config) -> None:
     )
     if _is_file(source) and not expanded(source).is_file()
   ]
-  path = config.model.path
-  if path and not (expanded(path) / "config.json").is_file():
-    problems.append(
-      f"model.path={path}: no Hugging Face model there (a folder with"
-      " config.json, *.safetensors and tokenizer.json)"
+  problems += [
+    f"{key}={path}: no Hugging Face model there (a folder with"
+    " config.json, *.safetensors and tokenizer.json)"
+    for key, path in (
+      ("model.path", config.model.path),
+      ("model.warmup", config.model.warmup),
     )
+    if path and not (expanded(path) / "config.json").is_file()
+  ]
   if problems:
     raise errors.UserError("; ".join(problems))
 
@@ -569,16 +698,46 @@ def _experiments() -> list[str]:
   return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 
 
-def _read(file: str) -> omegaconf.DictConfig:
-  """A YAML file, or the packaged experiment of that name."""
-  path = expanded(file)
-  if not path.is_file() and file in _experiments():
-    path = EXPERIMENTS / f"{file}.yaml"
-  if not path.is_file():
-    raise errors.UserError(
-      f"--config {file}: no such file; packaged experiments are"
-      f" {', '.join(_experiments())}"
+def _layers(
+  file: str, below: tuple[str, ...] = ()
+) -> Iterator[tuple[str, omegaconf.DictConfig]]:
+  """A file's settings after those of the files that it `extends`.
+
+  Args:
+    file: a YAML file, or the name of a packaged experiment.
+    below: the files that extend this one.
+  """
+  if file in below:
+    raise errors.UserError(f"{' extends '.join((*below, file))}: a circle")
+  path = _found(file, below)
+  layer = _read(file, path)
+  parents = layer.pop("extends", None)
+  if not isinstance(parents, omegaconf.ListConfig):
+    parents = [] if parents is None else [parents]
+  for parent in map(str, parents):
+    beside = path.parent / parent
+    yield from _layers(
+      str(beside) if beside.is_file() else parent, (*below, file)
     )
+  yield file, layer
+
+
+def _found(file: str, below: Sequence[str]) -> pathlib.Path:
+  """Where a file lies that a command line or another file names."""
+  path = expanded(file)
+  if path.is_file():
+    return path
+  packaged = [EXPERIMENTS / f"{file}.yaml", EXPERIMENTS / f"parts/{file}.yaml"]
+  for path in packaged[: 2 if below else 1]:
+    if path.is_file():
+      return path
+  raise errors.UserError(
+    f"{f'{below[-1]}: extends' if below else '--config'} {file}: no such"
+    f" file; packaged experiments are {', '.join(_experiments())}"
+  )
+
+
+def _read(file: str, path: pathlib.Path) -> omegaconf.DictConfig:
   try:
     layer = omegaconf.OmegaConf.load(path)
   except yaml.MarkedYAMLError as error:
@@ -747,27 +906,46 @@ def _misfits(config: Config) -> Iterator[str]:
     )
   if config.warmup.start != "base":
     yield "warmup.start=warmup must be base"
-  starts_warm = "sft" in config.stages and config.sft.start == "warmup"
-  if starts_warm and "warmup" not in config.stages:
-    yield "sft.start=warmup needs the warmup stage, or set sft.start=base"
-
-  for stage in ("warmup", "sft"):
-    rates = getattr(config, stage).learning_rates
-    if rates == ():
-      yield f"{stage}.learning_rates=[] must hold a number, or be null"
-    elif (
-      stage in config.stages and rates and len(rates) > 1 and not data.dev_size
-    ):
+  if config.model.warmup and "warmup" in config.stages:
+    yield (
+      f"model.warmup={config.model.warmup}: the warmup stage would train"
+      " another; leave it out of stages, or set model.warmup=null"
+    )
+  if config.model.warmup and "base" in config.stages:
+    yield (
+      f"model.warmup={config.model.warmup} did not start from the model of the"
+      " base stage; set model.path to the one it started from"
+    )
+  warm = "warmup" in config.stages or config.model.warmup
+  for stage in ("sft", "offline_st", "reward_model"):
+    start = getattr(config, stage).start
+    if stage in config.stages and start == "warmup" and not warm:
       yield (
-        f"{stage}.learning_rates are chosen on dev: data.dev_size=0 leaves"
-        " none; set one of them"
+        f"{stage}.start=warmup needs the warmup stage or model.warmup, or set"
+        f" {stage}.start=base"
       )
-    # As they name a sweep's results.
-    if rates and len({f"{rate:g}" for rate in rates}) < len(rates):
-      yield (
-        f"{stage}.learning_rates={_show(rates)} must differ in their first six"
-        " digits; leave one of two alike out"
-      )
+  for stage in STAGES[1:]:
+    yield from _rate_misfits(config, stage)
+  grouped = reft.advantages != "gae"
+  if "reft" in config.stages and grouped and reft.samples_per_question < 2:
+    yield (
+      f"reft.advantages={reft.advantages} compares rollouts of one question:"
+      f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
+      " more"
+    )
+  if grouped and reft.value_warmup_steps:
+    yield (
+      f"reft.advantages={reft.advantages} has no critic to warm up; set"
+      " reft.value_warmup_steps=0"
+    )
+  if reft.kl_target and not reft.kl_coef:
+    yield "reft.kl_target adapts reft.kl_coef, which must start above 0"
+  if reft.drop_groups_without_signal and reft.samples_per_question < 2:
+    yield (
+      "reft.drop_groups_without_signal would leave out every question:"
+      f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
+      " more"
+    )
 
   if embedded.min_events > embedded.max_events:
     yield (
@@ -785,6 +963,10 @@ def _misfits(config: Config) -> Iterator[str]:
     ("base.heads", "base.kv_heads"),
     ("warmup.batch_size", "warmup.micro_batch_size"),
     ("sft.batch_size", "sft.micro_batch_size"),
+    ("offline_st.batch_size", "offline_st.micro_batch_size"),
+    ("reward_model.batch_size", "reward_model.micro_batch_size"),
+    ("online_st.batch_size", "online_st.samples_per_question"),
+    ("online_st.batch_size", "online_st.micro_batch_size"),
     ("reft.batch_size", "reft.samples_per_question"),
     ("reft.batch_size", "reft.minibatch_size"),
     ("reft.minibatch_size", "reft.micro_batch_size"),
@@ -793,3 +975,26 @@ def _misfits(config: Config) -> Iterator[str]:
       yield (
         f"{whole}={sizes[whole]} must be a multiple of {part}={sizes[part]}"
       )
+
+
+def _rate_misfits(config: Config, stage: str) -> Iterator[str]:
+  """Learning rates that cannot be compared."""
+  rates = getattr(config, stage).learning_rates
+  if rates == ():
+    yield f"{stage}.learning_rates=[] must hold a number, or be null"
+  elif (
+    stage in config.stages
+    and rates
+    and len(rates) > 1
+    and not config.data.dev_size
+  ):
+    yield (
+      f"{stage}.learning_rates are chosen on dev: data.dev_size=0 leaves"
+      " none; set one of them"
+    )
+  # As they name a sweep's results.
+  if rates and len({f"{rate:g}" for rate in rates}) < len(rates):
+    yield (
+      f"{stage}.learning_rates={_show(rates)} must differ in their first six"
+      " digits; leave one of two alike out"
+    )

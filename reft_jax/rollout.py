@@ -62,6 +62,7 @@ class Sampler:
     pad_id: what unused slots hold.
     temperature: divides the logits; 0 decodes greedily (its log-probs are
       those of temperature 1).
+    top_k: draws from the likeliest tokens only; 0 draws from all.
     samples: responses a prompt; the prompt is prefilled once and its cache
       copied, and rows come out question by question.
     chunk: tokens decoded between two looks at the stop flag.
@@ -75,6 +76,7 @@ class Sampler:
     eos_ids: tuple[int, ...],
     pad_id: int,
     temperature: float = 1.0,
+    top_k: int = 0,
     samples: int = 1,
     chunk: int = 16,
   ):
@@ -96,6 +98,7 @@ class Sampler:
         networks=networks,
         eos_ids=eos_ids,
         temperature=temperature,
+        top_k=top_k,
       ),
       donate_argnums=1,
     )
@@ -167,7 +170,9 @@ def _prefill(
   return jax.tree.map(partition.pin, state)
 
 
-def _decode_chunk(published, state, upto, *, networks, eos_ids, temperature):
+def _decode_chunk(
+  published, state, upto, *, networks, eos_ids, temperature, top_k
+):
   """Decodes until column `upto` or until every row has emitted EOS."""
 
   def unfinished(state):
@@ -176,6 +181,8 @@ def _decode_chunk(published, state, upto, *, networks, eos_ids, temperature):
   def one_token(state):
     logits_BV = networks.logits(published, state.hidden_BD)
     scaled_BV = logits_BV / (temperature or 1.0)
+    if top_k:
+      scaled_BV = sampling.likeliest(scaled_BV, top_k)
     if temperature:
       uniforms_B = sampling.uniforms(state.keys_B, state.step)
       token_B = sampling.inverse_cdf(scaled_BV, uniforms_B)

@@ -144,6 +144,35 @@ def test_later_files_win_and_overrides_win_over_them(tmp_path):
   assert command.overrides == ("reft.lam=0.5", "reft.lam=0.6")
 
 
+def test_a_file_is_laid_over_those_it_extends(tmp_path):
+  folder = tmp_path / "parts"
+  folder.mkdir()
+  write(folder, "seed: 1\nreft: {steps: 5, clip: 0.1}\n", "far.yaml")
+  write(folder, "extends: far.yaml\nseed: 2\n", "near.yaml")
+  write(tmp_path, "reft: {clip: 0.3}\n", "other.yaml")
+  file = write(
+    tmp_path,
+    "extends: [embedded, parts/near.yaml, other.yaml]\nname: mine\n",
+  )
+  expected = small("name=mine", "seed=2", "reft.steps=5", "reft.clip=0.3")
+  assert config.load([file]) == expected
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("extends: run.yaml", "extends {file}: a circle"),
+    ("extends: [gone]", "{file}: extends gone: no such file"),
+    ("extends: 3", "{file}: extends 3: no such file"),
+  ],
+)
+def test_files_that_cannot_be_extended(tmp_path, text, message):
+  file = write(tmp_path, text)
+  with pytest.raises(errors.UserError) as caught:
+    config.load([file])
+  assert message.format(file=file) in str(caught.value)
+
+
 @pytest.mark.parametrize("nothing", ["None", "none", "null", ""])
 def test_nothing_can_be_said_in_several_ways(nothing):
   run = small(f"reft.optimizer.clip_norm={nothing}")
@@ -185,7 +214,7 @@ def test_help_names_every_setting(capsys, monkeypatch, width):
   ("override", "message"),
   [
     ("reft.stpes=3", "unknown setting reft.stpes; did you mean reft.steps?"),
-    ("steps=3", "did you mean base.steps or reft.steps?"),
+    ("steps=3", "did you mean base.steps or online_st.steps or reft.steps?"),
     ("learning_rate=3", "reft.optimizer.learning_rate"),
     ("seed.x=3", "seed is not a group"),
     ("reft=3", "reft is a group"),
@@ -253,6 +282,30 @@ def test_binary_and_missing_files(tmp_path):
     (["stages=[warmup]"], "model.path=null needs the base stage"),
     (["stages=[base, sft]"], "sft.start=warmup needs the warmup stage"),
     (["warmup.start=warmup"], "warmup.start=warmup must be base"),
+    (
+      ["model.warmup=folder"],
+      "model.warmup=folder: the warmup stage would train another",
+    ),
+    (
+      ["model.warmup=folder", "stages=[base, reft]"],
+      "did not start from the model of the base stage",
+    ),
+    (
+      ["stages=[base, reward_model]"],
+      "reward_model.start=warmup needs the warmup stage or model.warmup",
+    ),
+    (["reft.advantages=rloo"], "compares rollouts of one question"),
+    (
+      ["reft.advantages=grpo", "reft.value_warmup_steps=2"],
+      "has no critic to warm up",
+    ),
+    (["reft.kl_target=6", "reft.kl_coef=0"], "must start above 0"),
+    (["reft.drop_groups_without_signal=true"], "leave out every question"),
+    (
+      ["online_st.batch_size=9", "online_st.micro_batch_size=4"],
+      "online_st.batch_size=9 must be a multiple",
+    ),
+    (["online_st.learning_rates=[]"], "online_st.learning_rates=[] must hold"),
     (["sft.learning_rates=[]"], "must hold a number"),
     (["data.dev_size=0"], "chosen on dev"),
     (["embedded.min_events=5"], "embedded.max_events=4"),

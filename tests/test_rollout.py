@@ -230,8 +230,12 @@ def chi_square(counts, probs):
   return (chi2 - freedom) / np.sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.6])
-def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
+@pytest.mark.parametrize(
+  ("temperature", "top_k"), [(0.7, 0), (1.6, 0), (1.6, 4)]
+)
+def test_tokens_are_drawn_from_the_softmax_at_the_temperature(
+  temperature, top_k
+):
   draws = 16384
   prompt = tiny.take(tiny.prompts(), [0])
   prompts = jax.tree.map(lambda x: jnp.repeat(x, draws, axis=0), prompt)
@@ -242,6 +246,7 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
     eos_ids=tiny.EOS,
     pad_id=tiny.PAD,
     temperature=temperature,
+    top_k=top_k,
   )
   tokens_B1 = sampler(published(), prompts, jax.random.key(3)).response_BT
   counts = np.bincount(
@@ -253,8 +258,13 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
     policy["trunk"], prompt.tokens_BP, prompt.lengths_B
   )
   logits_V = network.logits(policy, hidden_1PD[0, prompt.lengths_B[0] - 1])
+  expected_V = logits_V / temperature
+  if top_k:
+    fewer = jnp.argsort(logits_V)[:-top_k]
+    assert (counts > 0).sum() == top_k
+    expected_V = expected_V.at[fewer].set(-jnp.inf)
   # Five standard deviations are chance; another temperature is far more.
-  assert abs(chi_square(counts, jax.nn.softmax(logits_V / temperature))) < 5
+  assert abs(chi_square(counts, jax.nn.softmax(expected_V))) < 5
   assert chi_square(counts, jax.nn.softmax(logits_V)) > 50
 
 

@@ -102,6 +102,17 @@ def continuation(text: str) -> str:
   return text.strip().split(COT_TRIGGER)[-1].strip()
 
 
+def tidy(completion: str, reasoning: str = "nl") -> str:
+  """A completion without the white space around it.
+
+  A program keeps the indentation of its first line.
+  """
+  check_reasoning(reasoning)
+  if reasoning == "nl":
+    return completion.strip()
+  return completion.rstrip().lstrip("\r\n")
+
+
 def _body(program: str, question: str) -> str:
   """What solution() does, as written, without its docstring.
 
