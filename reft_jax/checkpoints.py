@@ -118,3 +118,53 @@ class Checkpoints:
   def close(self) -> None:
     """Waits, then releases Orbax's threads."""
     self._manager.close()
+
+
+def shapes(folder: pathlib.Path) -> Any:
+  """The shapes of a saved state's arrays, without reading them.
+
+  Args:
+    folder: one state, such as a run's `stages/reft/checkpoints/40/state`.
+
+  Raises:
+    UserError: no state can be read there.
+  """
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      tree = reader.metadata(folder.resolve()).item_metadata.tree
+  except Exception as error:  # Orbax has no common type for damage.
+    raise _unreadable(folder, error) from error
+  return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
+
+
+def read(folder: pathlib.Path, like: Any) -> Any:
+  """The parts of a saved state that `like` holds, placed as it says.
+
+  Nothing is tidied up, unlike by `Checkpoints`: a run may be writing there.
+
+  Args:
+    folder: as in `shapes`.
+    like: ShapeDtypeStructs with shardings, in a part of the state's tree.
+
+  Raises:
+    UserError: they cannot be read.
+  """
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      return reader.restore(
+        folder.resolve(),
+        args=ocp.args.PyTreeRestore(
+          item=like,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+          partial_restore=True,
+        ),
+      )
+  except Exception as error:
+    raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: pathlib.Path, error: Exception) -> UserError:
+  reason = str(error).partition("\n")[0]
+  return UserError(
+    f"{folder}: no checkpoint that can be read ({reason:.200}); give another."
+  )

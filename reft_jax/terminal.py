@@ -25,6 +25,7 @@ import rich.text
 _HEADLINES = {
   "loss": "loss",
   "reward/mean": "reward",
+  "accuracy": "accuracy",
   "verdict/correct": "correct",
   "verdict/none": "none",
   "choice/unreached": "unreached",

@@ -22,12 +22,18 @@ import jax
 
 from reft_jax import batching, devices, metrics, plots, terminal
 from reft_jax import config as config_lib
-from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
-from reft_jax.methods import answering, gold, loop, pipeline, pretrain
+from reft_jax.methods import (
+  answering,
+  building,
+  gold,
+  loop,
+  pipeline,
+  planning,
+)
 from reft_jax.methods import run as run_lib
-from reft_jax.models import networks, pretrained
-from reft_jax.tasks import choices, embedded, grading
+from reft_jax.models import pretrained
+from reft_jax.tasks import choices
 from reft_jax.tasks.sandbox import executor as executor_lib
 
 
@@ -53,12 +59,17 @@ _NOTES = {
   "unreached": "share of right letters that come with another value",
   "best": "the step that is kept",
 }
+# Of these, the solutions of the first and the last are shown side by side.
+_COMPARED = ("sft", "offline_st", "online_st", "reft")
 _SOLUTIONS_SHOWN = 3
 _FAILURES_SHOWN = 5
 # What may differ when a run is taken up again: not what is learnt.
 _MAY_CHANGE = (
   *("resume", "output", "logging.", "checkpoint.", "mesh.", "stages"),
   "programs.workers",
+  # What reft_jax.evaluate alone reads.
+  *("evaluation.split", "evaluation.samples", "evaluation.at"),
+  *("evaluation.reward_model", "evaluation.resamples"),
 )
 
 
@@ -72,6 +83,9 @@ def main(argv: Sequence[str]) -> int:
         config_lib.print_help("reft_jax.train")
       case "print-config":
         print(config_lib.to_yaml(command.config), end="")
+      case "dry-run":
+        config_lib.validate(command.config)
+        planning.show(command.config, screen)
       case "run":
         config_lib.validate(command.config)
         config_lib.check_files(command.config)
@@ -100,22 +114,20 @@ def main(argv: Sequence[str]) -> int:
 def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
   """Runs all stages of a config and shows what came out."""
   logging.getLogger("absl").setLevel(logging.WARNING)
-  _use_compilation_cache()
+  building.use_compilation_cache()
   with contextlib.ExitStack() as exits:
     # First: its processes are started before jax has threads and devices.
-    grader = open_grader(config, exits)
-    mesh = devices.make_mesh(
-      data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
-    )
-    check_batches(config, mesh)
-    tokenizer, network = open_model(config)
-    check_lengths(config, network)
+    grader = building.open_grader(config, exits)
+    mesh = devices.make_mesh(**vars(config.mesh))
+    planning.check_batches(config, mesh)
+    tokenizer, network = building.open_model(config)
+    building.check_lengths(config, network)
+    building.check_warmup(config, tokenizer, network)
     splits = run_lib.encoded(config, tokenizer)
-    check_rationales(config, splits["train"])
+    planning.check_rationales(config, splits["train"])
     failures = gold.check(grader, tokenizer, splits, config.reft)
-    # Last, as it may take minutes; None where the base stage trains one.
-    path = config.model.path
-    policy = path and pretrained.load(config_lib.expanded(path))[1]
+    # Last, as it may take minutes.
+    policies = building.open_policies(config)
 
     directory = config_lib.run_directory(config)
     claim(
@@ -146,37 +158,16 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
     list_failures(run, failures)
     exits.enter_context(loop.stopping_on_sigterm())
     exits.enter_context(jax.set_mesh(mesh))
-    results = pipeline.Pipeline(run)(policy)
+    results = pipeline.Pipeline(run)(policies)
     report(run, results, splits)
-
-
-def open_grader(
-  config: config_lib.Config, exits: contextlib.ExitStack
-) -> grading.Grader:
-  """What grades completions; what runs their programs ends with `exits`.
-
-  Raises:
-    UserError: programs cannot be run safely here.
-  """
-  executor = None
-  if config.data.reasoning == "python":
-    executor = executor_lib.Executor(**vars(config.programs))
-    exits.enter_context(executor)
-  return grading.Grader(config.data.reasoning, config.data.answers, executor)
 
 
 def introduce(run: run_lib.Run, splits: Mapping[str, batching.Encoded]) -> None:
   """Says what is about to be run, on what and with what."""
   config, line = run.config, run.terminal.line
   line(f"{config.name}, seed {config.seed}: {run.directory}", style="bold")
-  line(
-    "problems: "
-    + ", ".join(describe(name, split) for name, split in splits.items())
-  )
-  line(
-    f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh "
-    + " x ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items())
-  )
+  line(planning.describe_problems(splits))
+  line(planning.describe_devices(run.mesh))
   executor = run.grader.executor
   if executor is not None:
     line(f"programs: run by {', then '.join(executor.tiers)}")
@@ -196,129 +187,6 @@ def list_failures(run: run_lib.Run, failures: Sequence[gold.Failure]) -> None:
     shown = "; ".join(map(gold.describe, failures[:_FAILURES_SHOWN]))
     text += f"; not: {shown} (all in {file})"
   run.terminal.line(text)
-
-
-def describe(name: str, split: batching.Encoded) -> str:
-  """A split's size, and what of it is too long to be used."""
-  text = f"{len(split.examples)} {name}"
-  left_out = [
-    f"{count} {what}"
-    for count, what in (
-      (split.left_out, "left out, their answers are not of this task"),
-      (split.long_prompts, "left out, their prompts are too long"),
-      (split.long_targets, "with an annotation too long to be learnt"),
-      (len(split.unusable_targets), "with an annotation of another kind"),
-    )
-    if count
-  ]
-  return f"{text} ({'; '.join(left_out)})" if left_out else text
-
-
-def _use_compilation_cache() -> None:
-  """Compiled programs are kept for the next start, unless set otherwise."""
-  if jax.config.jax_compilation_cache_dir is None:
-    folder = pathlib.Path("~/.cache/reft_jax/compiled").expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def open_model(
-  config: config_lib.Config,
-) -> tuple[tokenizer_lib.Tokenizer, networks.Networks]:
-  """The tokenizer and the networks, without weights.
-
-  Raises:
-    UserError: if the tokenizer has ids that the embedding has not.
-  """
-  path = config.model.path
-  if path is None:
-    words = config.embedded
-    tokenizer = tokenizer_lib.wrap(
-      embedded.tokenizer(choices=words.choices > 0, programs=words.programs > 0)
-    )
-    shape = pretrain.architecture(config, tokenizer.vocab_size)
-  else:
-    folder = config_lib.expanded(path)
-    shape = pretrained.read_config(folder)
-    tokenizer = tokenizer_lib.load(folder)
-    if tokenizer.vocab_size > shape.vocab_size:
-      raise UserError(
-        f"model.path={path}: the tokenizer has {tokenizer.vocab_size} ids but "
-        f"the model's embedding only {shape.vocab_size} rows; use the "
-        "tokenizer the model was trained with."
-      )
-  network = networks.Networks(
-    config=shape,
-    compute_dtype=config.model.compute_dtype,
-    remat=config.model.remat,
-  )
-  return tokenizer, network
-
-
-def check_batches(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
-  """Every batch that is split over devices must divide.
-
-  Raises:
-    UserError: names the first that does not, and the next size that does.
-  """
-  reft = config.reft
-  sizes = {}
-  if "base" in config.stages:
-    sizes["base.batch_size"] = config.base.batch_size
-  for name in ("warmup", "sft"):
-    if name in config.stages:
-      stage = getattr(config, name)
-      sizes[f"{name}.batch_size"] = stage.batch_size
-      sizes[f"{name}.micro_batch_size"] = stage.micro_batch_size
-  if "reft" in config.stages:
-    questions = reft.batch_size // reft.samples_per_question
-    sizes["reft.batch_size / reft.samples_per_question"] = questions
-    sizes["reft.minibatch_size"] = reft.minibatch_size
-    sizes["reft.micro_batch_size"] = reft.micro_batch_size
-  devices.check_divides(mesh, {k: v for k, v in sizes.items() if v})
-
-
-def check_lengths(
-  config: config_lib.Config, network: networks.Networks
-) -> None:
-  """Prompt and response must fit into the model's context.
-
-  Raises:
-    UserError: says by how much they do not.
-  """
-  data, most = config.data, network.config.max_positions
-  if data.max_prompt_tokens + data.max_response_tokens > most:
-    raise UserError(
-      f"data.max_prompt_tokens={data.max_prompt_tokens} and "
-      f"data.max_response_tokens={data.max_response_tokens} exceed the model's "
-      f"context of {most} tokens together; lower one of them."
-    )
-
-
-def check_rationales(
-  config: config_lib.Config, train_set: batching.Encoded
-) -> None:
-  """Supervised stages need annotated chains of thought.
-
-  Raises:
-    UserError: if no training problem has one.
-  """
-  stages = [name for name in ("warmup", "sft") if name in config.stages]
-  if not stages or any(each.target for each in train_set.examples):
-    return
-  if train_set.unusable_targets:
-    raise UserError(
-      f"data.train={config.data.train}: {train_set.unusable_targets[0]}"
-    )
-  if train_set.long_targets:
-    raise UserError(
-      f"data.train={config.data.train}: every chain of thought is longer than "
-      f"data.max_response_tokens={config.data.max_response_tokens}; raise it."
-    )
-  raise UserError(
-    f"data.train={config.data.train}: no problem has a chain of thought "
-    f"(answer_cot) for {' and '.join(stages)} to learn from; choose data "
-    "that has them, or set stages=[reft]."
-  )
 
 
 def claim(
@@ -416,7 +284,8 @@ def report(
   (directory / "summary.json").write_text(text)
   rows = chosen_rows(metrics.read(directory), results)
   plots.learning_curves(rows, directory / "learning_curves.png")
-  show_solutions(run, [name for name in ("sft", "reft") if name in results])
+  compared = [name for name in _COMPARED if name in results]
+  show_solutions(run, compared[:1] + compared[1:][-1:])
   votes = run.config.evaluation.majority_samples
   columns = {"stage": list(results)} | {
     title: [read(result) for result in results.values()]
@@ -437,6 +306,11 @@ def report(
   for title in columns:
     if title in _NOTES:
       screen.line(f"{title}: {_NOTES[title]}")
+  if "reward_model" in results:
+    screen.line(
+      "dev of reward_model: of the solution it prefers among"
+      f" {run.config.draws.samples} draws"
+    )
   if "unreached" in columns:
     letter, share = choices.constant_letter([e.problem for e in run.test])
     screen.line(f"always answering {letter!r} would be right on {share:.1%}")

@@ -102,7 +102,7 @@ def test_rows_are_graded_by_the_mode_of_the_run(run, mode):
   right = prompts.target(example.problem)
   wrong = f"We get 1 + 1 = 2.{prompts.ANSWER_TRIGGER}98"
   bare = f" {example.problem.answer}"
-  grading = answering.Grading(
+  grading = answering.Verdicts(
     dataclasses.replace(run, grader=Grader(mode=mode)),
     [example] * 3,  # The fourth row fills the batch up.
   )

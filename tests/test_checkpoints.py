@@ -252,3 +252,41 @@ def test_neighbours_may_be_damaged_at_the_same_step(saved, opened, tmp_path):
     damage(tmp_path / name / "3", "empty files")
     assert found(opened(name=name)) == 2
   assert len([*tmp_path.glob("damaged-*")]) == 2
+
+
+def test_a_part_is_read_without_tidying_up(opened, tmp_path):
+  state = {"params": {"policy": SMALL, "value": SMALL}, "step": np.int32(3)}
+  kept = opened()
+  kept.save(7, jax.tree.map(jnp.asarray, state), {})
+  kept.wait()
+  folder = tmp_path / "checkpoints/7/state"
+  half_written = tmp_path / "checkpoints/8.orbax-checkpoint-tmp"
+  half_written.mkdir()
+  shapes = {"policy": {"w_DF": (8, 4)}, "value": {"w_DF": (8, 4)}}
+  assert checkpoints.shapes(folder) == {"params": shapes, "step": ()}
+  mesh = mesh_of(1, 4, 2)
+  like = {
+    name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    for (name, array), sharding in zip(
+      SMALL.items(), devices.shardings(mesh, SMALL).values(), strict=True
+    )
+  }
+  part = checkpoints.read(folder, {"params": {"policy": like}})
+  assert list(part["params"]) == ["policy"]
+  read = part["params"]["policy"]["w_DF"]
+  assert read.sharding == like["w_DF"].sharding
+  np.testing.assert_array_equal(read, SMALL["w_DF"])
+  assert half_written.is_dir()
+
+
+@pytest.mark.parametrize("kind", ["truncated arrays", "no arrays"])
+def test_a_damaged_state_is_not_read(saved, tmp_path, kind):
+  saved().wait()
+  damage(tmp_path / "checkpoints/3", kind)
+  sharding = devices.shardings(mesh_of(1, 8, 1), SMALL)["w_DF"]
+  like = {"w_DF": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=sharding)}
+  with pytest.raises(UserError, match="checkpoints/3/state: no checkpoint"):
+    checkpoints.read(tmp_path / "checkpoints/3/state", like)
+  if kind == "no arrays":
+    with pytest.raises(UserError, match="checkpoints/3/state: no checkpoint"):
+      checkpoints.shapes(tmp_path / "checkpoints/3/state")

@@ -12,8 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from reft_jax import config, metrics, train
+from reft_jax import config, metrics, rate, train
 from reft_jax.methods import loop
+from reft_jax.models import pretrained
 
 TINY = [
   "data.dev_size=8",
@@ -126,6 +127,72 @@ def test_another_run_takes_the_base_model_from_the_cache(finished, tmp_path):
   assert ours == theirs
 
 
+@pytest.fixture(scope="module")
+def others(finished) -> tuple[pathlib.Path, list[str]]:
+  """A run of the stages that `finished` has not, and its arguments."""
+  directory = finished.parent / "others"
+  arguments = [
+    "--config=embedded",
+    *TINY,
+    f"output={directory}",
+    f"model.path={finished / 'models' / 'base'}",
+    f"model.warmup={finished / 'models' / 'warmup'}",
+    "stages=[offline_st,online_st,reward_model]",
+    "draws.samples=4",
+    "offline_st.epochs=2",
+    "offline_st.batch_size=8",
+    "online_st.steps=3",
+    "online_st.batch_size=16",
+    "reward_model.epochs=1",
+    "reward_model.batch_size=8",
+  ]
+  assert train.main(arguments) == 0
+  return directory, arguments
+
+
+def test_self_training_and_the_reward_model(others):
+  directory, _ = others
+  summary = json.loads((directory / "summary.json").read_text())
+  stages = summary["stages"]
+  starts = {name: result["start"] for name, result in stages.items()}
+  assert starts == {
+    "offline_st": "base",
+    "online_st": "warmup",
+    "reward_model": "warmup",
+  }
+  for stage in ("offline_st", "online_st"):
+    assert 0 <= stages[stage]["test_accuracy"] <= 1
+    assert (directory / "samples" / f"test-{stage}.jsonl").is_file()
+  # A reward model answers nothing; on dev it chooses among draws.
+  assert stages["reward_model"]["test_accuracy"] is None
+  assert 0 <= stages["reward_model"]["dev_accuracy"] <= 1
+  assert pretrained.is_classifier(directory / "models" / "reward_model")
+  for split, questions in (("train", 24), ("dev", 8)):
+    drawn = directory / "samples" / f"draws-{split}.jsonl"
+    rows = [json.loads(line) for line in drawn.read_text().splitlines()]
+    assert len(rows) == questions
+    assert all(len(row["completions"]) == 4 for row in rows)
+
+
+def test_finished_stages_are_not_run_again(others, capsys):
+  directory, arguments = others
+  before = (directory / "metrics.jsonl").read_bytes()
+  # What only reft_jax.evaluate reads may change.
+  assert train.main([*arguments, "evaluation.samples=7"]) == 0
+  said = capsys.readouterr().out
+  for stage in ("offline_st", "online_st", "reward_model"):
+    assert f"{stage}: finished before" in said
+  assert "it prefers among 4 draws" in said
+  assert (directory / "metrics.jsonl").read_bytes() == before
+
+
+def test_solutions_of_a_run_can_be_rated(finished, tmp_path):
+  sources = [f"{finished}:sft", f"{finished}:reft"]
+  options = ["--questions=3", f"--output={tmp_path}"]
+  assert rate.main(["draw", *sources, *options]) == 0
+  assert (tmp_path / "rating.html").is_file()
+
+
 def test_no_step_compiles_after_the_first(finished, tmp_path, monkeypatch):
   compiled, counts = [0], {}
 
@@ -147,15 +214,21 @@ def test_no_step_compiles_after_the_first(finished, tmp_path, monkeypatch):
       *TINY,
       f"output={tmp_path / 'run'}",
       f"model.path={finished / 'models' / 'warmup'}",
-      "stages=[sft,reft]",
+      "stages=[sft,online_st,reft,reward_model]",
       "sft.start=base",
       "sft.learning_rates=null",
+      "draws.samples=4",
+      "online_st.steps=8",
+      "online_st.batch_size=16",
       "reft.steps=8",
+      "reward_model.start=base",
+      "reward_model.epochs=2",
+      "reward_model.batch_size=8",
     ]
   )
   assert code == 0
   assert compiled[0] > 0, "the listener heard nothing"
-  assert counts.keys() == {"sft", "reft"}
+  assert counts.keys() == {"sft", "online_st", "reft", "reward_model"}
   for name, at_step in counts.items():
     # The first step compiles; the second may, for what a first result is put
     # into (a state that came out of an update, metrics that are added up).

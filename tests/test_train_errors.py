@@ -128,7 +128,7 @@ def test_good_input_starts(folder):
     ("lam=0.9", ["unknown setting lam", "did you mean reft.lam?"]),
     ("seed=many", ["seed=many", "whole number"]),
     ("reft.lam=2", ["reft.lam=2", "between 0 and 1"]),
-    ("stages=[sft,walk]", ["stages", "one of base, warmup, sft, reft"]),
+    ("stages=[sft,walk]", ["stages", "one of base, warmup, sft, offline_st"]),
     ("--fast", ["unknown argument '--fast'", "--help"]),
     ("--config=nothing", ["nothing", "no such file", "embedded"]),
     ("mesh.data=3", ["mesh", "data=3", "8 devices", "-1"]),
@@ -225,7 +225,12 @@ def test_a_dev_set_that_takes_everything(refused):
 
 @pytest.mark.parametrize(
   ("stages", "learners"),
-  [("[warmup,sft,reft]", "warmup and sft"), ("[sft]", "sft")],
+  [
+    ("[warmup,sft,reft]", "warmup and sft"),
+    ("[sft]", "sft"),
+    ("[offline_st]", "offline_st"),
+    ("[online_st]", "online_st"),
+  ],
 )
 def test_nothing_to_imitate(refused, stages, learners):
   write_rows("bare.json", [row | {"answer_cot": ""} for row in ROWS])
@@ -434,3 +439,70 @@ def test_a_task_that_does_not_exist(refused, train_data):
   said = refused(f"data.train={train_data}", "data.task=gsm9k")
   assert "gsm9k" in said
   assert "embedded-choice" in said
+
+
+DRY = "--dry-run"
+
+
+def told(capsys, *arguments: str) -> str:
+  """What a dry run says."""
+  assert train.main([*SETTINGS, DRY, *arguments]) == 0
+  said = capsys.readouterr()
+  assert said.err == ""
+  return said.out
+
+
+def test_a_dry_run_reads_what_is_there_and_writes_nothing(folder, capsys):
+  before = sorted(os.walk("."))
+  said = told(capsys)
+  assert "context of 2,048 tokens" in said
+  assert "problems: 10 train, 2 dev, 0 test" in said
+  assert "known answers: 12 of 12 earn 1" in said
+  assert "missing" not in said
+  assert "all that can be known without weights fits" in said
+  assert sorted(os.walk(".")) == before
+
+
+def test_a_dry_run_needs_no_weights(capsys):
+  pathlib.Path("model/model.safetensors").unlink()
+  assert "all that can be known" in told(capsys)
+
+
+def test_a_dry_run_names_what_is_missing(capsys):
+  said = told(capsys, "data.test=nowhere.json", "data.train=data/svamp_nl.json")
+  assert "missing: data.test=nowhere.json, a file of problems" in said
+  missing = "missing: data.train=data/svamp_nl.json, from the folder data of"
+  assert f"{missing} github.com/lqtrung1998/mwp_ReFT" in said
+  assert "problems:" not in said
+  assert "what is missing was not checked" in said
+  assert "missing: data.train=hub:a/b, to be read" in told(
+    capsys, "data.train=hub:a/b"
+  )
+
+
+def test_a_dry_run_counts_problems_without_a_tokenizer(capsys):
+  said = told(capsys, "model.path=cache/galactica-125m", "data.train_limit=4")
+  assert "problems: 4 train, 2 dev, 0 test" in said
+  assert "≤ " in said
+  missing = "missing: model.path=cache/galactica-125m, from huggingface.co/"
+  assert f"{missing}facebook/galactica-125m" in said
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (["reft.lam=2"], "reft.lam=2"),
+    (["sft.batch_size=30"], "sft.batch_size=30 must be a multiple"),
+    (["mesh.data=3"], "does not use all of the 8 devices"),
+    (["data.max_response_tokens=3000"], "context of 2048 tokens"),
+    (["data.dev_size=12"], "data.dev_size=12 is too large"),
+    (["data.max_response_tokens=3"], "every chain of thought is longer"),
+    (["data.train=bare.json"], "no problem has a chain of thought"),
+    (["data.train=torn.json", "model.path=nowhere"], "is not valid JSON"),
+    (["--config=nothing"], "no such file"),
+  ],
+)
+def test_a_dry_run_refuses_what_a_run_would(refused, arguments, words):
+  write_rows("bare.json", [row | {"answer_cot": ""} for row in ROWS])
+  pathlib.Path("torn.json").write_text(json.dumps(ROWS)[:-30])
+  assert words in refused(DRY, *arguments)

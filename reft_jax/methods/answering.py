@@ -1,7 +1,8 @@
 """Questions to graded completions: what evaluation and rollouts share."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -72,8 +73,8 @@ class Answer:
     }
 
 
-class Grading:
-  """The completions of one rollout on their way to verdicts.
+class Verdicts:
+  """The completions of one rollout on their way to their verdicts.
 
   It is given to a sampler as `on_ended`: programs of rows that have ended run
   while others are sampled and, until `answers` is called, while the device
@@ -220,9 +221,12 @@ class Answerer:
     run: the run.
     samples: completions a question.
     temperature: 0 decodes greedily.
+    top_k: likeliest tokens drawn from; 0 draws from all.
   """
 
-  def __init__(self, run: Run, *, samples: int, temperature: float):
+  def __init__(
+    self, run: Run, *, samples: int, temperature: float, top_k: int = 0
+  ):
     self._run = run
     ways = devices.batch_ways(run.mesh)
     rows = max(run.config.evaluation.batch_size, ways)
@@ -238,6 +242,7 @@ class Answerer:
       eos_ids=run.tokenizer.eos_ids,
       pad_id=run.tokenizer.pad_id,
       temperature=temperature,
+      top_k=top_k,
       samples=at_once,
     )
 
@@ -245,18 +250,85 @@ class Answerer:
     self, policy: Any, examples: Sequence[batching.Example], key: jax.Array
   ) -> list[list[Answer]]:
     """`samples` answers for each example, in their order."""
+    return list(itertools.chain(*self.batches(policy, examples, key)))
+
+  def batches(
+    self,
+    policy: Any,
+    examples: Sequence[batching.Example],
+    key: jax.Array,
+    start: int = 0,
+  ) -> Iterator[list[list[Answer]]]:
+    """The same a batch of examples at a time, from example `start` on."""
     published = self._run.publish(policy)
-    groups: list[list[Answer]] = [[] for _ in examples]
-    for start in range(0, len(examples), self._batch):
-      some = range(start, min(start + self._batch, len(examples)))
+    for first in range(start, len(examples), self._batch):
+      some = range(first, min(first + self._batch, len(examples)))
+      groups: list[list[Answer]] = [[] for _ in some]
       for number in range(self._passes):
         requests = [index * self._passes + number for index in some]
         prompts = self._run.prompts(
           [examples[index] for index in some], requests, self._batch
         )
         rows = [each for each in some for _ in range(self._sample.samples)]
-        graded = Grading(self._run, [examples[row] for row in rows])
-        sampled = self._sample(published, prompts, key, on_ended=graded)
-        for row, answer in zip(rows, graded.answers(sampled), strict=True):
-          groups[row].append(answer)
-    return groups
+        verdicts = Verdicts(self._run, [examples[row] for row in rows])
+        sampled = self._sample(published, prompts, key, on_ended=verdicts)
+        for row, answer in zip(rows, verdicts.answers(sampled), strict=True):
+          groups[row - first].append(answer)
+      yield groups
+
+
+class Rollouts:
+  """What a stage that samples as it learns samples, step by step.
+
+  Args:
+    run: the run.
+    name: the stage's; its random streams follow from it.
+    config: how many questions and samples a step has.
+
+  Attributes:
+    steps: how many there are.
+  """
+
+  def __init__(
+    self,
+    run: Run,
+    name: str,
+    config: config_lib.OnlineConfig | config_lib.ReftConfig,
+  ):
+    self._run = run
+    self._name = name
+    self._questions = config.batch_size // config.samples_per_question
+    self.steps = config.steps or config.epochs * -(
+      -len(run.train) // self._questions
+    )
+    self._sample = rollout.Sampler(
+      run.networks,
+      response_tokens=run.config.data.max_response_tokens,
+      eos_ids=run.tokenizer.eos_ids,
+      pad_id=run.tokenizer.pad_id,
+      temperature=config.temperature,
+      samples=config.samples_per_question,
+    )
+
+  def __call__(
+    self, policy: Any, step: int
+  ) -> tuple[types.Rollout, list[batching.Example], Verdicts]:
+    """A step's rollout, each row's question, and its verdicts under way."""
+    run = self._run
+    requests = batching.stream_requests(
+      len(run.train),
+      seed=run.config.seed,
+      step=step,
+      batch=self._questions,
+    )
+    examples = [run.train[number % len(run.train)] for number in requests]
+    prompts = run.prompts(examples, requests, self._questions)
+    rows = [each for each in examples for _ in range(self._sample.samples)]
+    verdicts = Verdicts(run, rows)
+    sampled = self._sample(
+      run.publish(policy),
+      prompts,
+      run.key(self._name, "sample", step),
+      on_ended=verdicts,
+    )
+    return sampled, rows, verdicts

@@ -46,18 +46,42 @@ def stopping_on_sigterm() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A policy that a stage ends with, and where in the stage it was best."""
+  """The model that a stage ends with, and where in the stage it was best."""
 
-  policy: Any
+  model: Any
   dev_accuracy: float | None
   best_step: int
   seconds: float
   learning_rate: float
 
   def facts(self) -> dict[str, Any]:
-    """Everything but the policy."""
+    """Everything but the model."""
     fields = (field.name for field in dataclasses.fields(self))
-    return {name: getattr(self, name) for name in fields if name != "policy"}
+    return {name: getattr(self, name) for name in fields if name != "model"}
+
+
+def sweep(
+  name: str, config: Any, train_at: Callable[[str, Any], Trained]
+) -> Trained:
+  """Trains at each of a stage's learning rates; the best on dev stays.
+
+  Args:
+    name: the stage's.
+    config: the stage's; its `learning_rates`, or else its optimizer's one.
+    train_at: takes a name for one part of the sweep and the stage's config
+      with that part's learning rate.
+  """
+  rates = config.learning_rates or (config.optimizer.learning_rate,)
+  results = []
+  for rate in rates:
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
+    part = name if len(rates) == 1 else f"{name}-lr{rate:g}"
+    one = dataclasses.replace(config, optimizer=optimizer)
+    results.append(train_at(part, one))
+  best = max(results, key=lambda result: result.dev_accuracy)
+  return dataclasses.replace(
+    best, seconds=sum(result.seconds for result in results)
+  )
 
 
 class Loop:
@@ -75,6 +99,8 @@ class Loop:
     examine: a policy's answers to the dev questions; None without a dev set.
     keep: "best", the policy that does best on dev (the last one without a dev
       set), or "last".
+    part: the parameters that are examined and kept, others being means to an
+      end.
   """
 
   def __init__(
@@ -86,12 +112,14 @@ class Loop:
     evaluate_every: int = 1,
     examine: Examine | None = None,
     keep: str = "best",
+    part: str = "policy",
   ):
     self._run = run
     self._name = name
     self._steps = steps
     self._evaluate_every = evaluate_every
     self._examine = examine
+    self._part = part
     self._keep_best = keep == "best" and examine is not None
     self._log_every = run.config.logging.every or max(1, steps // 50)
     folder = stage_directory(run, name)
@@ -189,11 +217,11 @@ class Loop:
 
   def result(self, state: types.TrainState, learning_rate: float) -> Trained:
     """What the stage ends with."""
-    policy = state.params["policy"]
+    model = state.params[self._part]
     if self._keep_best:
-      policy, _ = self._kept.restore(policy)
+      model, _ = self._kept.restore(model)
     return Trained(
-      policy=policy,
+      model=model,
       dev_accuracy=self.best_accuracy if self._examine else None,
       best_step=self.best_step if self._examine else self._steps,
       seconds=self.seconds,
@@ -241,7 +269,7 @@ class Loop:
     """Greedy accuracy on dev; the best parameters so far are kept."""
     if self._examine is None:
       return
-    graded = self._examine(state.params["policy"])
+    graded = self._examine(state.params[self._part])
     accuracy = answering.accuracy(graded)
     shares = answering.shares(graded, self._run.config.reft)
     self._log(
@@ -258,7 +286,7 @@ class Loop:
       self.best_accuracy, self.best_step = accuracy, step
       self._kept.save(
         self._kept.newest + 1,
-        state.params["policy"],
+        state.params[self._part],
         {"step": step, "accuracy": accuracy},
       )
 

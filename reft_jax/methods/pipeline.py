@@ -4,11 +4,21 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from reft_jax import config as config_lib
 from reft_jax.errors import UserError
-from reft_jax.methods import answering, pretrain, reft, sft
+from reft_jax.methods import (
+  answering,
+  collecting,
+  offline_st,
+  online_st,
+  pretrain,
+  reft,
+  reward_model,
+  sft,
+)
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
 from reft_jax.models import pretrained
@@ -46,6 +56,24 @@ class Result:
   shares: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
 
+def starts_from(config: config_lib.Config, stage: str) -> str | None:
+  """The stage whose policy a stage starts from.
+
+  ReFT and online self-training start from the warmed-up policy, or from the
+  pretrained one where nothing is warmed up.
+  """
+  warm = "warmup" in config.stages or config.model.warmup
+  match stage:
+    case "base":
+      return None
+    case "warmup":
+      return "base"
+    case "sft" | "offline_st" | "reward_model":
+      return getattr(config, stage).start
+    case "online_st" | "reft":
+      return "warmup" if warm else "base"
+
+
 class Pipeline:
   """Runs a run's stages, skipping those that an earlier process finished."""
 
@@ -58,19 +86,24 @@ class Pipeline:
       self._vote = answering.Answerer(
         run,
         samples=evaluation.majority_samples,
-        temperature=evaluation.majority_temperature,
+        temperature=evaluation.temperature,
+        top_k=evaluation.top_k,
       )
+    self._policies: dict[str, Any] = {}
 
-  def __call__(self, policy: Any | None) -> dict[str, Result]:
-    """Runs all stages; `policy` is the pretrained one, None with a base stage.
+  def __call__(self, policies: Mapping[str, Any]) -> dict[str, Result]:
+    """Runs all stages.
+
+    Args:
+      policies: those that no stage of this run trains: the pretrained one as
+        `base`, a warmed-up one as `warmup`.
 
     Returns:
       The result of each stage that is finished, from this call or before.
     """
-    policies = {"base": policy}
+    self._policies = dict(policies)
     for name in self._run.config.stages:
-      start = self._start(name)
-      policies[name] = self._stage(name, start, policies.get(start))
+      self._stage(name, starts_from(self._run.config, name))
     reports = {name: self._report(name) for name in config_lib.STAGES}
     return {
       name: Result(**json.loads(report.read_text()))
@@ -78,30 +111,21 @@ class Pipeline:
       if report.exists()
     }
 
-  def _start(self, name: str) -> str | None:
-    """The stage whose policy a stage starts from.
-
-    ReFT starts from the warmed-up policy, or from the pretrained one in a run
-    without a warm-up.
-    """
-    config = self._run.config
-    match name:
-      case "base":
-        return None
-      case "warmup":
-        return "base"
-      case "sft":
-        return config.sft.start
-      case "reft":
-        return "warmup" if "warmup" in config.stages else "base"
-
   def _report(self, name: str) -> pathlib.Path:
     return loop_lib.stage_directory(self._run, name) / "result.json"
 
-  def _stage(self, name: str, start: str | None, policy: Any | None) -> Any:
-    """A stage's policy; from disk if the stage is finished."""
+  def _model(self, name: str) -> pathlib.Path:
+    return self._run.directory / "models" / name
+
+  def _policy(self, name: str | None) -> Any | None:
+    """A stage's policy, read from disk if an earlier process trained it."""
+    if name is not None and name not in self._policies:
+      self._policies[name] = pretrained.load(self._model(name))[1]
+    return self._policies.get(name)
+
+  def _stage(self, name: str, start: str | None) -> None:
+    """Runs a stage unless it is finished."""
     run, report = self._run, self._report(name)
-    model = run.directory / "models" / name
     if report.exists():
       before = Result(**json.loads(report.read_text())).start
       if before != start:
@@ -110,12 +134,17 @@ class Pipeline:
           f"and stages={list(run.config.stages)} would start it from {start}; "
           "set output to another folder."
         )
-      run.terminal.line(f"{name}: finished before, kept in {model}")
-      return pretrained.load(model)[1]
-    trained, cached = self._train(name, policy)
-    run.save_model(model, trained.policy, trained.facts())
+      run.terminal.line(f"{name}: finished before, kept in {self._model(name)}")
+      return
+    trained, cached = self._train(name, self._policy(start))
+    run.save_model(
+      self._model(name),
+      trained.model,
+      trained.facts(),
+      classifier=name == "reward_model",
+    )
     begin = time.monotonic()
-    graded, majority = self._test(name, trained.policy)
+    graded, majority = self._test(name, trained.model)
     shares = answering.shares(graded, run.config.reft) if graded else {}
     result = Result(
       start=start,
@@ -136,23 +165,52 @@ class Pipeline:
     new = report.with_suffix(".new")
     new.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
     new.replace(report)
-    return trained.policy
+    if name in ("base", "warmup"):  # Others start from these.
+      self._policies[name] = trained.model
 
-  def _train(self, name, start) -> tuple[loop_lib.Trained, bool]:
+  def _train(self, name, policy) -> tuple[loop_lib.Trained, bool]:
     """Trains a stage, or takes the base model that an earlier run kept."""
-    config, examine = self._run.config, self._examine
+    run, examine = self._run, self._examine
+    config = getattr(run.config, name)
     match name:
       case "base":
-        return pretrain.train_once(self._run, name)
+        return pretrain.train_once(run, name)
       case "warmup":
-        trained = sft.train(
-          self._run, name, start, config.warmup, examine, keep="last"
-        )
+        trained = sft.train(run, name, policy, config, examine, keep="last")
       case "sft":
-        trained = sft.train(self._run, name, start, config.sft, examine)
+        trained = sft.train(run, name, policy, config, examine)
+      case "offline_st":
+        draws = self._draws("train")
+        trained = offline_st.train(run, name, policy, config, examine, draws)
+      case "online_st":
+        trained = online_st.train(run, name, policy, config, examine)
       case "reft":
-        trained = reft.train(self._run, name, start, config.reft, examine)
+        trained = reft.train(run, name, policy, config, examine)
+      case "reward_model":
+        draws, dev_draws = self._draws("train"), self._draws("dev")
+        trained = reward_model.train(
+          run, name, policy, config, draws, dev_draws
+        )
     return trained, False
+
+  def _draws(self, split: str) -> list[list[answering.Answer]]:
+    """Solutions drawn from the warmed-up policy; sampled once a run."""
+    run = self._run
+    examples = getattr(run, split)
+    drawn = collecting.Collection(
+      run,
+      run.directory / "samples" / f"draws-{split}.jsonl",
+      examples[: run.config.evaluation.dev_limit]
+      if split == "dev"
+      else examples,
+      **vars(run.config.draws),
+    )
+    if not drawn.complete:
+      drawer = starts_from(
+        run.config, "reft"
+      )  # The warmed-up one, if there is one.
+      drawn.draw(self._policy(drawer), run.key("draws", split))
+    return drawn.answers()
 
   @property
   def _examine(self) -> loop_lib.Examine | None:
@@ -170,7 +228,7 @@ class Pipeline:
   def _test(self, name, policy) -> tuple[list[answering.Answer], float | None]:
     """Greedy test answers and majority accuracy; completions are kept."""
     run = self._run
-    if not run.test:
+    if not run.test or name == "reward_model":
       return [], None
     graded = self._answer_greedily(policy, run.test)
     loop_lib.Samples(run, f"test-{name}").replace(graded)

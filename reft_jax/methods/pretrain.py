@@ -64,11 +64,9 @@ def train_once(run: Run, name: str) -> tuple[loop_lib.Trained, bool]:
   if notes.exists():
     run.terminal.line(f"{name}: taken from {folder}")
     _, policy = pretrained.load(folder)
-    return loop_lib.Trained(
-      policy=policy, **json.loads(notes.read_text())
-    ), True
+    return loop_lib.Trained(model=policy, **json.loads(notes.read_text())), True
   trained = train(run, name)
-  run.save_model(folder, trained.policy, trained.facts())
+  run.save_model(folder, trained.model, trained.facts())
   return trained, False
 
 

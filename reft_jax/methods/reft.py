@@ -1,10 +1,11 @@
 """Reinforced fine-tuning (paper section 3.2, algorithm 1): PPO on answers."""
 
 import dataclasses
+import functools
 from typing import Any
 
-from reft_jax import batching, devices, optim, rollout, steps, types
 from reft_jax import config as config_lib
+from reft_jax import devices, optim, steps, types
 from reft_jax.methods import answering
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
@@ -22,27 +23,29 @@ def train(
   Each step samples solutions, grades their final answers, turns the grades
   into advantages and updates the policy and the critic. The warmed-up policy
   stays beside it as the reference of the KL penalty. The questions' own
-  chains of thought are not used.
+  chains of thought are not used. With several learning rates, the best on dev
+  stays.
   """
-  questions = config.batch_size // config.samples_per_question
-  total = config.steps or config.epochs * -(-len(run.train) // questions)
+  train_at = functools.partial(_train_at, run, policy, examine)
+  return loop_lib.sweep(name, config, train_at)
+
+
+def _train_at(run, policy, examine, name, config) -> loop_lib.Trained:
+  """Improves it at one learning rate."""
+  rollouts = answering.Rollouts(run, name, config)
   ppo = ppo_numbers(config)
-  updates = total * config.ppo_epochs * config.batch_size // ppo.minibatch_size
+  minibatches = config.batch_size // ppo.minibatch_size
+  updates = rollouts.steps * config.ppo_epochs * minibatches
   optimizer = optim.build(config.optimizer, updates)
   schedule = optim.schedule(config.optimizer, updates)
   logit_chunk = run.config.model.logit_chunk
 
   reference = devices.put(run.mesh, policy)
-  value = run.networks.init_value(policy, run.config.model.value)
+  params = {"policy": policy}
+  if ppo.critic:
+    kind = run.config.model.value
+    params["value"] = run.networks.init_value(policy, kind)
 
-  sample = rollout.Sampler(
-    run.networks,
-    response_tokens=run.config.data.max_response_tokens,
-    eos_ids=run.tokenizer.eos_ids,
-    pad_id=run.tokenizer.pad_id,
-    temperature=config.temperature,
-    samples=config.samples_per_question,
-  )
   assess = steps.assess(run.networks, ppo, logit_chunk=logit_chunk)
   score = steps.score(ppo)
   update = steps.ppo_update(
@@ -52,35 +55,20 @@ def train(
   with loop_lib.Loop(
     run,
     name,
-    steps=total,
+    steps=rollouts.steps,
     evaluate_every=config.evaluate_every,
     examine=examine,
   ) as loop:
-    params = {"policy": policy, "value": value}
-    state, start = loop.restore(run.start(params, optimizer))
-    for step in range(start, total):
-      requests = batching.stream_requests(
-        len(run.train), seed=run.config.seed, step=step, batch=questions
-      )
-      examples = [run.train[number % len(run.train)] for number in requests]
-      prompts = run.prompts(examples, requests, questions)
-      repeated = [
-        each for each in examples for _ in range(config.samples_per_question)
-      ]
-      grading = answering.Grading(run, repeated)
-      sampled = sample(
-        run.publish(state.params["policy"]),
-        prompts,
-        run.key(name, "sample", step),
-        on_ended=grading,
-      )
+    state, start = loop.restore(run.start(params, optimizer, ppo.kl_coef))
+    for step in range(start, rollouts.steps):
+      sampled, _, verdicts = rollouts(state.params["policy"], step)
       # The device reads the rollout while the host grades the last of it.
       assessment = assess(state.params, reference, sampled)
-      answered = grading.answers(sampled)
+      answered = verdicts.answers(sampled)
       scores_B = devices.put_batch(
         run.mesh, answering.rewards(answered, config)
       )
-      experience, metrics = score(sampled, assessment, scores_B)
+      experience, metrics = score(sampled, assessment, scores_B, state.kl_coef)
       rate = schedule(state.step)
       state, learned = update(state, experience, run.key(name, "update", step))
       metrics |= learned | answering.shares(answered, config)

@@ -66,33 +66,45 @@ class Run:
     return jax.jit(self.networks.publish)
 
   def start(
-    self, params: Any, optimizer: optax.GradientTransformation
+    self,
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    kl_coef: float = 0.0,
   ) -> types.TrainState:
     """The state before the first update, each part made on its shards.
 
     The parameters are copied: updates donate the state.
     """
-    init = functools.partial(steps.init_state, optimizer=optimizer)
+    init = functools.partial(
+      steps.init_state, optimizer=optimizer, kl_coef=kl_coef
+    )
     shardings = devices.shardings(self.mesh, jax.eval_shape(init, params))
     return jax.jit(init, out_shardings=shardings)(
       devices.put(self.mesh, params)
     )
 
   def save_model(
-    self, folder: pathlib.Path, policy: Any, notes: Mapping[str, Any]
+    self,
+    folder: pathlib.Path,
+    model: Any,
+    notes: Mapping[str, Any],
+    *,
+    classifier: bool = False,
   ) -> None:
     """Writes a Hugging Face folder in one move, whole or not at all.
 
-    Beside model and tokenizer it holds `notes` as training.json.
+    Beside model and tokenizer it holds `notes` as training.json. The model is a
+    policy, or a `classifier`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
       new = pathlib.Path(scratch) / folder.name
       tokenizer = self.tokenizer
-      pretrained.save(
+      save = pretrained.save_classifier if classifier else pretrained.save
+      save(
         new,
         self.networks.config,
-        policy,
+        model,
         extra={
           "bos_token_id": tokenizer.bos_id,
           "eos_token_id": list(tokenizer.eos_ids),

@@ -1,6 +1,6 @@
 """Supervised fine-tuning (paper section 3.1): imitate annotated solutions."""
 
-import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,33 +20,42 @@ def train(
   config: config_lib.SupervisedConfig,
   examine: loop_lib.Examine | None,
   *,
+  rows: Sequence[Row] | None = None,
   keep: str = "best",
 ) -> loop_lib.Trained:
   """Fine-tunes a policy; with several learning rates, the best on dev stays.
 
-  `keep` says which policy of a training run that is: the best on dev, or the
-  last, as for a warm-up of a given number of epochs.
+  Args:
+    run: the run.
+    name: the stage's.
+    policy: where it starts.
+    config: the stage's.
+    examine: as `Loop`'s.
+    rows: what is learnt; the annotated solutions if None.
+    keep: which policy of a training run stays: the best on dev, or the last,
+      as for a warm-up of a given number of epochs.
 
   Deviation: a warm-up has a schedule of its own length; the released scripts
   take an early checkpoint of the 40-epoch schedule.
   """
-  rates = config.learning_rates or (config.optimizer.learning_rate,)
-  results = []
-  for rate in rates:
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
-    one = dataclasses.replace(config, optimizer=optimizer)
-    part = name if len(rates) == 1 else f"{name}-lr{rate:g}"
-    results.append(_train_at(run, part, policy, one, examine, keep))
-  best = max(results, key=lambda result: result.dev_accuracy)
-  return dataclasses.replace(
-    best, seconds=sum(result.seconds for result in results)
-  )
+  rows = annotated(run.train) if rows is None else rows
+  train_at = functools.partial(_train_at, run, policy, examine, rows, keep)
+  return loop_lib.sweep(name, config, train_at)
 
 
-def _train_at(run, name, policy, config, examine, keep) -> loop_lib.Trained:
+def annotated(examples: Sequence[batching.Example]) -> list[Row]:
+  """The annotated solutions of those examples that have one."""
+  return [
+    (example.prompt, example.target)
+    for example in examples
+    if example.target is not None
+  ]
+
+
+def _train_at(
+  run, policy, examine, rows, keep, name, config
+) -> loop_lib.Trained:
   """Fine-tunes at one learning rate."""
-  examples = [each for each in run.train if each.target is not None]
-  rows = [(example.prompt, example.target) for example in examples]
   epoch = -(-len(rows) // config.batch_size)
   total = epoch * config.epochs
 

@@ -1,0 +1,436 @@
+"""One model's answers to one set of questions, and what they come to.
+
+Answers are drawn once and kept; grading, voting, reranking and intervals are
+worked out from the files each time, without the model's weights.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import pathlib
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from reft_jax import batching, checkpoints, devices, pages, selection
+from reft_jax import config as config_lib
+from reft_jax.errors import UserError
+from reft_jax.methods import answering, collecting, reward_model
+from reft_jax.methods.run import Run
+from reft_jax.models import pretrained
+from reft_jax.tasks.answers import Verdict
+
+Groups = Sequence[Sequence[answering.Answer]]
+
+# Of the questions drawn for an interval. One seed for all: figures of the same
+# questions are then compared on the same resamples.
+_BOOTSTRAP_SEED = 0
+_QUESTIONS_JUDGED_AT_ONCE = 16
+_PIECE, _PIECES = 2**20, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A language model on disk.
+
+  Attributes:
+    name: what it is called in tables and folders.
+    folder: a Hugging Face folder, or the `state` of a checkpoint.
+    run: the folder of the run that it lies in, if it lies in one.
+    checkpoint: whether it is one.
+  """
+
+  name: str
+  folder: pathlib.Path
+  run: pathlib.Path | None
+  checkpoint: bool = False
+
+  def check(self, run: Run) -> None:
+    """Raises UserError if the folder holds no policy of the run's shape."""
+    if self.checkpoint:
+      wanted = jax.tree.map(lambda leaf: leaf.shape, _policy_shapes(run))
+      if _policy_part(checkpoints.shapes(self.folder)) != wanted:
+        raise UserError(
+          f"{self.folder}: no language model of the shape that the settings of "
+          f"{self.run} describe; give another checkpoint."
+        )
+    elif not any(self.folder.glob("*.safetensors")):
+      raise UserError(
+        f"{self.folder}: no *.safetensors, so no model's weights."
+      )
+    elif pretrained.is_classifier(self.folder):
+      raise UserError(
+        f"{self.folder} holds a reward model, which answers no questions; give "
+        f"a language model, with evaluation.reward_model={self.folder} to "
+        "rerank its answers."
+      )
+
+  def policy(self, run: Run) -> Any:
+    """Its parameters, on the devices."""
+    if not self.checkpoint:
+      return devices.put(run.mesh, pretrained.load(self.folder)[1])
+    shapes = _policy_shapes(run)
+    like = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      shapes,
+      devices.shardings(run.mesh, shapes),
+    )
+    if "params" in checkpoints.shapes(self.folder):
+      like = {"params": {"policy": like}}
+    return _policy_part(checkpoints.read(self.folder, like))
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """A share of the questions, and its 95 % interval over questions."""
+
+  value: float
+  low: float
+  high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+  """All that is known of each question.
+
+  Attributes:
+    greedy: a greedy answer a question.
+    sampled: the samples of each question; none where none were asked for.
+    rewards: for each sample the probability of being right that a reward model
+      gives it; None without one.
+  """
+
+  greedy: Sequence[answering.Answer]
+  sampled: Groups
+  rewards: Sequence[Sequence[float]] | None
+
+
+class Evaluation:
+  """A model's answers in a folder.
+
+  Args:
+    run: the run; its directory is the evaluation's.
+    model: the model.
+    examples: the questions.
+
+  Raises:
+    UserError: the folder holds answers of another model or to other questions,
+      or what is to be opened later cannot be.
+  """
+
+  def __init__(
+    self, run: Run, model: Model, examples: Sequence[batching.Example]
+  ):
+    self.run = run
+    self.model = model
+    self.examples = examples
+    self._seconds = self._seconds_before()
+    settings = run.config.evaluation
+    identity = {"model": fingerprint(model.folder)}
+    self._collections = {
+      "greedy": collecting.Collection(
+        run,
+        run.directory / "greedy.jsonl",
+        examples,
+        samples=1,
+        temperature=0.0,
+        identity=identity,
+      )
+    }
+    if settings.samples:
+      self._collections["sampled"] = collecting.Collection(
+        run,
+        run.directory / "sampled.jsonl",
+        examples,
+        samples=settings.samples,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        identity=identity,
+      )
+    model.check(run)
+    if settings.reward_model:
+      reward_model.check(run, self._judge_folder)
+
+  def draw(self) -> None:
+    """Answers what is not yet answered."""
+    missing = {
+      name: collection
+      for name, collection in self._collections.items()
+      if not collection.complete
+    }
+    if not missing:
+      return
+    policy = self.model.policy(self.run)
+    for name, collection in missing.items():
+      begin = time.monotonic()
+      collection.draw(policy, self.run.key("evaluation", name))
+      self._spent(name, begin)
+
+  def answers(self) -> Answered:
+    """Everything drawn, graded now; what no reward model has seen is judged."""
+    greedy = [group[0] for group in self._collections["greedy"].answers()]
+    if "sampled" not in self._collections:
+      return Answered(greedy, [], None)
+    sampled = self._collections["sampled"].answers()
+    rewards = None
+    if self.run.config.evaluation.reward_model:
+      rewards = self._rewards(sampled)
+    return Answered(greedy, sampled, rewards)
+
+  def write(self, answered: Answered) -> dict[str, Any]:
+    """Writes evaluation.json and report.html; returns what the first holds."""
+    summary = self._summary(answered)
+    directory = self.run.directory
+    page = pages.render("report", report(summary, answered))
+    (directory / "report.html").write_text(page, encoding="utf-8")
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    new = directory / "evaluation.json.new"
+    new.write_text(text)
+    new.replace(directory / "evaluation.json")  # In one move: all is done.
+    return summary
+
+  def _summary(self, answered: Answered) -> dict[str, Any]:
+    config = self.run.config
+    settings = config.evaluation
+    found = figures(
+      answered,
+      at=numbers(settings),
+      mode=config.data.answers,
+      resamples=settings.resamples,
+    )
+    samples = [answer for group in answered.sampled for answer in group]
+    return {
+      "model": self.model.name,
+      "folder": str(self.model.folder),
+      "split": settings.split,
+      "questions": len(self.examples),
+      "samples": settings.samples,
+      "temperature": settings.temperature,
+      "top_k": settings.top_k,
+      "reasoning": config.data.reasoning,
+      "answers": config.data.answers,
+      "reward_model": settings.reward_model,
+      "resamples": settings.resamples,
+      "accuracy": {
+        name: dataclasses.asdict(figure) for name, figure in found.items()
+      },
+      "verdicts": {"greedy": verdicts(answered.greedy)}
+      | ({"sampled": verdicts(samples)} if samples else {}),
+      "seconds": self._seconds,
+    }
+
+  @property
+  def _judge_folder(self) -> pathlib.Path:
+    return config_lib.expanded(self.run.config.evaluation.reward_model)
+
+  def _rewards(self, sampled: Groups) -> list[list[float]]:
+    """A reward model's opinion of each sample, taken once.
+
+    What another reward model said, or of other samples, is written over.
+    """
+    directory = self.run.directory
+    file, about = directory / "rewards.jsonl", directory / "rewards.json"
+    identity = {
+      "reward_model": fingerprint(self._judge_folder),
+      "sampled": hashlib.sha256(
+        (directory / "sampled.jsonl").read_bytes()
+      ).hexdigest(),
+    }
+    known = about.exists() and json.loads(about.read_text()) == identity
+    lines = file.read_text().splitlines(True) if known else []
+    kept = [line for line in lines if line.endswith("\n")]
+    if len(kept) < len(sampled):
+      begin = time.monotonic()
+      judge = reward_model.open_judge(self.run, self._judge_folder)
+      file.write_text("".join(kept))
+      about.write_text(json.dumps(identity, indent=2) + "\n")
+      with (
+        file.open("a") as out,
+        self.run.terminal.stage("rewards", len(sampled), len(kept)) as progress,
+      ):
+        for start in range(len(kept), len(sampled), _QUESTIONS_JUDGED_AT_ONCE):
+          some = sampled[start : start + _QUESTIONS_JUDGED_AT_ONCE]
+          for group, probabilities in zip(some, judge(some), strict=True):
+            uid = group[0].example.problem.uid
+            row = {"uid": uid, "probabilities": probabilities}
+            kept.append(json.dumps(row) + "\n")
+            out.write(kept[-1])
+          out.flush()
+          progress.step(len(kept))
+      self._spent("rewards", begin)
+    return [json.loads(line)["probabilities"] for line in kept]
+
+  def _seconds_before(self) -> dict[str, float]:
+    """What earlier commands spent on these answers, killed ones left out."""
+    file = self.run.directory / "evaluation.json"
+    return json.loads(file.read_text())["seconds"] if file.exists() else {}
+
+  def _spent(self, name: str, begin: float) -> None:
+    spent = self._seconds.get(name, 0.0) + time.monotonic() - begin
+    self._seconds[name] = round(spent, 1)
+
+
+def figures(
+  answered: Answered, *, at: Sequence[int], mode: str, resamples: int
+) -> dict[str, Figure]:
+  """Accuracies by how an answer is chosen.
+
+  `greedy`; `sampled`, of one sample; for each k of `at` `majority@k`, `pass@k`
+  and, with rewards, `rerank@k`; `upper_bound`, of a choice that is never wrong
+  where any sample is right. Votes and choices among fewer than all samples are
+  averaged over disjoint blocks of k.
+  """
+  scores_Q = {"greedy": [answer.correct for answer in answered.greedy]}
+  if answered.sampled:
+    right = [[answer.correct for answer in group] for group in answered.sampled]
+    scores_Q["sampled"] = [statistics.fmean(marks) for marks in right]
+    blocks = {k: selection.blocks(len(right[0]), k) for k in at}
+    for k in at:
+      scores_Q[f"majority@{k}"] = [
+        statistics.fmean(
+          answering.majority_accuracy([group[b]], mode) for b in blocks[k]
+        )
+        for group in answered.sampled
+      ]
+    for k in at if answered.rewards is not None else ():
+      scores_Q[f"rerank@{k}"] = [
+        statistics.fmean(
+          reranked(group[b], rewards[b], mode) for b in blocks[k]
+        )
+        for group, rewards in zip(
+          answered.sampled, answered.rewards, strict=True
+        )
+      ]
+    for k in at:
+      scores_Q[f"pass@{k}"] = [
+        selection.pass_at_k(len(marks), sum(marks), k) for marks in right
+      ]
+    scores_Q["upper_bound"] = [any(marks) for marks in right]
+  return {
+    name: Figure(
+      statistics.fmean(scores),
+      *selection.bootstrap(scores, resamples, _BOOTSTRAP_SEED),
+    )
+    for name, scores in scores_Q.items()
+  }
+
+
+def reranked(
+  group: Sequence[answering.Answer], rewards: Sequence[float], mode: str
+) -> bool:
+  """Whether the answer that a reward model finds best is right."""
+  best = selection.rerank([a.grade.value for a in group], rewards, mode)
+  return best is not None and group[best].correct
+
+
+def numbers(settings: config_lib.EvaluationConfig) -> tuple[int, ...]:
+  """Of how many samples the votes are: as asked for, or 1, 10, ... and all."""
+  if settings.at is not None:
+    return settings.at
+  powers = itertools.takewhile(
+    lambda power: power < settings.samples,
+    (10**exponent for exponent in itertools.count()),
+  )
+  return (*powers, settings.samples) if settings.samples else ()
+
+
+def report(summary: Mapping[str, Any], answered: Answered) -> dict[str, Any]:
+  """The data of templates/report.html."""
+  sampled = answered.sampled or [[] for _ in answered.greedy]
+  rewards = answered.rewards or [[None] * len(group) for group in sampled]
+  mode = summary["answers"]
+  return {
+    "summary": summary,
+    "questions": [
+      _question(greedy, group, probabilities, mode)
+      for greedy, group, probabilities in zip(
+        answered.greedy, sampled, rewards, strict=True
+      )
+    ],
+  }
+
+
+def _question(greedy, group, probabilities, mode) -> dict[str, Any]:
+  problem = greedy.example.problem
+  values = [answer.grade.value for answer in group]
+  vote = selection.majority(values, mode)
+  judged = None not in probabilities and group
+  return {
+    "uid": problem.uid,
+    "question": problem.question.strip(),
+    "answer": problem.answer,
+    "greedy": _sample(greedy, None),
+    "samples": [
+      _sample(answer, probability)
+      for answer, probability in zip(group, probabilities, strict=True)
+    ],
+    "vote": _text(vote),
+    "vote_right": answering.majority_accuracy([group], mode) == 1,
+    "best": selection.rerank(values, probabilities, mode) if judged else None,
+  }
+
+
+def _sample(answer: answering.Answer, probability: float | None) -> list[Any]:
+  """Completion, verdict, value, probability of being right, whether it ended.
+
+  Without names, as a page may hold a hundred thousand of them.
+  """
+  if probability is not None and math.isnan(probability):
+    probability = None
+  return [
+    answer.completion,
+    answer.grade.verdict.value,
+    _text(answer.grade.value),
+    probability and round(probability, 4),
+    answer.ended,
+  ]
+
+
+def _text(value: selection.Value | None) -> str | None:
+  return f"{value:.10g}" if isinstance(value, float) else value
+
+
+def verdicts(answers: Iterable[answering.Answer]) -> dict[str, int]:
+  """How many answers are right, wrong and none."""
+  counts = Counter(answer.grade.verdict for answer in answers)
+  return {verdict.value: counts[verdict] for verdict in Verdict}
+
+
+def fingerprint(folder: pathlib.Path) -> str:
+  """Tells the weights of a folder from others, as 16 hex digits.
+
+  Of Hugging Face folders config.json and the safetensors are read, of
+  checkpoints all files; of a file of more than 64 MiB only 64 pieces of 1 MiB
+  in equal distances, which two models that were trained do not share.
+  """
+  if (folder / "config.json").is_file():
+    files = [folder / "config.json", *folder.glob("*.safetensors")]
+  else:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+  digest = hashlib.sha256()
+  for path in sorted(files):
+    size = path.stat().st_size
+    digest.update(f"{path.relative_to(folder)} {size}".encode())
+    with path.open("rb") as file:
+      for start in range(0, size, max(_PIECE, size // _PIECES)):
+        file.seek(start)
+        digest.update(file.read(_PIECE))
+  return digest.hexdigest()[:16]
+
+
+def _policy_shapes(run: Run) -> Any:
+  """The policy's arrays as ShapeDtypeStructs."""
+  return jax.eval_shape(run.networks.init, jax.random.key(0))
+
+
+def _policy_part(state: Any) -> Any:
+  """The policy of a whole training state, or of a policy that was kept."""
+  return state["params"].get("policy") if "params" in state else state

@@ -1,0 +1,99 @@
+"""Online self-training (paper section 4.2): imitate while sampling.
+
+ReFT's loop without rewards, critic and KL: of what the policy samples, it
+imitates what is right, half and half with the annotations of the questions.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from reft_jax import batching, devices, optim, steps, types
+from reft_jax import config as config_lib
+from reft_jax.methods import answering
+from reft_jax.methods import loop as loop_lib
+from reft_jax.methods.run import Run
+
+
+def train(
+  run: Run,
+  name: str,
+  policy: Any,
+  config: config_lib.OnlineConfig,
+  examine: loop_lib.Examine | None,
+) -> loop_lib.Trained:
+  """Improves a warmed-up policy by its own right answers.
+
+  The loss is CE(right samples) / 2 + CE(annotations) / 2, each a mean over its
+  own tokens; without a right sample the second half is left (released code).
+  `gold_share` is the weight of the second; at 0 this is expert iteration, a
+  batch at a time.
+  Deviation: no dropout, which the released code turns on here.
+  """
+  train_at = functools.partial(_train_at, run, policy, examine)
+  return loop_lib.sweep(name, config, train_at)
+
+
+def _train_at(run, policy, examine, name, config) -> loop_lib.Trained:
+  """Improves it at one learning rate."""
+  rollouts = answering.Rollouts(run, name, config)
+  updates = rollouts.steps * config.passes
+  optimizer = optim.build(config.optimizer, updates)
+  schedule = optim.schedule(config.optimizer, updates)
+  update = steps.supervised(
+    run.networks,
+    optimizer,
+    micro_batch_size=config.micro_batch_size or config.batch_size,
+    logit_chunk=run.config.model.logit_chunk,
+    parts=("correct", "gold"),
+    shares=(1 - config.gold_share, config.gold_share),
+  )
+  with loop_lib.Loop(
+    run,
+    name,
+    steps=rollouts.steps,
+    evaluate_every=config.evaluate_every,
+    examine=examine,
+  ) as loop:
+    state, start = loop.restore(run.start({"policy": policy}, optimizer))
+    for step in range(start, rollouts.steps):
+      sampled, examples, verdicts = rollouts(state.params["policy"], step)
+      annotated = annotations(run, examples)
+      answered = verdicts.answers(sampled)
+      correct_B = np.array([answer.correct for answer in answered])
+      right = steps.imitations(sampled, devices.put_batch(run.mesh, correct_B))
+      metrics = _facts(answered, run.config.reft)
+      metrics["learning_rate"] = types.Mean.of(schedule(state.step))
+      for _ in range(config.passes):
+        state, learned = update(state, right, annotated)
+        metrics = loop_lib.merged(metrics, learned)
+      loop.end_step(step + 1, state, metrics, answered)
+    return loop.result(state, config.optimizer.learning_rate)
+
+
+def annotations(
+  run: Run, examples: Sequence[batching.Example]
+) -> types.SupervisedBatch:
+  """The questions' annotated solutions, as wide as a rollout."""
+  host = batching.supervised(
+    [(example.prompt, example.target or ()) for example in examples],
+    batch=len(examples),
+    slots=run.prompt_slots + run.config.data.max_response_tokens,
+    pad_id=run.tokenizer.pad_id,
+  )
+  return devices.put_batch(run.mesh, host)
+
+
+def _facts(
+  answered: Sequence[answering.Answer], config: config_lib.ReftConfig
+) -> dict[str, types.Mean]:
+  """What is told of the samples, by the names that ReFT uses.
+
+  The reward is the one that ReFT would be paid.
+  """
+  scores_B = answering.rewards(answered, config)
+  return answering.shares(answered, config) | {
+    "reward/mean": types.Mean.of(scores_B.sum(), len(answered)),
+  }

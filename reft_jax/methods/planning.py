@@ -1,0 +1,286 @@
+"""What a run will do, and whether it can, before any weights are needed."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from reft_jax import batching, devices, terminal
+from reft_jax import config as config_lib
+from reft_jax import tokenizer as tokenizer_lib
+from reft_jax.errors import UserError
+from reft_jax.methods import building, gold, pipeline
+from reft_jax.methods import run as run_lib
+from reft_jax.models import networks
+from reft_jax.tasks import embedded, grading, sources
+
+# Where the packaged experiments' models and data are from, by their names.
+_MODELS = {
+  name.rpartition("/")[2]: f"huggingface.co/{name}"
+  for name in (
+    "codellama/CodeLlama-7b-hf",
+    "facebook/galactica-6.7b",
+    "facebook/galactica-125m",
+    "codeparrot/codeparrot-small",
+    "Salesforce/codegen-350M-mono",
+  )
+}
+_DATA = "the folder data of github.com/lqtrung1998/mwp_ReFT"
+_PUBLISHED = ("gsm8k", "svamp", "mathqa")
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What there is to learn from.
+
+  Attributes:
+    questions: training problems.
+    annotated: those with a chain of thought.
+    exact: False where a tokenizer may yet leave out what is too long.
+  """
+
+  questions: int
+  annotated: int
+  exact: bool
+
+
+def show(config: config_lib.Config, screen: terminal.Terminal) -> None:
+  """Checks what can be checked, and tells the stages and what is missing.
+
+  Raises:
+    UserError: the run would not start, even if nothing were missing.
+  """
+  lacking = dict(missing(config))
+  with contextlib.ExitStack() as exits:
+    # First: its processes are started before jax has threads and devices.
+    grader = building.open_grader(config, exits)
+    mesh = devices.make_mesh(**vars(config.mesh))
+    check_batches(config, mesh)
+    facts = [describe_devices(mesh)]
+    tokenizer = counts = None
+    if "model.path" not in lacking:
+      tokenizer, network = building.open_model(config)
+      building.check_lengths(config, network)
+      if "model.warmup" not in lacking:
+        building.check_warmup(config, tokenizer, network)
+      facts.append(_describe_model(network))
+    if not {"data.train", "data.test"} & lacking.keys():
+      counts, told = _read_problems(config, tokenizer, grader)
+      facts += told
+
+  screen.line(f"{config.name}, seed {config.seed}: a dry run", style="bold")
+  for fact in facts:
+    screen.line(fact)
+  rows = [stage_row(config, stage, counts) for stage in config.stages]
+  screen.table(
+    f"Stages, to be kept in {config_lib.run_directory(config)}",
+    list(rows[0]),
+    [list(row.values()) for row in rows],
+  )
+  if {"offline_st", "reward_model"} & set(config.stages):
+    screen.line(_describe_draws(config.draws))
+  for setting, origin in lacking.items():
+    screen.line(f"missing: {setting}={_value(config, setting)}, {origin}")
+  screen.line(
+    "the settings fit; what is missing was not checked"
+    if lacking
+    else "all that can be known without weights fits"
+  )
+
+
+def _read_problems(
+  config: config_lib.Config,
+  tokenizer: tokenizer_lib.Tokenizer | None,
+  grader: grading.Grader,
+) -> tuple[Counts, list[str]]:
+  """Counts, and what to tell; more is checked where there is a tokenizer."""
+  if tokenizer is None:
+    splits = run_lib.problems(config)
+    train = splits["train"].problems[: config.data.train_limit]
+    annotated = sum(each.rationale is not None for each in train)
+    sizes = {name: len(split.problems) for name, split in splits.items()}
+    sizes["train"] = len(train)
+    told = ", ".join(f"{size} {name}" for name, size in sizes.items())
+    return Counts(len(train), annotated, exact=False), [f"problems: {told}"]
+  encoded = run_lib.encoded(config, tokenizer)
+  check_rationales(config, encoded["train"])
+  failures = gold.check(grader, tokenizer, encoded, config.reft)
+  targets = [each.target for each in encoded["train"].examples]
+  total = sum(len(split.examples) for split in encoded.values())
+  return Counts(len(targets), sum(map(bool, targets)), exact=True), [
+    describe_problems(encoded),
+    f"known answers: {total - len(failures)} of {total} earn 1",
+  ]
+
+
+def missing(config: config_lib.Config) -> Iterator[tuple[str, str]]:
+  """Settings that name what is not here, and where it is from."""
+  for setting in ("data.train", "data.test"):
+    source = _value(config, setting)
+    if source is None or source == embedded.NAME:
+      continue
+    file = config_lib.expanded(source)
+    if source.startswith(sources.HUB):
+      yield setting, "to be read from the hub"
+    elif not file.is_file():
+      published = file.name.startswith(_PUBLISHED)
+      yield setting, f"from {_DATA}" if published else "a file of problems"
+  for setting in ("model.path", "model.warmup"):
+    path = _value(config, setting)
+    if path and not (config_lib.expanded(path) / "config.json").is_file():
+      origin = _MODELS.get(config_lib.expanded(path).name)
+      yield setting, f"from {origin}" if origin else "a Hugging Face folder"
+
+
+def _value(config: config_lib.Config, setting: str) -> str | None:
+  group, name = setting.split(".")
+  return getattr(getattr(config, group), name)
+
+
+def stage_row(
+  config: config_lib.Config, stage: str, counts: Counts | None
+) -> dict[str, Any]:
+  """What a stage will do, by the title of its column.
+
+  Steps are those of one learning rate. Some are only bounded: what is drawn
+  and what is too long is not known yet.
+  """
+  settings = getattr(config, stage)
+  steps, bounded = _steps(config, stage, counts)
+  rates = getattr(settings, "learning_rates", None)
+  rates = rates or (settings.optimizer.learning_rate,)
+  samples = steps and stage in config_lib.REINFORCED
+  return {
+    "stage": stage,
+    "from": pipeline.starts_from(config, stage),
+    "steps": f"{settings.epochs} epochs"
+    if steps is None
+    else f"{'≤ ' * bounded}{steps:,}",
+    "batch": settings.batch_size,
+    "learning rate": ", ".join(f"{rate:g}" for rate in rates),
+    "schedule": settings.optimizer.schedule,
+    "rollouts": steps * settings.batch_size if samples else None,
+  }
+
+
+def _steps(
+  config: config_lib.Config, stage: str, counts: Counts | None
+) -> tuple[int | None, bool]:
+  """A stage's optimizer or sampling steps, and if this only bounds them.
+
+  None where that follows from data that are not here.
+  """
+  settings, draws = getattr(config, stage), config.draws.samples
+  if stage == "base" or getattr(settings, "steps", None):
+    return settings.steps, False
+  if counts is None:
+    return None, False
+  match stage:
+    case "warmup" | "sft":
+      rows, batch = counts.annotated, settings.batch_size
+    case "offline_st":
+      again = settings.choose == "official"  # The annotation counts twice.
+      kept = counts.questions * min(settings.keep, draws)
+      rows = counts.annotated * (1 + again) + kept
+      batch = settings.batch_size
+    case "reward_model":
+      rows, batch = counts.questions * draws, settings.batch_size
+    case "online_st" | "reft":
+      rows = counts.questions
+      batch = settings.batch_size // settings.samples_per_question
+  drawn = stage in ("offline_st", "reward_model")
+  return settings.epochs * -(-rows // batch), drawn or not counts.exact
+
+
+def describe_problems(splits: Mapping[str, batching.Encoded]) -> str:
+  """The splits' sizes, and what of them is not used."""
+  return "problems: " + ", ".join(
+    _describe(name, split) for name, split in splits.items()
+  )
+
+
+def _describe(name: str, split: batching.Encoded) -> str:
+  text = f"{len(split.examples)} {name}"
+  left_out = [
+    f"{count} {what}"
+    for count, what in (
+      (split.left_out, "left out, their answers are not of this task"),
+      (split.long_prompts, "left out, their prompts are too long"),
+      (split.long_targets, "with an annotation too long to be learnt"),
+      (len(split.unusable_targets), "with an annotation of another kind"),
+    )
+    if count
+  ]
+  return f"{text} ({'; '.join(left_out)})" if left_out else text
+
+
+def describe_devices(mesh: jax.sharding.Mesh) -> str:
+  """The devices and how they are laid out."""
+  return (
+    f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh "
+    + " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+  )
+
+
+def _describe_model(network: networks.Networks) -> str:
+  policy = jax.eval_shape(network.init, jax.random.key(0))
+  size = sum(leaf.size for leaf in jax.tree.leaves(policy))
+  context = network.config.max_positions
+  return f"model: {size:,} parameters, context of {context:,} tokens"
+
+
+def _describe_draws(draws: config_lib.DrawsConfig) -> str:
+  likeliest = f" from the {draws.top_k} likeliest tokens" if draws.top_k else ""
+  return (
+    f"draws: {draws.samples} solutions to each training question, at"
+    f" temperature {draws.temperature:g}{likeliest}"
+  )
+
+
+def check_batches(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
+  """Every batch that is split over devices must divide.
+
+  Raises:
+    UserError: names the first that does not, and the next size that does.
+  """
+  sizes: dict[str, int | None] = {}
+  for name in config.stages:
+    stage = getattr(config, name)
+    if name in config_lib.REINFORCED:
+      questions = stage.batch_size // stage.samples_per_question
+      sizes[f"{name}.batch_size / {name}.samples_per_question"] = questions
+    else:
+      sizes[f"{name}.batch_size"] = stage.batch_size
+    for part in ("minibatch_size", "micro_batch_size"):
+      sizes[f"{name}.{part}"] = getattr(stage, part, None)
+  devices.check_divides(mesh, {k: v for k, v in sizes.items() if v})
+
+
+def check_rationales(
+  config: config_lib.Config, train_set: batching.Encoded
+) -> None:
+  """Stages that imitate need annotated chains of thought.
+
+  Raises:
+    UserError: if no training problem has one.
+  """
+  imitating = (*config_lib.SUPERVISED, "online_st")
+  stages = [name for name in imitating if name in config.stages]
+  if not stages or any(each.target for each in train_set.examples):
+    return
+  if train_set.unusable_targets:
+    raise UserError(
+      f"data.train={config.data.train}: {train_set.unusable_targets[0]}"
+    )
+  if train_set.long_targets:
+    raise UserError(
+      f"data.train={config.data.train}: every chain of thought is longer than "
+      f"data.max_response_tokens={config.data.max_response_tokens}; raise it."
+    )
+  raise UserError(
+    f"data.train={config.data.train}: no problem has a chain of thought "
+    f"(answer_cot) for {' and '.join(stages)} to learn from; choose data "
+    "that has them, or set stages=[reft]."
+  )

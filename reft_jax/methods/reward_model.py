@@ -1,0 +1,229 @@
+"""The reward model (paper section 4.2): is this solution right?
+
+A classifier of two classes on the trunk of an early checkpoint, trained on
+solutions drawn from the warmed-up model and used to choose among samples.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from reft_jax import batching, devices, optim, selection, steps, types
+from reft_jax import config as config_lib
+from reft_jax import tokenizer as tokenizer_lib
+from reft_jax.errors import UserError
+from reft_jax.methods import loop as loop_lib
+from reft_jax.methods.answering import Answer
+from reft_jax.methods.run import Run
+from reft_jax.models import networks as networks_lib
+from reft_jax.models import pretrained
+from reft_jax.tasks import prompts
+
+Groups = Sequence[Sequence[Answer]]
+
+
+def train(
+  run: Run,
+  name: str,
+  policy: Any,
+  config: config_lib.SupervisedConfig,
+  draws: Groups,
+  dev_draws: Groups,
+) -> loop_lib.Trained:
+  """Trains a classifier that starts from a policy's trunk.
+
+  Each solution is one row, those of a question that are alike one together;
+  the loss is the cross-entropy at its last token, classes as they come (the
+  released code's; the paper's batch is 48).
+
+  Args:
+    run: the run.
+    name: the stage's.
+    policy: what the trunk is copied from.
+    config: the stage's.
+    draws: graded solutions of training questions.
+    dev_draws: those of dev questions. The classifier by which the right ones
+      are chosen most often stays; the last one without any.
+  """
+  rows, labels = labelled(run, draws)
+  train_at = functools.partial(_train_at, run, policy, rows, labels, dev_draws)
+  return loop_lib.sweep(name, config, train_at)
+
+
+def _train_at(
+  run, policy, rows, labels, dev_draws, name, config
+) -> loop_lib.Trained:
+  """Trains it at one learning rate."""
+  epoch = -(-len(rows) // config.batch_size)
+  total = epoch * config.epochs
+  optimizer = optim.build(config.optimizer, total)
+  schedule = optim.schedule(config.optimizer, total)
+  update = steps.classify(
+    run.networks,
+    optimizer,
+    micro_batch_size=config.micro_batch_size or config.batch_size,
+  )
+  scorer = jax.jit(run.networks.init_scorer)(policy, run.key(name, "init"))
+  judge = Judge(run, run.networks)
+
+  with loop_lib.Loop(
+    run,
+    name,
+    steps=total,
+    evaluate_every=epoch * config.evaluate_every,
+    examine=functools.partial(_preferred, run, judge, dev_draws)
+    if dev_draws
+    else None,
+    part="scorer",
+  ) as loop:
+    state, start = loop.restore(run.start({"scorer": scorer}, optimizer))
+    for step in range(start, total):
+      chosen = batching.epoch_rows(
+        len(rows), seed=run.config.seed, step=step, batch=config.batch_size
+      )
+      batch = batching.labelled(
+        [rows[index] for index in chosen],
+        [labels[index] for index in chosen],
+        batch=config.batch_size,
+        slots=slots(run),
+        pad_id=run.tokenizer.pad_id,
+      )
+      state, metrics = update(state, devices.put_batch(run.mesh, batch))
+      metrics["learning_rate"] = types.Mean.of(schedule(step))
+      loop.end_step(step + 1, state, metrics)
+    return loop.result(state, config.optimizer.learning_rate)
+
+
+def _preferred(
+  run: Run, judge: "Judge", groups: Groups, scorer: Any
+) -> list[Answer]:
+  """Of each question, the answer that a classifier prefers.
+
+  Where no sample holds an answer, the first one: it is none.
+  """
+  best = [
+    selection.rerank(
+      [answer.grade.value for answer in group],
+      probabilities,
+      run.config.data.answers,
+    )
+    for group, probabilities in zip(groups, judge(scorer, groups), strict=True)
+  ]
+  return [group[index or 0] for group, index in zip(groups, best, strict=True)]
+
+
+def labelled(run: Run, groups: Groups) -> tuple[list[list[int]], list[int]]:
+  """Rows of ids and whether each is right, alike ones of a question once."""
+  answers = [each for group in groups for each in _once(run, group).values()]
+  return _ids(run, answers), [int(answer.correct) for answer in answers]
+
+
+def slots(run: Run) -> int:
+  """S: a prompt and a response; what is longer is cut."""
+  return run.prompt_slots + run.config.data.max_response_tokens
+
+
+class Judge:
+  """Asks a classifier about solutions, a batch of one shape at a time.
+
+  Args:
+    run: the run.
+    networks: the classifier's.
+  """
+
+  def __init__(self, run: Run, networks: networks_lib.Networks):
+    self._run = run
+    ways = devices.batch_ways(run.mesh)
+    size = max(run.config.evaluation.batch_size, ways)
+    self._batch = size // ways * ways
+    self._score = steps.scores(networks)
+
+  def __call__(self, scorer: Any, groups: Groups) -> list[list[float]]:
+    """The probability of being right, for each answer of each group."""
+    asked = [_once(self._run, group) for group in groups]
+    flat = [answer for group in asked for answer in group.values()]
+    found = iter(self._probabilities(scorer, flat))
+    known = [{text: next(found) for text in group} for group in asked]
+    return [
+      [texts[_text(self._run, answer)] for answer in group]
+      for texts, group in zip(known, groups, strict=True)
+    ]
+
+  def _probabilities(self, scorer: Any, flat: Sequence[Answer]) -> list[float]:
+    run = self._run
+    found: list[float] = []
+    for start in range(0, len(flat), self._batch):
+      some = flat[start : start + self._batch]
+      batch = batching.labelled(
+        _ids(run, some),
+        [0] * len(some),
+        batch=self._batch,
+        slots=slots(run),
+        pad_id=run.tokenizer.pad_id,
+      )
+      batch = devices.put_batch(run.mesh, batch)
+      scores_B = self._score(scorer, batch.tokens_BS, batch.lengths_B)
+      found += jax.device_get(scores_B)[: len(some)].tolist()
+    return found
+
+
+def check(run: Run, folder: pathlib.Path) -> None:
+  """Finds out whether `open_judge` will do, without opening the weights.
+
+  Raises:
+    UserError: there is no model, or it reads other tokens than the run's model
+      writes.
+    UnsupportedModelError: it is a language model.
+  """
+  where = f"evaluation.reward_model={folder}"
+  if not (folder / "config.json").is_file():
+    raise UserError(
+      f"{where}: no reward model there (a folder with config.json, "
+      "*.safetensors and tokenizer.json)."
+    )
+  if not pretrained.is_classifier(folder):
+    raise pretrained.UnsupportedModelError(
+      f"{where}: a language model, which cannot judge; give a run's "
+      "models/reward_model."
+    )
+  theirs = tokenizer_lib.load(folder)
+  if theirs.fingerprint != run.tokenizer.fingerprint:
+    raise UserError(
+      f"{where}: its tokenizer is another than the model's; take a reward "
+      "model that was trained beside this model."
+    )
+
+
+def open_judge(
+  run: Run, folder: pathlib.Path
+) -> Callable[[Groups], list[list[float]]]:
+  """The judge of a reward model's folder; raises as `check` does."""
+  check(run, folder)
+  shape, scorer = pretrained.load_classifier(folder)
+  networks = dataclasses.replace(run.networks, config=shape)
+  scorer = devices.put(run.mesh, scorer)
+  return functools.partial(Judge(run, networks), scorer)
+
+
+def _once(run: Run, group: Sequence[Answer]) -> dict[str, Answer]:
+  """A question's solutions by their texts, each once."""
+  return {_text(run, answer): answer for answer in group}
+
+
+def _text(run: Run, answer: Answer) -> str:
+  return prompts.tidy(answer.completion, run.config.data.reasoning)
+
+
+def _ids(run: Run, answers: Sequence[Answer]) -> list[list[int]]:
+  """Each question with its solution and without EOS, as released."""
+  texts = [_text(run, answer) for answer in answers]
+  return [
+    [*answer.example.prompt, *ids]
+    for answer, ids in zip(
+      answers, run.tokenizer.encode_all(texts), strict=True
+    )
+  ]
