@@ -1,0 +1,351 @@
+"""`python -m reft_jax.evaluate MODEL...`: how good models are, and how surely.
+
+A MODEL is a run's folder, which stands for all models in it, one of its
+`models/STAGE`, a checkpoint (`stages/STAGE/best`, `stages/STAGE/checkpoints` or
+one of the numbered folders in them), or any Hugging Face folder. Settings are
+those of the run that it lies in; --config files and key=value are laid over
+them. Of a Hugging Face folder elsewhere, --config must say how it is asked.
+
+Each model answers the problems of evaluation.split, once greedily and
+evaluation.samples times by sampling; a vote, and a reward model if there is
+one, choose among evaluation.at of the samples. Samples are kept, in
+RUN/evaluations/NAME-SPLIT or evaluations/NAME-SPLIT: the same command goes on
+where it was stopped, and other settings of answers, votes or rewards need no
+sampling.
+
+Exit codes: 0 done, 2 bad input, 3 programs can no longer be run, 130
+interrupted.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from reft_jax import config as config_lib
+from reft_jax import devices, terminal
+from reft_jax.errors import UserError
+from reft_jax.methods import building, evaluating
+from reft_jax.methods import run as run_lib
+from reft_jax.models import pretrained
+from reft_jax.tasks import grading
+from reft_jax.tasks.sandbox import executor as executor_lib
+
+PROGRAM = "reft_jax.evaluate MODEL..."
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command line `argv`; returns the exit code."""
+  screen = terminal.Terminal()
+  try:
+    paths, arguments = divide(argv)
+    if {"-h", "--help"} & set(arguments):
+      print(__doc__)
+      config_lib.print_help(PROGRAM)
+      return 0
+    models = [model for path in paths for model in find(path)]
+    commands = [read(model, arguments) for model in models]
+    if not models:
+      raise UserError(
+        f"which model? Usage: python -m {PROGRAM} {config_lib.USAGE}"
+      )
+    if commands[0].action == "print-config":
+      print(
+        "---\n".join(config_lib.to_yaml(c.config) for c in commands), end=""
+      )
+      return 0
+    evaluate(
+      models,
+      [command.config for command in commands],
+      screen,
+      dry=commands[0].action == "dry-run",
+    )
+  except (UserError, pretrained.UnsupportedModelError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except executor_lib.LostWorkerError as error:
+    print(f"error: {error}; the same command goes on.", file=sys.stderr)
+    return 3
+  except KeyboardInterrupt:
+    screen.line("interrupted; the same command goes on.")
+    return 130
+  return 0
+
+
+def divide(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Models' paths, and the arguments that settings are made of."""
+  paths, arguments = [], []
+  for before, argument in zip(("", *argv), argv, strict=False):
+    path = before != "--config" and (
+      not argument.startswith("-") and "=" not in argument
+    )
+    (paths if path else arguments).append(argument)
+  return paths, arguments
+
+
+def find(path: str) -> list[evaluating.Model]:
+  """The models that a path stands for.
+
+  Raises:
+    UserError: there is none.
+  """
+  folder = pathlib.Path(os.path.abspath(config_lib.expanded(path)))
+  if not folder.is_dir():
+    others = sorted(
+      each.name for each in folder.parent.glob("*") if each.is_dir()
+    )
+    beside = f"; beside it are {', '.join(others)}" if others else ""
+    raise UserError(f"{path}: no such folder{beside}.")
+  if (folder / "config.json").is_file():
+    return [evaluating.Model(folder.name, folder, _run_of(folder.parent))]
+  stages = [
+    folder / "models" / stage
+    for stage in config_lib.STAGES
+    if stage != "reward_model"
+  ]
+  found = [
+    evaluating.Model(stage.name, stage, _run_of(stage.parent))
+    for stage in stages
+    if (stage / "config.json").is_file()
+  ]
+  return found or [_checkpoint(path, folder)]
+
+
+def _checkpoint(path: str, folder: pathlib.Path) -> evaluating.Model:
+  """The newest model among checkpoints, or the one of a numbered folder."""
+  steps = [each for each in folder.glob("*") if each.name.isdigit()]
+  newest = max(steps, key=lambda step: int(step.name), default=folder)
+  state, kept = newest / "state", newest.parent
+  run = _run_of(kept.parent.parent)
+  if (
+    run is None
+    or kept.name not in ("best", "checkpoints")
+    or not state.is_dir()
+  ):
+    raise UserError(
+      f"{path}: no model there; give a run's folder, its models/STAGE, "
+      "stages/STAGE/best or stages/STAGE/checkpoints, or a Hugging Face folder "
+      "(config.json, *.safetensors and tokenizer.json)."
+    )
+  name = "best" if kept.name == "best" else f"step{newest.name}"
+  return evaluating.Model(
+    f"{kept.parent.name}-{name}", state, run, checkpoint=True
+  )
+
+
+def _run_of(folder: pathlib.Path) -> pathlib.Path | None:
+  """The run whose `models` or `stages` a folder is."""
+  if folder.name not in ("models", "stages"):
+    return None
+  return folder.parent if (folder.parent / "config.yaml").is_file() else None
+
+
+def read(
+  model: evaluating.Model, arguments: Sequence[str]
+) -> config_lib.Command:
+  """The command line's settings for one model.
+
+  Raises:
+    UserError: as `config.parse`; or nothing says how the model is asked.
+  """
+  if model.run:
+    # Its output is where it was trained, not where it is evaluated.
+    layers = [f"--config={model.run / 'config.yaml'}", "output=null"]
+  elif any(argument.startswith("--config") for argument in arguments):
+    layers = []
+  else:
+    raise UserError(
+      f"{model.folder} lies in no run, whose settings would say how it is "
+      "asked; name an experiment, such as --config gsm8k_nl_codellama_7b."
+    )
+  command = config_lib.parse([*layers, *arguments])
+  config = command.config
+  path = config.model.path if model.checkpoint else str(model.folder)
+  config = dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, path=path, warmup=None),
+    # Nothing is trained: what training needs need not be there.
+    stages=("reft",) if path else ("base",),
+  )
+  return dataclasses.replace(command, config=config)
+
+
+def check(configs: Sequence[config_lib.Config]) -> None:
+  """Raises UserError for settings that make no sense here."""
+  for config in configs:
+    config_lib.validate(config)
+    config_lib.check_files(config)
+    settings = config.evaluation
+    for k in evaluating.numbers(settings):
+      if k > settings.samples:
+        raise UserError(
+          f"evaluation.at: {k} is more than evaluation.samples="
+          f"{settings.samples}; ask for fewer, or draw more."
+        )
+    if settings.reward_model and not settings.samples:
+      raise UserError(
+        f"evaluation.reward_model={settings.reward_model} has nothing to choose"
+        " from: evaluation.samples=0; draw some, or set it to null."
+      )
+
+
+def places(
+  models: Sequence[evaluating.Model], configs: Sequence[config_lib.Config]
+) -> list[pathlib.Path]:
+  """Where each model's answers are kept.
+
+  Raises:
+    UserError: two models have the same place.
+  """
+  found: dict[pathlib.Path, evaluating.Model] = {}
+  for model, config in zip(models, configs, strict=True):
+    name = f"{model.name}-{config.evaluation.split}"
+    folder = (model.run or pathlib.Path()) / "evaluations" / name
+    if config.output:
+      folder = config_lib.expanded(config.output)
+      folder = folder / name if len(models) > 1 else folder
+    if folder in found:
+      raise UserError(
+        f"{found[folder].folder} and {model.folder} would both be kept in "
+        f"{folder}; evaluate one at a time, each with its own output."
+      )
+    found[folder] = model
+  return list(found)
+
+
+def evaluate(
+  models: Sequence[evaluating.Model],
+  configs: Sequence[config_lib.Config],
+  screen: terminal.Terminal,
+  *,
+  dry: bool = False,
+) -> None:
+  """Evaluates models, each with its settings, and compares them in a table.
+
+  All are checked before the first is asked anything; with `dry` that is all.
+  """
+  check(configs)
+  directories = places(models, configs)
+  logging.getLogger("absl").setLevel(logging.WARNING)
+  building.use_compilation_cache()
+  with contextlib.ExitStack() as exits:
+    # First: their processes are started before jax has threads and devices.
+    graders = open_graders(configs, exits)
+    evaluations = [
+      prepare(*each, screen)
+      for each in zip(models, configs, directories, graders, strict=True)
+    ]
+    if dry:
+      screen.line("dry run: all is well, and nothing was sampled")
+      return
+    summaries = {}
+    for evaluation in evaluations:
+      directory = evaluation.run.directory
+      screen.line(f"{evaluation.model.name}: {directory}", style="bold")
+      with jax.set_mesh(evaluation.run.mesh):
+        evaluation.draw()
+        summary = evaluation.write(evaluation.answers())
+      summaries[label(evaluation.model, models)] = summary
+  show(summaries, screen)
+  for directory in directories:
+    screen.line(f"every completion: {directory / 'report.html'}")
+
+
+def open_graders(
+  configs: Sequence[config_lib.Config], exits: contextlib.ExitStack
+) -> list[grading.Grader]:
+  """A grader for each model; models that are graded alike share one."""
+  opened: dict[Any, grading.Grader] = {}
+  keys = [(c.data.reasoning, c.data.answers, c.programs) for c in configs]
+  for key, config in zip(keys, configs, strict=True):
+    if key not in opened:
+      opened[key] = building.open_grader(config, exits)
+  return [opened[key] for key in keys]
+
+
+def prepare(
+  model: evaluating.Model,
+  config: config_lib.Config,
+  directory: pathlib.Path,
+  grader: grading.Grader,
+  screen: terminal.Terminal,
+) -> evaluating.Evaluation:
+  """Everything that an evaluation needs but the weights.
+
+  Raises:
+    UserError: something of it is missing or does not fit.
+  """
+  tokenizer, network = building.open_model(config)
+  building.check_lengths(config, network)
+  splits = run_lib.encoded(config, tokenizer)
+  split = config.evaluation.split
+  examples = splits[split].examples
+  if not examples:
+    setting = "data.dev_size" if split == "dev" else f"data.{split}"
+    raise UserError(
+      f"evaluation.split={split}: {model.name} has no such problems; set "
+      f"{setting}, or another split."
+    )
+  run = run_lib.Run(
+    config=config,
+    directory=directory,
+    mesh=devices.make_mesh(
+      data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+    ),
+    networks=network,
+    tokenizer=tokenizer,
+    **{name: each.examples for name, each in splits.items()},
+    grader=grader,
+    recorder=None,  # Nothing is logged step by step.
+    terminal=screen,
+  )
+  return evaluating.Evaluation(run, model, examples)
+
+
+def label(model: evaluating.Model, models: Sequence[evaluating.Model]) -> str:
+  """A model's name, with its folder's where several have that name."""
+  if [each.name for each in models].count(model.name) == 1:
+    return model.name
+  return f"{(model.run or model.folder.parent).name}/{model.name}"
+
+
+def show(
+  summaries: Mapping[str, Mapping[str, Any]], screen: terminal.Terminal
+) -> None:
+  """A table with a column for each model, by its label."""
+  columns = [
+    {"problems": f"{summary['questions']} {summary['split']}"}
+    | {name: _cell(**figure) for name, figure in summary["accuracy"].items()}
+    | {
+      f"{name}: {verdict}": f"{count:,}"
+      for name, counts in summary["verdicts"].items()
+      for verdict, count in counts.items()
+    }
+    for summary in summaries.values()
+  ]
+  # A vote of one is that one sample.
+  names = [
+    name
+    for name in dict.fromkeys(itertools.chain(*columns))
+    if not name.endswith("@1")
+  ]
+  screen.table(
+    "Accuracy, and half the width of its 95 % interval over questions",
+    ["", *summaries],
+    [[name, *(column.get(name) for column in columns)] for name in names],
+  )
+
+
+def _cell(value: float, low: float, high: float) -> str:
+  return f"{value:.3f} ± {(high - low) / 2:.3f}"
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
