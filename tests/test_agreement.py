@@ -1,0 +1,106 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reft_jax import agreement
+
+NAN = np.nan
+# Krippendorff (2011): 12 units, 4 observers; ordinal alpha is .815 there.
+PUBLISHED_UR = np.array(
+  [
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, NAN, NAN, NAN],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NAN, 3],
+    [NAN, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NAN],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN],
+  ]
+).T
+
+RATINGS = (
+  st.integers(2, 4)
+  .flatmap(
+    lambda raters: st.lists(
+      st.lists(
+        st.sampled_from([0, 0.5, 1, NAN]), min_size=raters, max_size=raters
+      ),
+      min_size=1,
+      max_size=6,
+    )
+  )
+  .map(np.array)
+)
+
+
+def by_pairs(ratings_UR) -> float | None:
+  """Alpha as it is defined: over all pairs of ratings, one by one."""
+  units = [unit[~np.isnan(unit)] for unit in ratings_UR]
+  units = [unit for unit in units if len(unit) > 1]
+  every = sorted(rating for unit in units for rating in unit)
+
+  def disagreement(a, b) -> float:
+    low, high = min(a, b), max(a, b)
+    between = sum(low <= rating <= high for rating in every)
+    return (between - (every.count(a) + every.count(b)) / 2) ** 2
+
+  expected = sum(
+    itertools.starmap(disagreement, itertools.permutations(every, 2))
+  )
+  if not expected:
+    return None
+  observed = sum(
+    disagreement(a, b) / (len(unit) - 1)
+    for unit in units
+    for a, b in itertools.permutations(unit, 2)
+  )
+  return 1 - observed * (len(every) - 1) / expected
+
+
+def test_the_published_example():
+  assert agreement.ordinal_alpha(PUBLISHED_UR) == pytest.approx(0.815, abs=5e-4)
+
+
+@given(RATINGS)
+def test_alpha_is_its_definition(ratings_UR):
+  found, expected = agreement.ordinal_alpha(ratings_UR), by_pairs(ratings_UR)
+  assert found == (None if expected is None else pytest.approx(expected))
+
+
+@given(RATINGS, st.randoms())
+def test_the_order_of_raters_and_units_is_nothing(ratings_UR, random):
+  units, raters = map(list, map(range, ratings_UR.shape))
+  random.shuffle(units)
+  random.shuffle(raters)
+  other_UR = ratings_UR[units][:, raters]
+  for measure in (agreement.ordinal_alpha, agreement.equal_pairs):
+    found, expected = measure(other_UR), measure(ratings_UR)
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_perfect_agreement_is_1():
+  ratings_UR = np.array([[0, 0], [1, 1], [0.5, 0.5]])
+  assert agreement.ordinal_alpha(ratings_UR) == 1
+  assert agreement.equal_pairs(ratings_UR) == 1
+
+
+def test_disagreement_is_below_chance():
+  assert agreement.ordinal_alpha(np.array([[0, 1], [1, 0]])) < 0
+
+
+def test_equal_pairs_by_hand():
+  # Three pairs of which one is equal, and one pair that is.
+  ratings_UR = np.array([[0, 0, 1], [NAN, 0.5, 0.5]])
+  assert agreement.equal_pairs(ratings_UR) == 2 / 4
+
+
+@pytest.mark.parametrize(
+  "ratings_UR", [np.ones((3, 1)), np.full((2, 2), NAN), np.ones((0, 2))]
+)
+def test_one_rating_a_unit_tells_nothing(ratings_UR):
+  assert agreement.ordinal_alpha(ratings_UR) is None
+  assert agreement.equal_pairs(ratings_UR) is None
+
+
+def test_equal_ratings_tell_nothing_from_chance():
+  assert agreement.ordinal_alpha(np.ones((3, 2))) is None
