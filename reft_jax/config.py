@@ -629,8 +629,13 @@ def check_files(config: Config) -> None:
     raise errors.UserError("; ".join(problems))
 
 
-def print_help(program: str) -> None:
-  """Prints the usage and every setting with its default and meaning."""
+def print_help(
+  program: str, otherwise: str = f"the run is {DEFAULT_EXPERIMENT}"
+) -> None:
+  """Prints the usage and every setting with its default and meaning.
+
+  `otherwise` says what holds without --config.
+  """
   import rich.console
   import rich.table
 
@@ -655,7 +660,7 @@ def print_help(program: str) -> None:
   console.print(
     "A FILE is YAML, or the name of a packaged experiment:"
     f" {', '.join(_experiments())}. Later files win, then key=value, as in"
-    f" reft.steps=20. Without --config the run is {DEFAULT_EXPERIMENT}.\n"
+    f" reft.steps=20. Without --config {otherwise}.\n"
   )
   console.print(table)
 
@@ -710,7 +715,7 @@ def _layers(
   if file in below:
     raise errors.UserError(f"{' extends '.join((*below, file))}: a circle")
   path = _found(file, below)
-  layer = _read(file, path)
+  layer = read_file(file, path)
   parents = layer.pop("extends", None)
   if not isinstance(parents, omegaconf.ListConfig):
     parents = [] if parents is None else [parents]
@@ -737,7 +742,8 @@ def _found(file: str, below: Sequence[str]) -> pathlib.Path:
   )
 
 
-def _read(file: str, path: pathlib.Path) -> omegaconf.DictConfig:
+def read_file(file: str, path: pathlib.Path) -> omegaconf.DictConfig:
+  """A YAML file's mapping; errors call it `file`."""
   try:
     layer = omegaconf.OmegaConf.load(path)
   except yaml.MarkedYAMLError as error:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     paths, arguments = divide(argv)
     if {"-h", "--help"} & set(arguments):
       print(__doc__)
-      config_lib.print_help(PROGRAM)
+      config_lib.print_help(PROGRAM, "they are those of the model's run")
       return 0
     models = [model for path in paths for model in find(path)]
     commands = [read(model, arguments) for model in models]

@@ -1,7 +1,9 @@
-"""One picture of a run."""
+"""Pictures of a run, and of several runs together."""
 
+import dataclasses
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 
 import matplotlib.axes
@@ -12,9 +14,24 @@ _COLORS = {
   "base": "#9a9a9a",
   "warmup": "#8c6d46",
   "sft": "#3b6fb6",
+  "offline_st": "#6b9080",
+  "online_st": "#e09f3e",
   "reft": "#d1495b",
+  "reward_model": "#7d5ba6",
 }
-_NAMES = {"warmup": "warm-up", "sft": "SFT", "reft": "ReFT"}
+_NAMES = {
+  "warmup": "warm-up",
+  "sft": "SFT",
+  "offline_st": "offline ST",
+  "online_st": "online ST",
+  "reft": "ReFT",
+  "reward_model": "reward model",
+}
+# Of lines that are no stages, or several of one: told apart in order.
+_COLORS_IN_ORDER = (
+  *("#3b6fb6", "#d1495b", "#6b9080", "#e09f3e", "#7d5ba6", "#8c6d46"),
+  *("#1f9ea8", "#c06c9c", "#4a4a4a", "#9a9a9a"),
+)
 # Metric, title; in the order of the panels.
 _PANELS = (
   ("dev/accuracy", "Accuracy on dev problems"),
@@ -55,6 +72,71 @@ def learning_curves(
   figure.savefig(path)
 
 
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """Several measurements at each place, drawn as their mean and range.
+
+  Attributes:
+    label: what the legend calls it.
+    values: the measurements, such as one a seed, by place; none is empty.
+  """
+
+  label: str
+  values: Mapping[float, Sequence[float]]
+
+
+def lines(
+  some: Sequence[Line],
+  path: str | os.PathLike[str],
+  *,
+  title: str,
+  x: str,
+  share: bool = True,
+  dense: bool = False,
+) -> None:
+  """Draws lines over a number as a PNG; without any, writes nothing.
+
+  Args:
+    some: the lines, at most as many as there are colours.
+    path: the file.
+    title: what is measured.
+    x: what a place is.
+    share: whether measurements are shares, shown in per cent.
+    dense: whether places are many, as in a learning curve: ranges are then a
+      band, not bars, and the axis is not logarithmic.
+  """
+  some = [line for line in some if line.values]
+  if not some:
+    return
+  figure = matplotlib.figure.Figure(
+    figsize=(6.4, 4.0), dpi=150, layout="constrained"
+  )
+  ax = figure.subplots()
+  for line, color in zip(some, _COLORS_IN_ORDER, strict=False):
+    places = sorted(line.values)
+    means = [statistics.mean(line.values[place]) for place in places]
+    low = [min(line.values[place]) for place in places]
+    high = [max(line.values[place]) for place in places]
+    style = {"color": color, "label": line.label, "marker": "o"}
+    ax.plot(places, means, markersize=3 if dense else 5, **style)
+    if dense:
+      ax.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
+    else:
+      ax.vlines(places, low, high, color=color, linewidth=1.2)
+  everywhere = sorted({place for line in some for place in line.values})
+  if not dense:
+    if everywhere[0] > 0 and everywhere[-1] >= 8 * everywhere[0]:
+      ax.set_xscale("log", base=2)
+    ax.set_xticks(everywhere, [f"{place:g}" for place in everywhere])
+    ax.minorticks_off()
+  _finish(ax, title, x)
+  if share:
+    ax.yaxis.set_major_formatter(_percent())
+    ax.set_ylim(bottom=0)
+  ax.legend(fontsize=8, frameon=False)
+  figure.savefig(path)
+
+
 def _panel(
   ax: matplotlib.axes.Axes, rows: Sequence[Mapping], metric: str, title: str
 ) -> None:
@@ -76,15 +158,10 @@ def _panel(
       # The thin line is what was measured, the thick one its running mean.
       ax.plot(steps, values, linewidth=0.8, alpha=0.35, color=style["color"])
       ax.plot(steps, _smooth(values), linewidth=1.8, **style)
-  ax.set_title(title, fontsize=10, loc="left")
-  ax.set_xlabel("share of the stage" if accuracy else "step", fontsize=9)
-  ax.tick_params(labelsize=8)
-  ax.grid(alpha=0.25, linewidth=0.6)
-  ax.spines[["top", "right"]].set_visible(False)
+  _finish(ax, title, "share of the stage" if accuracy else "step")
   if accuracy:
-    percent = matplotlib.ticker.PercentFormatter(1.0, decimals=0)
-    ax.xaxis.set_major_formatter(percent)
-    ax.yaxis.set_major_formatter(percent)
+    ax.xaxis.set_major_formatter(_percent())
+    ax.yaxis.set_major_formatter(_percent())
     ax.set_xlim(0, 1.02)
   else:
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -92,6 +169,20 @@ def _panel(
     ax.set_ylim(bottom=0)
   if accuracy or len(ax.get_legend_handles_labels()[0]) > 1:
     ax.legend(fontsize=8, frameon=False)
+
+
+def _finish(ax: matplotlib.axes.Axes, title: str, x: str) -> None:
+  """What all axes look like."""
+  ax.set_title(title, fontsize=10, loc="left")
+  ax.set_xlabel(x, fontsize=9)
+  ax.tick_params(labelsize=8)
+  ax.grid(alpha=0.25, linewidth=0.6)
+  ax.spines[["top", "right"]].set_visible(False)
+
+
+def _percent() -> matplotlib.ticker.Formatter:
+  """Shares as per cent; one for each axis, which it belongs to."""
+  return matplotlib.ticker.PercentFormatter(1.0)
 
 
 def _stages(rows: Sequence[Mapping]) -> list[str]:

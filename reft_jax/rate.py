@@ -17,8 +17,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from reft_jax import config, pages, rating, terminal
+from reft_jax import config, pages, terminal
 from reft_jax.errors import UserError
+from reft_jax.studies import rating
 
 PAGE, KEY = "rating.html", "key.json"
 

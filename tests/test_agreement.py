@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reft_jax import agreement
+from reft_jax.studies import agreement
 
 NAN = np.nan
 # Krippendorff (2011): 12 units, 4 observers; ordinal alpha is .815 there.

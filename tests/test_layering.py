@@ -22,10 +22,12 @@ LEVELS = (
     "metrics",
     "terminal",
     "plots",
+    "pages",
+    "studies",
   ),
   ("steps", "rollout", "selection"),
   ("methods",),
-  ("train", "evaluate", "export", "plan", "report"),
+  ("train", "evaluate", "reproduce", "rate"),
 )
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 
@@ -108,7 +110,9 @@ def test_no_cycles():
   tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
-@pytest.mark.parametrize("module", below("tasks", "selection", "config"))
+@pytest.mark.parametrize(
+  "module", below("tasks", "selection", "config", "studies", "rate", "reproduce")
+)
 def test_host_code_does_not_reach_jax(module):
   for name in reached(module):
     libraries = {library.split(".")[0] for library in imports(name)}

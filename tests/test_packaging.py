@@ -9,6 +9,7 @@ import zipfile
 import pytest
 
 from reft_jax import config
+from reft_jax.studies import suites
 
 EXPERIMENTS = sorted(config.EXPERIMENTS.glob("*.yaml"))
 
@@ -56,7 +57,21 @@ def test_wheel_holds_every_module(wheel, root):
 
 def test_wheel_holds_the_experiments(wheel):
   held = {name for name in wheel if name.startswith("reft_jax/experiments/")}
-  assert held == {f"reft_jax/experiments/{e.name}" for e in EXPERIMENTS}
+  files = config.EXPERIMENTS.rglob("*.yaml")
+  names = {file.relative_to(config.EXPERIMENTS).as_posix() for file in files}
+  assert held == {f"reft_jax/experiments/{name}" for name in names}
+
+
+def test_wheel_holds_the_templates(wheel, root):
+  held = {name for name in wheel if name.startswith("reft_jax/templates/")}
+  names = {file.name for file in (root / "reft_jax/templates").iterdir()}
+  assert held == {f"reft_jax/templates/{name}" for name in names}
+
+
+def test_wheel_holds_the_suites(wheel):
+  held = {name for name in wheel if name.startswith("reft_jax/suites/")}
+  names = {file.name for file in suites.SUITES.glob("*.yaml")}
+  assert held == {f"reft_jax/suites/{name}" for name in names}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

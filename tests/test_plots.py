@@ -50,3 +50,31 @@ def test_nothing_to_draw_writes_nothing(tmp_path, unplottable):
 def test_smoothing_keeps_length_and_constants():
   assert plots._smooth([2.0] * 50) == [2.0] * 50
   assert plots._smooth([1.0, 5.0]) == [1.0, 5.0]
+
+
+def line(label, places, spread=0.1):
+  values = {place: [place / 100, place / 100 + spread] for place in places}
+  return plots.Line(label, values)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_lines_of_several_runs(tmp_path, dense):
+  path = tmp_path / "lines.png"
+  some = [line("SFT", (1, 4, 16)), line("ReFT", (1, 4)), plots.Line("no", {})]
+  plots.lines(some, path, title="Accuracy", x="samples", dense=dense)
+  assert colours(path) > 5
+
+
+def test_a_range_is_seen(tmp_path):
+  wide, narrow = tmp_path / "wide.png", tmp_path / "narrow.png"
+  for path, spread in ((wide, 0.2), (narrow, 0.0)):
+    some = [line("SFT", (1, 50), spread), line("top", (90,), 0.0)]
+    plots.lines(some, path, title="", x="", dense=True)
+  blank = matplotlib.image.imread(narrow)[..., :3].min(axis=-1) > 0.99
+  band = matplotlib.image.imread(wide)[..., :3].min(axis=-1) > 0.99
+  assert (~band).sum() > 1.5 * (~blank).sum()
+
+
+def test_no_lines_write_nothing(tmp_path):
+  plots.lines([plots.Line("no", {})], tmp_path / "none.png", title="", x="")
+  assert not (tmp_path / "none.png").exists()

@@ -9,7 +9,8 @@ import zlib
 
 import pytest
 
-from reft_jax import rate, rating
+from reft_jax import rate
+from reft_jax.studies import rating
 
 STAGES = ("warmup", "sft", "reft")
 SOURCES = tuple(f"run:{stage}" for stage in STAGES)

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from reft_jax import agreement, config
+from reft_jax import config
 from reft_jax.errors import UserError
+from reft_jax.studies import agreement
 
 CRITERIA = {
   "logic": "Does the reasoning lead to the answer, without wrong steps?",

@@ -1,0 +1,1 @@
+"""What compares finished runs, on the host: suites, and ratings by people."""

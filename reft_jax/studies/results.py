@@ -1,0 +1,172 @@
+"""What the runs of a suite left on disk, as numbers."""
+
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reft_jax import config as config_lib
+from reft_jax import metrics
+from reft_jax.studies import suites
+
+# Where a run's summary.json keeps a metric of a stage.
+_IN_SUMMARY = {
+  "test": "test_accuracy",
+  "vote": "majority_accuracy",
+  "dev": "dev_accuracy",
+  "learning_rate": "learning_rate",
+  "best_step": "best_step",
+  "seconds": "seconds",
+}
+_IN_SHARES = {
+  "wrong": "verdict/wrong",
+  "none": "verdict/none",
+  "partial": "reward/partial",
+  "unreached": "choice/unreached",
+}
+# What metrics.jsonl calls what is read from a stage's last rows.
+_AT_THE_END = {
+  "reward": "reward/mean",
+  "kl": "kl",
+  "length": "response/length",
+}
+
+
+class Results:
+  """The numbers of those runs of a suite that came to their end.
+
+  Args:
+    suite: the suite.
+    seeds: those that were run.
+    folder: where its runs lie.
+  """
+
+  def __init__(
+    self, suite: suites.Suite, seeds: Sequence[int], folder: pathlib.Path
+  ):
+    self.seeds = tuple(seeds)
+    self._folder = folder
+    self._stages = {
+      (run, seed): stages(suites.run_folder(folder, run, seed))
+      for run in suite.runs
+      for seed in seeds
+    }
+
+  def of(self, reference: suites.Reference) -> dict[int, float]:
+    """A metric of a stage by seed; seeds that have none are left out."""
+    run, stage, metric = reference.run, reference.stage, reference.metric
+    values = {
+      seed: self._stages[run, seed].get(stage, {}).get(metric)
+      for seed in self.seeds
+    }
+    return {seed: value for seed, value in values.items() if value is not None}
+
+  def missing(self) -> list[tuple[str, int]]:
+    """Runs that did not come to their end, with the seed."""
+    return [place for place, stages in self._stages.items() if not stages]
+
+  def curve(
+    self, reference: suites.Reference, over: str
+  ) -> dict[float, list[float]]:
+    """A metric that was logged along a stage: its values by place.
+
+    Args:
+      reference: the stage, and the metric as metrics.jsonl names it.
+      over: what a place is, one of suites.OVER.
+
+    Returns:
+      The values of all seeds that have one, at each place in its order.
+    """
+    run, stage, metric = reference.run, reference.stage, reference.metric
+    curve: dict[float, list[float]] = {}
+    for seed in self.seeds:
+      facts = self._stages[run, seed].get(stage)
+      if facts is None:
+        continue
+      folder = suites.run_folder(self._folder, run, seed)
+      rows = rows_of(folder, stage, facts["learning_rate"])
+      scale = 1.0
+      if over == "share":
+        scale = 1 / max((row["step"] for row in rows), default=1)
+      elif over == "rows":
+        config = config_lib.load([str(folder / "config.yaml")])
+        scale = getattr(config, stage).batch_size
+      for row in rows:
+        if math.isfinite(row.get(metric, math.nan)):
+          curve.setdefault(row["step"] * scale, []).append(row[metric])
+    return dict(sorted(curve.items()))
+
+  def machine(self) -> str | None:
+    """On what the first of the runs was made, in a line."""
+    for (run, seed), stages in self._stages.items():
+      if stages:
+        folder = suites.run_folder(self._folder, run, seed)
+        facts = json.loads((folder / "environment.json").read_text())
+        return (
+          f"{facts['cpus']} CPU cores, devices {', '.join(facts['devices'])},"
+          f" Python {facts['python']}, jax {facts['packages']['jax']}"
+        )
+    return None
+
+  def plain(self) -> dict[str, Any]:
+    """Everything as JSON knows it: run, seed, stage, metric."""
+    tree: dict[str, Any] = {}
+    for (run, seed), found in self._stages.items():
+      tree.setdefault(run, {})[str(seed)] = found
+    return tree
+
+
+def stages(folder: pathlib.Path) -> dict[str, dict[str, float | None]]:
+  """The metrics of a finished run's stages; empty if it is not finished."""
+  if not (folder / "summary.json").exists():
+    return {}
+  summary = json.loads((folder / "summary.json").read_text())
+  return {
+    name: {key: facts.get(place) for key, place in _IN_SUMMARY.items()}
+    | {key: facts["shares"].get(place) for key, place in _IN_SHARES.items()}
+    | {"equations": equations(folder / "samples" / f"test-{name}.jsonl")}
+    | at_the_end(rows_of(folder, name, facts["learning_rate"]))
+    | evaluated(evaluation_file(folder, name))
+    for name, facts in summary["stages"].items()
+  }
+
+
+def evaluation_file(folder: pathlib.Path, stage: str) -> pathlib.Path:
+  """Where reft_jax.evaluate leaves what it works out of a run's stage."""
+  return folder / "evaluations" / f"{stage}-test" / "evaluation.json"
+
+
+def equations(file: pathlib.Path) -> float | None:
+  """Mean number of equals signs in a greedy test answer."""
+  if not file.exists():
+    return None
+  rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+  return statistics.mean(row["completion"].count("=") for row in rows)
+
+
+def rows_of(
+  folder: pathlib.Path, stage: str, learning_rate: float
+) -> list[dict]:
+  """What was logged in a stage; of a sweep, at the rate that was chosen."""
+  names = (stage, f"{stage}-lr{learning_rate:g}")
+  return [row for row in metrics.read(folder) if row["stage"] in names]
+
+
+def at_the_end(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+  """Means over the last tenth of the rows that have the metric."""
+  found = {}
+  for name, logged in _AT_THE_END.items():
+    values = [row[logged] for row in rows if logged in row]
+    last = values[-max(1, len(values) // 10) :]
+    found[name] = statistics.mean(last) if last else None
+  return found
+
+
+def evaluated(file: pathlib.Path) -> dict[str, float]:
+  """What reft_jax.evaluate worked out of a model."""
+  if not file.exists():
+    return {}
+  accuracy = json.loads(file.read_text())["accuracy"]
+  return {name: figure["value"] for name, figure in accuracy.items()}

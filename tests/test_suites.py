@@ -1,0 +1,223 @@
+"""Suite files: what is read, lent between runs, and refused."""
+
+import copy
+import pathlib
+import textwrap
+
+import pytest
+import yaml
+
+from reft_jax import errors
+from reft_jax.studies import suites
+
+FOLDER = pathlib.Path("out/runs")
+SUITE = yaml.safe_load(
+  textwrap.dedent("""
+    name: small
+    about: For tests.
+    experiment: smoke
+    seeds: [1, 2]
+    settings: {reft: {steps: 2}}
+    runs:
+      main: {stages: [base, warmup, sft, reft, reward_model]}
+      kl_0: {stages: [reft], reft: {kl_coef: 0.0}}
+      long: {stages: [warmup], warmup: {epochs: 9}}
+      after_long: {from: long, stages: [sft, reft]}
+    evaluations:
+      - run: main
+        stages: [sft]
+        reward_model: main
+        settings: {evaluation: {samples: 4, at: [1, 4]}}
+    tables:
+      - title: All
+        columns: [test, majority@4, rerank@1]
+        rows: [{label: SFT, result: main/sft, paper: {GSM8K: 41.0}}]
+    figures:
+      - {title: Dev, curves: {SFT: main/sft}, over: share}
+      - {title: KL, x: cost, points: {ReFT: {0: kl_0/reft, 0.01: main/reft}}}
+    claims:
+      - {text: Better, above: main/reft, below: main/sft, by: 0.3}
+      - {text: Vote, above: "main/sft:majority@4", below: main/sft}
+      - {text: Same, equal: [main/reft, kl_0/reft], within: 0.02}
+      - {text: None, above: 0.1, below: kl_0/reft}
+    """)
+)
+
+
+def write(folder, content) -> str:
+  file = folder / "suite.yaml"
+  file.write_text(yaml.safe_dump(content, sort_keys=False))
+  return str(file)
+
+
+@pytest.fixture
+def suite(tmp_path) -> suites.Suite:
+  return suites.load(write(tmp_path, SUITE))
+
+
+def test_what_is_read(suite):
+  suite.check()
+  assert suite.seeds == (1, 2)
+  assert list(suite.runs) == ["main", "kl_0", "long", "after_long"]
+  assert suite.tables[0].rows[0].paper == {"GSM8K": 41.0}
+  better, vote, same, none = suite.claims
+  assert better.one == suites.Reference("main", "reft", "test")
+  assert (better.by, better.within) == (0.3, None)
+  assert vote.one.metric == "majority@4"
+  assert same.within == 0.02
+  assert none.one == 0.1
+  dev, kl = suite.figures
+  assert dev.lines["SFT"].metric == "dev/accuracy"
+  assert list(kl.lines["ReFT"]) == [0.0, 0.01]
+
+
+@pytest.mark.parametrize(
+  ("run", "path", "warmup"),
+  [
+    ("main", None, None),
+    ("kl_0", "out/runs/main-seed7/models/base", "main-seed7/models/warmup"),
+    ("long", "out/runs/main-seed7/models/base", None),
+    (
+      "after_long",
+      "out/runs/main-seed7/models/base",
+      "long-seed7/models/warmup",
+    ),
+  ],
+)
+def test_models_are_lent_by_the_nearest_run_that_has_them(
+  suite, run, path, warmup
+):
+  model = suite.config(run, 7, FOLDER).model
+  assert model.path == path
+  assert model.warmup == (warmup and f"out/runs/{warmup}")
+  lenders = {"kl_0": {"main"}, "long": {"main"}, "after_long": {"main", "long"}}
+  assert suite.lenders(run) == lenders.get(run, set())
+
+
+def test_settings_are_laid_over_the_experiment_in_their_order(suite):
+  kl_0 = suite.config("kl_0", 7, FOLDER, ["reft.kl_coef=0.5"])
+  assert (kl_0.reft.steps, kl_0.reft.kl_coef) == (2, 0.5)
+  kl_0 = suite.config("kl_0", 7, FOLDER)
+  assert kl_0.reft.kl_coef == 0
+  assert (kl_0.seed, kl_0.output) == (7, "out/runs/kl_0-seed7")
+
+
+def test_an_evaluation_knows_its_reward_model(suite):
+  assert suite.evaluation_overrides(suite.evaluations[0], 7, FOLDER) == [
+    "evaluation.reward_model=out/runs/main-seed7/models/reward_model",
+    "evaluation.samples=4",
+    "evaluation.at=[1,4]",
+  ]
+
+
+def test_values_are_written_as_a_command_line_reads_them(suite):
+  values = {"name": "two words", "stages": ["sft"], "model": {"path": None}}
+  assert suites.written({"a": values, "b": 1e-5, "c": True}) == [
+    'a.name="two words"',
+    "a.stages=[sft]",
+    "a.model.path=null",
+    "b=1e-05",
+    "c=true",
+  ]
+
+
+def changed(*path, value=None):
+  """The suite with one thing changed, or taken out."""
+  content = copy.deepcopy(SUITE)
+  place = content
+  for key in path[:-1]:
+    place = place[key]
+  if value is None:
+    del place[path[-1]]
+  else:
+    place[path[-1]] = value
+  return content
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    (changed("runs"), ["runs is missing"]),
+    (changed("rnus", value={}), ["unknown 'rnus'", "runs"]),
+    (changed("seeds", value=[0.5]), ["seeds", "whole numbers"]),
+    (changed("experiment", value="smok"), ["smok", "no such file", "smoke"]),
+    (changed("settings", "reft", "stps", value=1), ["reft.stps", "steps"]),
+    (changed("runs", "kl_0", "stages"), ["run kl_0", "stages"]),
+    (changed("runs", "kl_0", "stages", value=["rft"]), ["run kl_0", "stages"]),
+    (
+      changed("runs", "kl_0", "from", value="after_long"),
+      ["run kl_0", "after_long", "above it: main"],
+    ),
+    (
+      changed("runs", "kl_0", "data", value={"test": "none.jsonl"}),
+      ["run kl_0", "data.test=none.jsonl", "no such file"],
+    ),
+    (
+      changed("runs", "kl_0", "model", value={"path": "nowhere"}),
+      ["run kl_0", "model.path=nowhere", "no Hugging Face model"],
+    ),
+    (
+      changed("runs", "main", "stages", value=["base", "warmup", "reft"]),
+      ["evaluations[0]", "main has no stage"],
+    ),
+    (
+      changed("evaluations", 0, "reward_model", value="kl_0"),
+      ["evaluations[0]", "kl_0 has no stage 'reward_model'"],
+    ),
+    (
+      changed("evaluations", 0, "settings", "evaluation", "samples", value=3),
+      ["evaluation.at=4", "evaluation.samples=3"],
+    ),
+    (
+      changed("tables", 0, "rows", 0, "result", value="mian/sft"),
+      ["'All', row 'SFT'", "no run 'mian'", "main, kl_0"],
+    ),
+    (
+      changed("tables", 0, "rows", 0, "result", value="main"),
+      ["tables[0]: rows[0]", "'main' should be RUN/STAGE"],
+    ),
+    (
+      changed("tables", 0, "columns", value=["majority@5"]),
+      ["main/sft", "majority@5", "evaluation.at"],
+    ),
+    (
+      changed("tables", 0, "columns", value=["tset"]),
+      ["metric 'tset'", "test"],
+    ),
+    (
+      changed("claims", 0, "below", value="kl_0/sft"),
+      ["'Better'", "kl_0 has no stage 'sft'"],
+    ),
+    (changed("claims", 0, "by", value="much"), ["claims[0]", "'much'"]),
+    (changed("claims", 2, "equal", value=["main/reft"]), ["claims[2]", "two"]),
+    (changed("figures", 0, "over", value="time"), ["figures[0]", "share"]),
+    (
+      changed("figures", 1, "points", "ReFT", value={"none": "main/reft"}),
+      ["figures[1]", "'none' should be a number"],
+    ),
+  ],
+  ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_run_is_refused_in_one_line(tmp_path, content, words):
+  file = write(tmp_path, content)
+  with pytest.raises(errors.UserError) as caught:
+    suites.load(file).check()
+  text = str(caught.value)
+  assert "\n" not in text
+  for word in ["suite.yaml", *words]:
+    assert word in text
+
+
+def test_a_file_that_is_not_there_or_not_yaml(tmp_path):
+  with pytest.raises(errors.UserError, match=r"no such file.*embedded.*tiny"):
+    suites.load("embeded")
+  (tmp_path / "broken.yaml").write_text("name: [")
+  with pytest.raises(errors.UserError, match=r"broken.yaml line \d"):
+    suites.load(str(tmp_path / "broken.yaml"))
+
+
+@pytest.mark.parametrize("name", suites.packaged())
+def test_packaged_suites_are_valid_and_named_like_their_file(name):
+  suite = suites.load(name)
+  suite.check()
+  assert suite.name == name
