@@ -4,10 +4,10 @@
 
 A SUITE is a YAML file or the name of a packaged one: what to run, what to
 evaluate, and what to table, draw and claim (reft_jax.studies.suites says how it
-is written). Each run is a process of reft_jax.train, each evaluation one of reft_jax.evaluate; what they
-print lies in OUTPUT/logs. It ends in OUTPUT/report.md, pictures beside it, and
-results.json. What is finished is not done again: the same command goes on
-where it was stopped.
+is written). Each run is a process of reft_jax.train, each evaluation one of
+reft_jax.evaluate; what they print lies in OUTPUT/logs. It ends in
+OUTPUT/report.md, pictures beside it, and results.json. What is finished is not
+done again: the same command goes on where it was stopped.
 
   --seeds N...   instead of the suite's
   --jobs N       so many processes at once, each on its share of the CPU cores

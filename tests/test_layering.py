@@ -111,7 +111,8 @@ def test_no_cycles():
 
 
 @pytest.mark.parametrize(
-  "module", below("tasks", "selection", "config", "studies", "rate", "reproduce")
+  "module",
+  below("tasks", "selection", "config", "studies", "rate", "reproduce"),
 )
 def test_host_code_does_not_reach_jax(module):
   for name in reached(module):
