@@ -60,8 +60,10 @@ def solution():
 
 # Does not close its executor.
 TRAINER = """
-import sys, time
+import signal, sys, time
 from reft_jax.tasks.sandbox import executor
+# Tests that are run in the background pass on that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pool = executor.Executor(workers=4, cpu_seconds=0.5)
 for number in range(1, 3):
   loop = f"def solution():\\n  while {number}: pass"

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LEVELS = (
-  ("models", "types", "ops", "errors"),
+  ("models", "types", "ops", "errors", "files"),
   ("config",),
   (
     "tasks",

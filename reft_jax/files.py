@@ -1,0 +1,30 @@
+"""Files that are whole or not there, however a process ends."""
+
+import os
+import pathlib
+from collections.abc import Iterable
+
+
+def replace(
+  path: str | os.PathLike[str], content: str | Iterable[bytes]
+) -> None:
+  """Gives a file new content in one move: it holds the old or the new.
+
+  The new content is written beside it, to `NAME.new`, and brought to the disk
+  first, so that even a machine that goes down leaves no file half written.
+
+  Args:
+    path: the file, whose folder exists.
+    content: text, written as UTF-8, or pieces of bytes; these may be read from
+      the old file, which is there until the end.
+
+  Raises:
+    OSError: it cannot be written; the old file, if any, is as it was.
+  """
+  path = pathlib.Path(path)
+  new = path.with_name(f"{path.name}.new")
+  with new.open("wb") as file:
+    file.writelines([content.encode()] if isinstance(content, str) else content)
+    file.flush()
+    os.fsync(file.fileno())
+  new.replace(path)
