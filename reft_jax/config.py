@@ -287,9 +287,12 @@ class OnlineConfig:
     1, "rollouts of one question in a step", _POSITIVE
   )
   micro_batch_size: int | None = _setting(
-    None, "rows held in memory at once; null: all", _POSITIVE
+    None, "rows held in memory at once; null: the minibatch", _POSITIVE
   )
-  passes: int = _setting(2, "updates on the rollouts of a step", _POSITIVE)
+  minibatch_size: int | None = _setting(
+    None, "rollouts in an update; null: the batch", _POSITIVE
+  )
+  passes: int = _setting(2, "passes over the rollouts of a step", _POSITIVE)
   gold_share: float = _setting(
     0.5, "weight of the annotations' loss; 0: right samples alone", _SHARE
   )
@@ -329,14 +332,16 @@ class ReftConfig:
   kl_in: Literal["reward", "loss"] = _setting(
     "reward", "where that cost is paid: at each action, or as a loss"
   )
-  kl_estimator: Literal["k1", "k2", "k3"] = _setting(
-    "k1", "of x = log p - log p_ref: x (no use as a loss), x^2/2, exp(-x)-1+x"
+  kl_estimator: Literal["k1", "k2", "k3"] | None = _setting(
+    None,
+    "of x = log p - log p_ref: x (no use as a loss), x^2/2, exp(-x)-1+x;"
+    " null: k1 in the reward, k3 in the loss",
   )
   kl_target: float | None = _setting(
     None, "KL of a response that kl_coef is adapted to; null: fixed", _POSITIVE
   )
   kl_horizon: int = _setting(
-    10_000, "rollouts in which kl_coef adapts, at most", _POSITIVE
+    10_000, "rollouts in which kl_coef changes by a fifth, at most", _POSITIVE
   )
   entropy_coef: float = _setting(
     0.0, "weight of the entropy bonus", _NOT_NEGATIVE
@@ -578,6 +583,11 @@ def differences(old: Config, new: Config) -> list[str]:
     for (key, _, was), (_, _, now) in pairs
     if was != now
   ]
+
+
+def warmed(config: Config) -> bool:
+  """Whether a run has a warmed-up model, its own or one from elsewhere."""
+  return "warmup" in config.stages or config.model.warmup is not None
 
 
 def expanded(path: str) -> pathlib.Path:
@@ -922,10 +932,9 @@ def _misfits(config: Config) -> Iterator[str]:
       f"model.warmup={config.model.warmup} did not start from the model of the"
       " base stage; set model.path to the one it started from"
     )
-  warm = "warmup" in config.stages or config.model.warmup
   for stage in ("sft", "offline_st", "reward_model"):
     start = getattr(config, stage).start
-    if stage in config.stages and start == "warmup" and not warm:
+    if stage in config.stages and start == "warmup" and not warmed(config):
       yield (
         f"{stage}.start=warmup needs the warmup stage or model.warmup, or set"
         f" {stage}.start=base"
@@ -962,8 +971,9 @@ def _misfits(config: Config) -> Iterator[str]:
     yield "mesh: only one axis can be -1, the rest of the devices"
 
   sizes = {key: value for key, _, value in settings(config)}
-  if reft.minibatch_size is None:
-    sizes["reft.minibatch_size"] = reft.batch_size
+  for stage in REINFORCED:
+    if sizes[f"{stage}.minibatch_size"] is None:
+      sizes[f"{stage}.minibatch_size"] = sizes[f"{stage}.batch_size"]
   for whole, part in (
     ("base.width", "base.heads"),
     ("base.heads", "base.kv_heads"),
@@ -972,7 +982,8 @@ def _misfits(config: Config) -> Iterator[str]:
     ("offline_st.batch_size", "offline_st.micro_batch_size"),
     ("reward_model.batch_size", "reward_model.micro_batch_size"),
     ("online_st.batch_size", "online_st.samples_per_question"),
-    ("online_st.batch_size", "online_st.micro_batch_size"),
+    ("online_st.batch_size", "online_st.minibatch_size"),
+    ("online_st.minibatch_size", "online_st.micro_batch_size"),
     ("reft.batch_size", "reft.samples_per_question"),
     ("reft.batch_size", "reft.minibatch_size"),
     ("reft.minibatch_size", "reft.micro_batch_size"),

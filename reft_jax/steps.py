@@ -367,6 +367,7 @@ def _score(rollout, assessment, scores_B, kl_coef, *, ppo):
   else:
     values_BT = returns_BT = None
     advantages_BT = advantages.of_groups(
+      scores_B,
       rewards_BT,
       mask_BT,
       group=group,
@@ -537,7 +538,10 @@ def ppo_update(
     first = jnp.arange(minibatches.shape[0]) == 0
     state, metrics = jax.lax.scan(one, state, (minibatches, first))
     if ppo.kl_target is not None:
-      state = state.replace(kl_coef=_adapted(state.kl_coef, experience, ppo))
+      adapted = _adapted(state.kl_coef, experience, ppo)
+      if frozen is not None:
+        adapted = jnp.where(frozen, state.kl_coef, adapted)
+      state = state.replace(kl_coef=adapted)
     return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
   return update
@@ -633,11 +637,15 @@ def _gradient(loss_fn, params, rows, micro: int):
 def _apply(optimizer, state, grads, metrics, frozen=None):
   """One optimizer update; a non-finite gradient changes nothing.
 
+  Nor does one of exactly 0, which a batch without anything to learn from has:
+  the momentum of earlier ones does not go on alone.
+
   Where `frozen` is true the policy stays as it is. The optimizer sees its
   gradients all the same, so that its moments are ready when the policy thaws.
   """
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm)
+  learns = finite & (norm > 0)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   if frozen is not None:
     policy = jax.tree.map(
@@ -650,7 +658,7 @@ def _apply(optimizer, state, grads, metrics, frozen=None):
     opt_state=opt_state,
   )
   state = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old), updated, state
+    lambda new, old: jnp.where(learns, new, old), updated, state
   )
   metrics = dict(metrics)
   metrics["grad_norm"] = _single(norm)

@@ -303,7 +303,7 @@ def test_binary_and_missing_files(tmp_path):
     (["reft.drop_groups_without_signal=true"], "leave out every question"),
     (
       ["online_st.batch_size=9", "online_st.micro_batch_size=4"],
-      "online_st.batch_size=9 must be a multiple",
+      "online_st.minibatch_size=9 must be a multiple",
     ),
     (["online_st.learning_rates=[]"], "online_st.learning_rates=[] must hold"),
     (["sft.learning_rates=[]"], "must hold a number"),

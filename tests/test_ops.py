@@ -193,6 +193,8 @@ def test_the_coefficient_follows_the_kl_by_hand():
   assert next_after(6.6) == pytest.approx(0.5 * (1 + 0.1 * 10 / 100))
   assert next_after(60.0) == pytest.approx(0.5 * (1 + 0.2 * 10 / 100))
   assert next_after(0.0) == pytest.approx(0.5 * (1 - 0.2 * 10 / 100))
+  fast = kl.adapted(0.5, jnp.float32(0.0), target=6.0, horizon=1, rows=10)
+  assert fast == 0
 
 
 def test_group_relative_advantages_by_hand():
@@ -231,20 +233,38 @@ def test_group_advantages_follow_their_row_and_ignore_what_all_earn(
 def test_an_advantage_of_a_group_is_that_of_all_of_a_rows_actions():
   mask = lengths_mask([2, 1, 3, 3], 3)
   # Rewards of -1 an action and a score at the end: 1 - 2, 0 - 1, 1 - 3, 1 - 3.
+  scores_B = jnp.array([1.0, 0, 1, 1])
   rewards_BT = jnp.where(mask, -1.0, jnp.nan) + advantages.terminal(
-    jnp.array([1.0, 0, 1, 1]), jnp.array([2, 1, 3, 3]), 3
+    scores_B, jnp.array([2, 1, 3, 3]), 3
   )
   found_BT = advantages.of_groups(
-    rewards_BT, mask, group=2, relative=advantages.dr_grpo
+    scores_B, rewards_BT, mask, group=2, relative=advantages.dr_grpo
   )
   np.testing.assert_array_equal(found_BT, np.zeros((4, 3)))
   rewards_BT = rewards_BT.at[1, 0].add(3)
   found_BT = advantages.of_groups(
-    rewards_BT, mask, group=2, relative=advantages.dr_grpo
+    scores_B, rewards_BT, mask, group=2, relative=advantages.dr_grpo
   )
   np.testing.assert_array_equal(
     found_BT[:2], np.float32([[-1.5, -1.5, 0], [1.5, 0, 0]])
   )
+
+
+def test_grpo_does_not_blow_costs_up_where_all_earn_the_same():
+  scores_QG = jnp.array([[1.0, 1, 1], [1, 0, 0]])
+  costs_QG = jnp.array([[0.01, 0.02, 0.03], [0.01, 0.02, 0.03]])
+  found_QG = advantages.grpo(scores_QG, costs_QG)
+  np.testing.assert_allclose(found_QG[0], [0.01, 0, -0.01], atol=1e-6)
+  np.testing.assert_allclose(
+    found_QG - advantages.grpo(scores_QG),
+    np.float32([[0.01, 0, -0.01]] * 2),
+    atol=1e-6,
+  )
+  # The others are linear: costs are as good as lower scores.
+  for relative in (advantages.dr_grpo, advantages.rloo):
+    np.testing.assert_allclose(
+      relative(scores_QG, costs_QG), relative(scores_QG - costs_QG), atol=1e-6
+    )
 
 
 def test_groups_of_equal_scores_have_no_signal():

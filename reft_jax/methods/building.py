@@ -101,6 +101,11 @@ def check_warmup(
   if config.model.warmup is None:
     return
   folder = config_lib.expanded(config.model.warmup)
+  if pretrained.is_classifier(folder):
+    raise UserError(
+      f"model.warmup={config.model.warmup} holds a reward model; give a"
+      " language model."
+    )
   shape = pretrained.read_config(folder)
   different = [
     f"{field.name} {getattr(shape, field.name)!r}, not"
@@ -126,7 +131,7 @@ def open_policies(config: config_lib.Config) -> dict[str, Any]:
   stages = set(config.stages)
   wanted = {pipeline.starts_from(config, stage) for stage in stages}
   if stages & {"offline_st", "reward_model"}:
-    wanted.add(pipeline.starts_from(config, "reft"))
+    wanted.add(pipeline.drawer(config))
   folders = {"base": config.model.path, "warmup": config.model.warmup}
   return {
     name: pretrained.load(config_lib.expanded(folder))[1]

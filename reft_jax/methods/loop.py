@@ -44,6 +44,15 @@ def stopping_on_sigterm() -> Iterator[None]:
     _stop.clear()
 
 
+def stop_if_asked(what: str) -> None:
+  """Outside of loops: raises PreemptedError if SIGTERM has come.
+
+  `what` says what is on disk by now.
+  """
+  if _stop.is_set():
+    raise PreemptedError(f"stopped by a signal; {what}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
   """The model that a stage ends with, and where in the stage it was best."""
@@ -61,11 +70,14 @@ class Trained:
 
 
 def sweep(
-  name: str, config: Any, train_at: Callable[[str, Any], Trained]
+  run: Run, name: str, config: Any, train_at: Callable[[str, Any], Trained]
 ) -> Trained:
   """Trains at each of a stage's learning rates; the best on dev stays.
 
+  A rate at which training diverges is out, unless all do.
+
   Args:
+    run: the run.
     name: the stage's.
     config: the stage's; its `learning_rates`, or else its optimizer's one.
     train_at: takes a name for one part of the sweep and the stage's config
@@ -77,7 +89,12 @@ def sweep(
     optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
     part = name if len(rates) == 1 else f"{name}-lr{rate:g}"
     one = dataclasses.replace(config, optimizer=optimizer)
-    results.append(train_at(part, one))
+    try:
+      results.append(train_at(part, one))
+    except DivergedError as error:
+      if not results and rate == rates[-1]:
+        raise
+      run.terminal.line(f"{error} This learning rate is left out.")
   best = max(results, key=lambda result: result.dev_accuracy)
   return dataclasses.replace(
     best, seconds=sum(result.seconds for result in results)

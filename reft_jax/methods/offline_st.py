@@ -42,10 +42,7 @@ def rows(
   config: config_lib.OfflineConfig,
   draws: Sequence[Sequence[Answer]],
 ) -> list[sft.Row]:
-  """What is learnt: for each question its annotation and right draws.
-
-  Draws are counted once each, and those that repeat the annotation not at all.
-  """
+  """What is learnt: for each question its annotation and right draws."""
   tidy = functools.partial(prompts.tidy, reasoning=run.config.data.reasoning)
   end = run.tokenizer.eos_ids[0]
   learnt: list[sft.Row] = []

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from reft_jax import batching, devices, optim, steps, types
@@ -15,6 +16,7 @@ from reft_jax import config as config_lib
 from reft_jax.methods import answering
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
+from reft_jax.models import partition
 
 
 def train(
@@ -32,27 +34,32 @@ def train(
   batch at a time.
   Deviation: no dropout, which the released code turns on here.
   """
-  train_at = functools.partial(_train_at, run, policy, examine)
-  return loop_lib.sweep(name, config, train_at)
+  train_at = functools.partial(_train_at, run, name, policy, examine)
+  return loop_lib.sweep(run, name, config, train_at)
 
 
-def _train_at(run, policy, examine, name, config) -> loop_lib.Trained:
-  """Improves it at one learning rate."""
+def _train_at(run, name, policy, examine, part, config) -> loop_lib.Trained:
+  """Improves it at one learning rate; all of them draw by the same keys."""
   rollouts = answering.Rollouts(run, name, config)
-  updates = rollouts.steps * config.passes
+  minibatch = config.minibatch_size or config.batch_size
+  starts = range(0, config.batch_size, minibatch)
+  updates = rollouts.steps * config.passes * len(starts)
   optimizer = optim.build(config.optimizer, updates)
   schedule = optim.schedule(config.optimizer, updates)
+  shares = {"correct": 1.0 - config.gold_share, "gold": config.gold_share}
+  if not config.gold_share:
+    del shares["gold"]
   update = steps.supervised(
     run.networks,
     optimizer,
-    micro_batch_size=config.micro_batch_size or config.batch_size,
+    micro_batch_size=config.micro_batch_size or minibatch,
     logit_chunk=run.config.model.logit_chunk,
-    parts=("correct", "gold"),
-    shares=(1 - config.gold_share, config.gold_share),
+    parts=tuple(shares),
+    shares=tuple(shares.values()),
   )
   with loop_lib.Loop(
     run,
-    name,
+    part,
     steps=rollouts.steps,
     evaluate_every=config.evaluate_every,
     examine=examine,
@@ -60,17 +67,27 @@ def _train_at(run, policy, examine, name, config) -> loop_lib.Trained:
     state, start = loop.restore(run.start({"policy": policy}, optimizer))
     for step in range(start, rollouts.steps):
       sampled, examples, verdicts = rollouts(state.params["policy"], step)
-      annotated = annotations(run, examples)
+      gold = [annotations(run, examples)] if "gold" in shares else []
       answered = verdicts.answers(sampled)
       correct_B = np.array([answer.correct for answer in answered])
-      right = steps.imitations(sampled, devices.put_batch(run.mesh, correct_B))
+      correct_B = devices.put_batch(run.mesh, correct_B)
+      batches = [steps.imitations(sampled, correct_B), *gold]
       metrics = _facts(answered, run.config.reft)
       metrics["learning_rate"] = types.Mean.of(schedule(state.step))
-      for _ in range(config.passes):
-        state, learned = update(state, right, annotated)
+      for first in [*starts] * config.passes:
+        state, learned = update(state, *_rows(batches, first, minibatch))
         metrics = loop_lib.merged(metrics, learned)
       loop.end_step(step + 1, state, metrics, answered)
     return loop.result(state, config.optimizer.learning_rate)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _rows(batches, first, count):
+  """The same rows of each batch, spread over the devices again."""
+  rows = functools.partial(
+    jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=count
+  )
+  return jax.tree.map(lambda x: partition.pin(rows(x)), batches)
 
 
 def annotations(

@@ -4,9 +4,10 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reft_jax import batching
 from reft_jax import config as config_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import (
@@ -35,8 +36,8 @@ class Result:
     dev_accuracy: greedy, of the kept parameters.
     best_step: the step they are from.
     learning_rate: the one they were trained with.
-    seconds: training with its evaluations; a cached base model's were spent
-      by the run that trained it.
+    seconds: training with its evaluations, and draws that were sampled for
+      it; a cached base model's were spent by the run that trained it.
     test_seconds: answering the test problems.
     cached: whether the model was there already.
     shares: of the greedy test answers, by the names that training logs: each
@@ -62,7 +63,6 @@ def starts_from(config: config_lib.Config, stage: str) -> str | None:
   ReFT and online self-training start from the warmed-up policy, or from the
   pretrained one where nothing is warmed up.
   """
-  warm = "warmup" in config.stages or config.model.warmup
   match stage:
     case "base":
       return None
@@ -71,7 +71,12 @@ def starts_from(config: config_lib.Config, stage: str) -> str | None:
     case "sft" | "offline_st" | "reward_model":
       return getattr(config, stage).start
     case "online_st" | "reft":
-      return "warmup" if warm else "base"
+      return drawer(config)
+
+
+def drawer(config: config_lib.Config) -> str:
+  """The stage whose policy draws solutions: the warmed-up one if there is."""
+  return "warmup" if config_lib.warmed(config) else "base"
 
 
 class Pipeline:
@@ -136,7 +141,10 @@ class Pipeline:
         )
       run.terminal.line(f"{name}: finished before, kept in {self._model(name)}")
       return
-    trained, cached = self._train(name, self._policy(start))
+    begin = time.monotonic()
+    draws = self._draws_for(name)
+    drawn_in = time.monotonic() - begin
+    trained, cached = self._train(name, self._policy(start), draws)
     run.save_model(
       self._model(name),
       trained.model,
@@ -157,7 +165,7 @@ class Pipeline:
       },
       best_step=trained.best_step,
       learning_rate=trained.learning_rate,
-      seconds=round(trained.seconds, 1),
+      seconds=round(drawn_in + trained.seconds, 1),
       test_seconds=round(time.monotonic() - begin, 1),
       cached=cached,
     )
@@ -168,7 +176,7 @@ class Pipeline:
     if name in ("base", "warmup"):  # Others start from these.
       self._policies[name] = trained.model
 
-  def _train(self, name, policy) -> tuple[loop_lib.Trained, bool]:
+  def _train(self, name, policy, draws) -> tuple[loop_lib.Trained, bool]:
     """Trains a stage, or takes the base model that an earlier run kept."""
     run, examine = self._run, self._examine
     config = getattr(run.config, name)
@@ -180,46 +188,47 @@ class Pipeline:
       case "sft":
         trained = sft.train(run, name, policy, config, examine)
       case "offline_st":
-        draws = self._draws("train")
-        trained = offline_st.train(run, name, policy, config, examine, draws)
+        trained = offline_st.train(run, name, policy, config, examine, *draws)
       case "online_st":
         trained = online_st.train(run, name, policy, config, examine)
       case "reft":
         trained = reft.train(run, name, policy, config, examine)
       case "reward_model":
-        draws, dev_draws = self._draws("train"), self._draws("dev")
-        trained = reward_model.train(
-          run, name, policy, config, draws, dev_draws
-        )
+        trained = reward_model.train(run, name, policy, config, *draws)
     return trained, False
+
+  def _draws_for(self, name: str) -> list[list[list[answering.Answer]]]:
+    """The draws that a stage learns from, split by split."""
+    splits = {"offline_st": ["train"], "reward_model": ["train", "dev"]}
+    return [self._draws(split) for split in splits.get(name, [])]
 
   def _draws(self, split: str) -> list[list[answering.Answer]]:
     """Solutions drawn from the warmed-up policy; sampled once a run."""
     run = self._run
-    examples = getattr(run, split)
+    who = drawer(run.config)
     drawn = collecting.Collection(
       run,
       run.directory / "samples" / f"draws-{split}.jsonl",
-      examples[: run.config.evaluation.dev_limit]
-      if split == "dev"
-      else examples,
+      self._dev if split == "dev" else run.train,
+      identity={"model": who},
       **vars(run.config.draws),
     )
     if not drawn.complete:
-      drawer = starts_from(
-        run.config, "reft"
-      )  # The warmed-up one, if there is one.
-      drawn.draw(self._policy(drawer), run.key("draws", split))
+      run.terminal.line(f"draws from the model of {who}: {split} questions")
+      drawn.draw(self._policy(who), run.key("draws", split))
     return drawn.answers()
+
+  @property
+  def _dev(self) -> Sequence[batching.Example]:
+    """The dev questions that are asked during training."""
+    return self._run.dev[: self._run.config.evaluation.dev_limit]
 
   @property
   def _examine(self) -> loop_lib.Examine | None:
     """Greedy answers to the dev questions, during training."""
-    run = self._run
-    examples = run.dev[: run.config.evaluation.dev_limit]
-    if not examples:
+    if not self._dev:
       return None
-    return lambda policy: self._answer_greedily(policy, examples)
+    return lambda policy: self._answer_greedily(policy, self._dev)
 
   def _answer_greedily(self, policy, examples) -> list[answering.Answer]:
     groups = self._greedy(policy, examples, self._run.key("greedy"))

@@ -266,7 +266,9 @@ def check_rationales(
   Raises:
     UserError: if no training problem has one.
   """
-  imitating = (*config_lib.SUPERVISED, "online_st")
+  imitating = list(config_lib.SUPERVISED)
+  if config.online_st.gold_share:
+    imitating.append("online_st")
   stages = [name for name in imitating if name in config.stages]
   if not stages or any(each.target for each in train_set.examples):
     return

@@ -26,12 +26,12 @@ def train(
   chains of thought are not used. With several learning rates, the best on dev
   stays.
   """
-  train_at = functools.partial(_train_at, run, policy, examine)
-  return loop_lib.sweep(name, config, train_at)
+  train_at = functools.partial(_train_at, run, name, policy, examine)
+  return loop_lib.sweep(run, name, config, train_at)
 
 
-def _train_at(run, policy, examine, name, config) -> loop_lib.Trained:
-  """Improves it at one learning rate."""
+def _train_at(run, name, policy, examine, part, config) -> loop_lib.Trained:
+  """Improves it at one learning rate; all of them draw by the same keys."""
   rollouts = answering.Rollouts(run, name, config)
   ppo = ppo_numbers(config)
   minibatches = config.batch_size // ppo.minibatch_size
@@ -41,10 +41,12 @@ def _train_at(run, policy, examine, name, config) -> loop_lib.Trained:
   logit_chunk = run.config.model.logit_chunk
 
   reference = devices.put(run.mesh, policy)
-  params = {"policy": policy}
+  params = {"policy": reference}
   if ppo.critic:
-    kind = run.config.model.value
-    params["value"] = run.networks.init_value(policy, kind)
+    init = functools.partial(
+      run.networks.init_value, kind=run.config.model.value
+    )
+    params["value"] = run.made(init, reference)
 
   assess = steps.assess(run.networks, ppo, logit_chunk=logit_chunk)
   score = steps.score(ppo)
@@ -54,12 +56,13 @@ def _train_at(run, policy, examine, name, config) -> loop_lib.Trained:
 
   with loop_lib.Loop(
     run,
-    name,
+    part,
     steps=rollouts.steps,
     evaluate_every=config.evaluate_every,
     examine=examine,
   ) as loop:
     state, start = loop.restore(run.start(params, optimizer, ppo.kl_coef))
+    del params  # The state has its own.
     for step in range(start, rollouts.steps):
       sampled, _, verdicts = rollouts(state.params["policy"], step)
       # The device reads the rollout while the host grades the last of it.
@@ -78,13 +81,16 @@ def _train_at(run, policy, examine, name, config) -> loop_lib.Trained:
 
 
 def ppo_numbers(config: config_lib.ReftConfig) -> steps.PPO:
-  """The objective's numbers, with the sizes that follow from others."""
+  """The objective's numbers, with those that follow from others."""
   minibatch = config.minibatch_size or config.batch_size
-  sizes = {
+  usual = {"reward": "k1", "loss": "k3"}[config.kl_in]
+  resolved = {
     "minibatch_size": minibatch,
     "micro_batch_size": config.micro_batch_size or minibatch,
+    "kl_estimator": config.kl_estimator or usual,
   }
   names = {field.name for field in dataclasses.fields(steps.PPO)}
   return steps.PPO(
-    **sizes, **{name: getattr(config, name) for name in names - sizes.keys()}
+    **resolved,
+    **{name: getattr(config, name) for name in names - resolved.keys()},
   )

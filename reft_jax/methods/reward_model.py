@@ -50,12 +50,14 @@ def train(
       are chosen most often stays; the last one without any.
   """
   rows, labels = labelled(run, draws)
-  train_at = functools.partial(_train_at, run, policy, rows, labels, dev_draws)
-  return loop_lib.sweep(name, config, train_at)
+  train_at = functools.partial(
+    _train_at, run, name, policy, rows, labels, dev_draws
+  )
+  return loop_lib.sweep(run, name, config, train_at)
 
 
 def _train_at(
-  run, policy, rows, labels, dev_draws, name, config
+  run, name, policy, rows, labels, dev_draws, part, config
 ) -> loop_lib.Trained:
   """Trains it at one learning rate."""
   epoch = -(-len(rows) // config.batch_size)
@@ -67,12 +69,14 @@ def _train_at(
     optimizer,
     micro_batch_size=config.micro_batch_size or config.batch_size,
   )
-  scorer = jax.jit(run.networks.init_scorer)(policy, run.key(name, "init"))
+  init = functools.partial(
+    run.made, run.networks.init_scorer, devices.put(run.mesh, policy)
+  )
   judge = Judge(run, run.networks)
 
   with loop_lib.Loop(
     run,
-    name,
+    part,
     steps=total,
     evaluate_every=epoch * config.evaluate_every,
     examine=functools.partial(_preferred, run, judge, dev_draws)
@@ -80,7 +84,9 @@ def _train_at(
     else None,
     part="scorer",
   ) as loop:
-    state, start = loop.restore(run.start({"scorer": scorer}, optimizer))
+    scorer = {"scorer": init(run.key(name, "init"))}
+    state, start = loop.restore(run.start(scorer, optimizer))
+    del scorer  # The state has its own.
     for step in range(start, total):
       chosen = batching.epoch_rows(
         len(rows), seed=run.config.seed, step=step, batch=config.batch_size
@@ -172,12 +178,13 @@ class Judge:
 
 
 def check(run: Run, folder: pathlib.Path) -> None:
-  """Finds out whether `open_judge` will do, without opening the weights.
+  """Finds out whether `open_judge` will do, without reading the weights.
 
   Raises:
     UserError: there is no model, or it reads other tokens than the run's model
       writes.
-    UnsupportedModelError: it is a language model.
+    UnsupportedModelError: it is a language model, or its tensors are missing
+      or of other shapes.
   """
   where = f"evaluation.reward_model={folder}"
   if not (folder / "config.json").is_file():
@@ -190,6 +197,7 @@ def check(run: Run, folder: pathlib.Path) -> None:
       f"{where}: a language model, which cannot judge; give a run's "
       "models/reward_model."
     )
+  pretrained.check(folder)
   theirs = tokenizer_lib.load(folder)
   if theirs.fingerprint != run.tokenizer.fingerprint:
     raise UserError(

@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -78,10 +78,12 @@ class Run:
     init = functools.partial(
       steps.init_state, optimizer=optimizer, kl_coef=kl_coef
     )
-    shardings = devices.shardings(self.mesh, jax.eval_shape(init, params))
-    return jax.jit(init, out_shardings=shardings)(
-      devices.put(self.mesh, params)
-    )
+    return self.made(init, devices.put(self.mesh, params))
+
+  def made(self, init: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function makes of arrays, each part on its shards."""
+    shardings = devices.shardings(self.mesh, jax.eval_shape(init, *arguments))
+    return jax.jit(init, out_shardings=shardings)(*arguments)
 
   def save_model(
     self,

@@ -40,7 +40,7 @@ def train(
   """
   rows = annotated(run.train) if rows is None else rows
   train_at = functools.partial(_train_at, run, policy, examine, rows, keep)
-  return loop_lib.sweep(name, config, train_at)
+  return loop_lib.sweep(run, name, config, train_at)
 
 
 def annotated(examples: Sequence[batching.Example]) -> list[Row]:

@@ -77,43 +77,47 @@ def gae(
   return advantages_BT, advantages_BT + values_BT
 
 
-def grpo(scores_QG: jax.Array) -> jax.Array:
+def grpo(scores_QG: jax.Array, costs_QG: chex.Numeric = 0.0) -> jax.Array:
   """(r - mean) / (std + 1e-4), of the G answers to each of Q questions.
 
   DeepSeekMath, section 4.1.2 (Shao et al. 2024); the standard deviation has
-  Bessel's correction and its offset is trl's.
+  Bessel's correction and its offset is trl's. Costs are compared too, but not
+  divided: where all answers earn the same, their noise would be all there is.
   """
   std_Q1 = jnp.std(scores_QG, axis=1, keepdims=True, ddof=1)
-  return dr_grpo(scores_QG) / (std_Q1 + 1e-4)
+  costs_alone_QG = dr_grpo(jnp.zeros_like(scores_QG), costs_QG)
+  return dr_grpo(scores_QG) / (std_Q1 + 1e-4) + costs_alone_QG
 
 
-def dr_grpo(scores_QG: jax.Array) -> jax.Array:
+def dr_grpo(scores_QG: jax.Array, costs_QG: chex.Numeric = 0.0) -> jax.Array:
   """R - mean: not divided, so that easy questions weigh no more than others.
 
   Liu et al. 2025, "Understanding R1-Zero-Like Training".
   """
-  return scores_QG - jnp.mean(scores_QG, axis=1, keepdims=True)
+  rewards_QG = scores_QG - costs_QG
+  return rewards_QG - jnp.mean(rewards_QG, axis=1, keepdims=True)
 
 
-def rloo(scores_QG: jax.Array) -> jax.Array:
+def rloo(scores_QG: jax.Array, costs_QG: chex.Numeric = 0.0) -> jax.Array:
   """R - the mean of the other answers' (Ahmadian et al. 2024).
 
   The same as (r - mean) G / (G - 1): an unbiased baseline, for it does not
   depend on the answer it is taken from.
   """
   group = scores_QG.shape[1]
-  return dr_grpo(scores_QG) * (group / (group - 1))
+  return dr_grpo(scores_QG, costs_QG) * (group / (group - 1))
 
 
 GROUP_RELATIVE = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
 
 
 def of_groups(
+  scores_B: jax.Array,
   rewards_BT: jax.Array,
   mask_BT: jax.Array,
   *,
   group: int,
-  relative: Callable[[jax.Array], jax.Array],
+  relative: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
   """A row's reward against its group's, for all of the row's actions alike.
 
@@ -121,14 +125,16 @@ def of_groups(
   part of what is compared (as in RLOO); nothing is discounted.
 
   Args:
-    rewards_BT: by action; rows of a group are consecutive.
+    scores_B: what the answers earn; rows of a group are consecutive.
+    rewards_BT: by action, the scores and the costs taken off them.
     mask_BT: the actions taken.
     group: G, at least 2; B is a multiple of it.
-    relative: scores_QG to advantages_QG, one of GROUP_RELATIVE.
+    relative: scores and costs to advantages_QG, one of GROUP_RELATIVE.
   """
   chex.assert_equal_shape([rewards_BT, mask_BT])
-  scores_QG = masked.total(rewards_BT, mask_BT, axis=1).reshape(-1, group)
-  advantages_B1 = relative(scores_QG).reshape(-1, 1)
+  scores_QG = scores_B.reshape(-1, group)
+  rewards_QG = masked.total(rewards_BT, mask_BT, axis=1).reshape(-1, group)
+  advantages_B1 = relative(scores_QG, scores_QG - rewards_QG).reshape(-1, 1)
   return jnp.where(mask_BT, advantages_B1, 0.0)
 
 

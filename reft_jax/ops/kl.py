@@ -44,7 +44,8 @@ def adapted(
   """The penalty's next coefficient: larger after too large a KL, and back.
 
   coef (1 + clip(kl / target - 1, -0.2, 0.2) rows / horizon), Ziegler et al.
-  2019, section 2.2, as trl's AdaptiveKLController.
+  2019, section 2.2, as trl's AdaptiveKLController; never below 0, where rows
+  exceed the horizon by far.
 
   Args:
     coef: the coefficient until now.
@@ -54,4 +55,4 @@ def adapted(
     rows: responses in the rollout.
   """
   error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
-  return coef * (1.0 + error * rows / horizon)
+  return coef * jnp.maximum(1.0 + error * rows / horizon, 0.0)
