@@ -2,12 +2,15 @@
 
 import json
 import pathlib
+import shutil
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from reft_jax import batching, metrics, train
-from reft_jax.methods import collecting, loop
+from reft_jax import batching, config, metrics, train
+from reft_jax.methods import building, collecting, loop
 from reft_jax.models import pretrained
 
 STAGES = ("offline_st", "online_st", "reward_model")
@@ -37,7 +40,7 @@ TINY = (
   "reward_model.micro_batch_size=8",
   "reward_model.optimizer.learning_rate=1e-3",
   "evaluation.majority_samples=0",
-  "evaluation.batch_size=32",
+  "evaluation.batch_size=64",
   "logging.every=1",
   "logging.tensorboard=false",
   "checkpoint.every=3",
@@ -173,11 +176,11 @@ def test_broken_draws_go_on_where_they_stopped(warmed, finished, monkeypatch):
   directory = warmed.parent / "broken-draws"
   line, drawn = collecting._line, []
 
-  def strike(group):
+  def strike(group, *rest):
     if len(drawn) == 7:
       raise BrokenError
     drawn.append(group)
-    return line(group)
+    return line(group, *rest)
 
   monkeypatch.setattr(collecting, "_line", strike)
   with pytest.raises(BrokenError):
@@ -200,19 +203,170 @@ def traces(directory) -> dict[str, bytes]:
   return {name: (directory / name).read_bytes() for name in names}
 
 
-def test_a_warm_up_of_another_shape_is_refused(warmed, finished, capsys):
+def write_model(folder, *settings) -> pathlib.Path:
+  """An untrained model, with the tokenizer that belongs to its settings."""
+  tokenizer, network = building.open_model(
+    config.load(["embedded"], [*TINY[1:], *settings])
+  )
+  policy = jax.jit(network.init)(jax.random.key(0))
+  pretrained.save(folder, network.config, jax.device_get(policy))
+  tokenizer.save(folder)
+  return folder
+
+
+@pytest.mark.parametrize(
+  ("made", "message"),
+  [
+    ("reward_model", "holds a reward model; give a language model"),
+    ("base.width=16", "width 16, not 32"),
+    ("embedded.choices=0.5", "another tokenizer"),
+  ],
+)
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_warm_up_of_another_kind_is_refused(
+  warmed, finished, tmp_path, capsys, made, message, flags
+):
+  if made == "reward_model":
+    other = finished / "models/reward_model"
+  else:
+    other = write_model(tmp_path / "other", made)
   code = train.main(
     [
       *TINY,
+      *flags,
       "stages=[reft]",
       f"model.path={warmed / 'models/base'}",
-      f"model.warmup={finished / 'models/reward_model'}",
-      f"output={warmed.parent / 'other'}",
+      f"model.warmup={other}",
+      f"output={tmp_path / 'run'}",
     ]
   )
   assert code == 2
-  assert "error: " in capsys.readouterr().err
-  assert not (warmed.parent / "other").exists()
+  (error,) = capsys.readouterr().err.splitlines()
+  assert f"model.warmup={other}" in error
+  assert message in error
+  assert not (tmp_path / "run").exists()
+
+
+def test_draws_of_another_model_are_not_taken_up(warmed, finished, capsys):
+  directory = warmed.parent / "moved"
+  shutil.copytree(finished, directory)
+  for stage in STAGES:
+    shutil.rmtree(directory / "stages" / stage)
+  code = train.main(
+    [
+      argument
+      for argument in arguments(warmed, directory, "offline_st.start=base")
+      if not argument.startswith(("model.warmup=", "stages="))
+    ]
+    + ["stages=[offline_st]", "resume=auto"]
+  )
+  assert code == 2
+  assert "other settings" in capsys.readouterr().err
+
+
+def test_switches_of_the_stages_that_sample(warmed):
+  """Sweeps over one set of draws; no annotations; groups without a critic."""
+  directory = warmed.parent / "switches"
+  code = train.main(
+    [
+      *TINY,
+      "stages=[online_st,reft]",
+      f"model.path={warmed / 'models/base'}",
+      f"model.warmup={warmed / 'models/warmup'}",
+      f"output={directory}",
+      "online_st.steps=2",
+      "online_st.gold_share=0",
+      "online_st.samples_per_question=2",
+      "online_st.minibatch_size=8",
+      "online_st.learning_rates=[1e-3,2e-3]",
+      "reft.steps=2",
+      "reft.batch_size=32",
+      "reft.minibatch_size=16",
+      "reft.samples_per_question=4",
+      "reft.advantages=rloo",
+      "reft.aggregation=token_mean",
+      "reft.kl_in=loss",
+      "reft.kl_target=1",
+      "reft.kl_horizon=128",
+      "reft.entropy_coef=0.01",
+      "reft.clip_high=0.3",
+      "reft.drop_groups_without_signal=true",
+      "reft.learning_rates=[1e-3,2e-3]",
+    ]
+  )
+  assert code == 0
+  low, high = (
+    steps(directory, f"online_st-lr{rate}") for rate in ("0.001", "0.002")
+  )
+  # Both rates begin with what the warm-up draws by the same keys.
+  assert low[0]["verdict/correct"] == high[0]["verdict/correct"]
+  assert "loss/correct" in low[0]
+  assert "loss/gold" not in low[0]
+  for rate in ("0.001", "0.002"):
+    first, second = steps(directory, f"reft-lr{rate}")
+    assert first["kl"] == 0
+    assert first["kl_coef"] == pytest.approx(0.05)
+    assert second["kl_coef"] == pytest.approx(0.05 * (1 - 0.2 * 32 / 128))
+    assert "value/loss" not in first
+    assert 0 <= first["reward/groups_with_signal"] <= 1
+
+
+def test_programs_by_the_official_rules(tmp_path):
+  """Of a model that was never trained: all of its programs fail."""
+  programs = (
+    "embedded.programs=0.5",
+    "data.max_prompt_tokens=80",
+    "data.max_response_tokens=60",
+  )
+  model = write_model(tmp_path / "model", *programs)
+  directory = tmp_path / "programs"
+  code = train.main(
+    [
+      *TINY,
+      *programs,
+      "data.reasoning=python",
+      "data.answers=official",
+      f"stages=[{','.join(STAGES)}]",
+      f"model.path={model}",
+      "offline_st.choose=official",
+      "reward_model.start=base",
+      "embedded.questions=16",
+      "embedded.test=4",
+      "data.dev_size=4",
+      "draws.samples=2",
+      "offline_st.epochs=1",
+      "online_st.steps=1",
+      "reward_model.epochs=1",
+      f"output={directory}",
+    ]
+  )
+  assert code == 0
+  assert list(summary(directory)) == list(STAGES)
+  (row,) = steps(directory, "online_st")
+  assert row["program/failed"] + row["program/returned"] > 0
+  assert row["verdict/correct"] == 0
+  # Without a right one the annotations keep their half.
+  assert row["loss"] == pytest.approx(row["loss/gold"] / 2, rel=1e-4)
+
+
+def test_a_rate_that_diverges_is_left_out(monkeypatch):
+  lines = []
+  run = SimpleNamespace(terminal=SimpleNamespace(line=lines.append))
+  settings = config.ReftConfig(learning_rates=(1.0, 2.0, 3.0))
+
+  def train_at(part, one):
+    rate = one.optimizer.learning_rate
+    if rate not in kept:
+      raise loop.DivergedError(f"{part} diverged.")
+    return loop.Trained(None, rate / 10, 1, 5.0, rate)
+
+  kept = {1.0, 2.0}
+  best = loop.sweep(run, "reft", settings, train_at)
+  assert (best.learning_rate, best.seconds) == (2.0, 10.0)
+  assert lines == ["reft-lr3 diverged. This learning rate is left out."]
+  kept = set()
+  with pytest.raises(loop.DivergedError):
+    loop.sweep(run, "reft", settings, train_at)
 
 
 def test_rows_of_a_classifier_are_cut_and_filled():

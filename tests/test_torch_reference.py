@@ -471,3 +471,80 @@ def torch_ppo(torch, rows, old, known, read, descent) -> dict[str, float]:
     measured["grad_norm"].append(norm)
   means = {name: np.mean(numbers) for name, numbers in measured.items()}
   return means | {"kl": torch.stack(kls).mean().item()}
+
+
+RLOO = dataclasses.replace(
+  PPO,
+  advantages="rloo",
+  samples_per_question=2,
+  aggregation="token_mean",
+  kl_in="loss",
+  kl_estimator="k3",
+  kl_coef=0.3,
+  entropy_coef=0.02,
+  clip=0.01,
+  clip_high=0.02,
+)
+
+
+def test_advantages_without_a_critic(torch, tmp_path):
+  """RLOO, a mean over tokens, k3 in the loss, entropy, another upper clip."""
+  model = llama(torch, "LlamaForCausalLM")
+  model.save_pretrained(tmp_path)
+  config, policy = pretrained.load(tmp_path)
+  reference = copy.deepcopy(model)
+  net = networks.Networks(config)
+  assess = steps.assess(net, RLOO, logit_chunk=16)
+  score = steps.score(RLOO)
+  update = steps.ppo_update(net, ours(), RLOO, logit_chunk=16)
+  state = started({"policy": policy}, RLOO.kl_coef)
+  descent = Descent(torch, [*model.parameters()])
+
+  def read(row, some):
+    """Log-probs of a row's actions and entropies of what they are from."""
+    ids = torch.tensor([row.ids])
+    states = slice(len(row.prompt) - 1, -1)
+    table = some(ids).logits[0, states].log_softmax(-1)
+    chosen = table[range(len(row.response)), list(row.response)]
+    return chosen, -(table.exp() * table).sum(-1)
+
+  found, expected = [], []
+  for number in range(UPDATES):
+    rows = samples(number)
+    rollout = sampled_rollout(rows)
+    assessment = assess(state.params, policy, rollout)
+    scores = [row.score for row in rows]
+    experience, _ = score(
+      rollout, assessment, jnp.float32(scores), state.kl_coef
+    )
+    state, learned = update(state, experience, jax.random.key(number))
+    found.append(learned)
+    with torch.no_grad():
+      old = torch.cat([read(row, model)[0] for row in rows])
+      known = torch.cat([read(row, reference)[0] for row in rows])
+    # Of two answers, the baseline of each is the other.
+    others = [scores[place ^ 1] for place in range(len(rows))]
+    advantages = torch.cat(
+      [
+        torch.full((len(row.response),), row.score - other)
+        for row, other in zip(rows, others, strict=True)
+      ]
+    )
+    measured = {"policy/loss": [], "policy/kl_loss": [], "grad_norm": []}
+    for _ in range(RLOO.ppo_epochs):
+      logprobs, entropies = map(
+        torch.cat, zip(*(read(row, model) for row in rows), strict=True)
+      )
+      ratio = (logprobs - old).exp()
+      policy_loss = torch.maximum(
+        -advantages * ratio, -advantages * ratio.clamp(0.99, 1.02)
+      ).mean()
+      kl_loss = ((known - logprobs).exp() - 1 - (known - logprobs)).mean()
+      norm = descent.step(policy_loss + 0.3 * kl_loss - 0.02 * entropies.mean())
+      measured["policy/loss"].append(policy_loss.item())
+      measured["policy/kl_loss"].append(kl_loss.item())
+      measured["grad_norm"].append(norm)
+    expected.append({name: np.mean(some) for name, some in measured.items()})
+  assert_learnt_alike(found, expected, "policy/loss", "policy/kl_loss")
+  assert expected[-1]["policy/kl_loss"] > 1e-3
+  assert max(each["clip_fraction"].value() for each in found) > 0.05
