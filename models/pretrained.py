@@ -100,6 +100,20 @@ def load_classifier(
   return config, _read(folder, config, _classifier_tensors(config))
 
 
+def check(path: str | pathlib.Path) -> None:
+  """Raises what `load` or `load_classifier` would, but reads no weights.
+
+  Raises:
+    UnsupportedModelError: as they do, except for a model of the other kind.
+  """
+  config = read_config(path)
+  folder = pathlib.Path(path)
+  rows = _FAMILIES[config.family].tensors(config)
+  if is_classifier(folder):
+    rows = _classifier_tensors(config)
+  _checked_files(folder, config, rows)
+
+
 def save(
   path: str | pathlib.Path,
   config: configs.ModelConfig,
@@ -163,9 +177,7 @@ def is_classifier(folder: pathlib.Path) -> bool:
 
 def _read(folder, config, rows) -> dict[str, Any]:
   """The parameters that the rows of a family's table name."""
-  files = _tensor_files(folder)
-  ignored = _FAMILIES[config.family].IGNORED
-  _check_tensors(folder, config, rows, files, ignored)
+  files = _checked_files(folder, config, rows)
   params: dict[str, Any] = {}
   for row in rows:
     names = row.names(config.layers)
@@ -265,8 +277,10 @@ def _open(file: pathlib.Path):
     raise UnsupportedModelError(f"{file} cannot be read: {error}.") from None
 
 
-def _check_tensors(folder, config, rows, files, ignored) -> None:
-  """Raises an error that lists all that is wrong with a checkpoint."""
+def _checked_files(folder, config, rows) -> dict[str, Any]:
+  """The open file of each tensor; an error lists all that is wrong."""
+  files = _tensor_files(folder)
+  ignored = _FAMILIES[config.family].IGNORED
   expected = {name: row for row in rows for name in row.names(config.layers)}
   problems = [
     *_problems(config, expected, files),
@@ -284,6 +298,7 @@ def _check_tensors(folder, config, rows, files, ignored) -> None:
     raise UnsupportedModelError(
       f"{folder}: the tensors do not fit config.json: {'; '.join(listed)}."
     )
+  return files
 
 
 def _problems(config, expected, files) -> Iterator[str]:

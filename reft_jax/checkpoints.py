@@ -1,5 +1,6 @@
 """Orbax checkpoints that a killed run finds again, whole or not at all."""
 
+import contextlib
 import logging
 import pathlib
 import time
@@ -130,8 +131,8 @@ def shapes(folder: pathlib.Path) -> Any:
     UserError: no state can be read there.
   """
   try:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-      tree = reader.metadata(folder.resolve()).item_metadata.tree
+    with _reader() as reader:
+      tree = reader.metadata(folder.resolve()).tree
   except Exception as error:  # Orbax has no common type for damage.
     raise _unreadable(folder, error) from error
   return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
@@ -150,7 +151,7 @@ def read(folder: pathlib.Path, like: Any) -> Any:
     UserError: they cannot be read.
   """
   try:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with _reader() as reader:
       return reader.restore(
         folder.resolve(),
         args=ocp.args.PyTreeRestore(
@@ -161,6 +162,11 @@ def read(folder: pathlib.Path, like: Any) -> Any:
       )
   except Exception as error:
     raise _unreadable(folder, error) from error
+
+
+def _reader() -> contextlib.closing[ocp.PyTreeCheckpointHandler]:
+  """Reads one state; a Checkpointer would warn that it is only a part."""
+  return contextlib.closing(ocp.PyTreeCheckpointHandler())
 
 
 def _unreadable(folder: pathlib.Path, error: Exception) -> UserError:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import omegaconf
 import yaml
 
-from reft_jax import errors
+from reft_jax import errors, files
 
 Stage = Literal[
   "base",
@@ -42,14 +42,7 @@ USAGE = (
   "[--config FILE]... [key=value]... [--print-config] [--dry-run] [--help]"
 )
 
-# In a checkout the experiments lie beside the launch scripts; installed, they
-# lie inside this package.
-_PACKAGED = pathlib.Path(__file__).resolve().parent / "experiments"
-EXPERIMENTS = (
-  _PACKAGED
-  if _PACKAGED.is_dir()
-  else _PACKAGED.parent.parent / "launch" / "experiments"
-)
+EXPERIMENTS = files.packaged("experiments")
 DEFAULT_EXPERIMENT = "embedded"
 _REAL_EXPERIMENT = "gsm8k_nl_codellama_7b"
 
@@ -275,38 +268,8 @@ class OfflineConfig(SupervisedConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class OnlineConfig:
-  """Online self-training: imitation of right samples of the policy itself."""
-
-  steps: int | None = _setting(
-    None, "steps of sampling and learning; null: as epochs says", _POSITIVE
-  )
-  epochs: int = _setting(300, "passes, where steps is null", _POSITIVE)
-  batch_size: int = _setting(32, "rollouts in a step, all devices", _POSITIVE)
-  samples_per_question: int = _setting(
-    1, "rollouts of one question in a step", _POSITIVE
-  )
-  micro_batch_size: int | None = _setting(
-    None, "rows held in memory at once; null: the minibatch", _POSITIVE
-  )
-  minibatch_size: int | None = _setting(
-    None, "rollouts in an update; null: the batch", _POSITIVE
-  )
-  passes: int = _setting(2, "passes over the rollouts of a step", _POSITIVE)
-  gold_share: float = _setting(
-    0.5, "weight of the annotations' loss; 0: right samples alone", _SHARE
-  )
-  temperature: float = _setting(1.0, "of the rollouts", _POSITIVE)
-  learning_rates: tuple[float, ...] | None = _setting(None, _TRIED, _POSITIVE)
-  evaluate_every: int = _setting(100, "steps between evaluations", _POSITIVE)
-  optimizer: OptimizerConfig = OptimizerConfig(
-    learning_rate=3e-7, schedule="constant", warmup_fraction=0.0
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class ReftConfig:
-  """Reinforced fine-tuning by PPO."""
+class RolloutsConfig:
+  """A stage that samples as it learns."""
 
   steps: int | None = _setting(
     None, "steps of sampling and learning; null: as epochs says", _POSITIVE
@@ -322,8 +285,29 @@ class ReftConfig:
   micro_batch_size: int | None = _setting(
     None, "rollouts held in memory at once; null: the minibatch", _POSITIVE
   )
-  ppo_epochs: int = _setting(2, "passes over the rollouts of a step", _POSITIVE)
   temperature: float = _setting(1.0, "of the rollouts", _POSITIVE)
+  learning_rates: tuple[float, ...] | None = _setting(None, _TRIED, _POSITIVE)
+  evaluate_every: int = _setting(100, "steps between evaluations", _POSITIVE)
+  optimizer: OptimizerConfig = OptimizerConfig(
+    learning_rate=3e-7, schedule="constant", warmup_fraction=0.0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig(RolloutsConfig):
+  """Online self-training: imitation of right samples of the policy itself."""
+
+  passes: int = _setting(2, "passes over the rollouts of a step", _POSITIVE)
+  gold_share: float = _setting(
+    0.5, "weight of the annotations' loss; 0: right samples alone", _SHARE
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReftConfig(RolloutsConfig):
+  """Reinforced fine-tuning by PPO."""
+
+  ppo_epochs: int = _setting(2, "passes over the rollouts of a step", _POSITIVE)
   gamma: float = _setting(1.0, "discount of rewards", _SHARE)
   lam: float = _setting(0.95, "lambda of the advantages", _SHARE)
   kl_coef: float = _setting(
@@ -375,11 +359,6 @@ class ReftConfig:
   )
   unreached_limit: float = _setting(
     0.2, "warn when more right letters come from another value", _SHARE
-  )
-  learning_rates: tuple[float, ...] | None = _setting(None, _TRIED, _POSITIVE)
-  evaluate_every: int = _setting(100, "steps between evaluations", _POSITIVE)
-  optimizer: OptimizerConfig = OptimizerConfig(
-    learning_rate=3e-7, schedule="constant", warmup_fraction=0.0
   )
 
 

@@ -11,7 +11,7 @@ evaluation.samples times by sampling; a vote, and a reward model if there is
 one, choose among evaluation.at of the samples. Samples are kept, in
 RUN/evaluations/NAME-SPLIT or evaluations/NAME-SPLIT: the same command goes on
 where it was stopped, and other settings of answers, votes or rewards need no
-sampling.
+sampling. What has a slash before its first equals sign is a path, no setting.
 
 Exit codes: 0 done, 2 bad input, 3 programs can no longer be run, 130
 interrupted.
@@ -24,17 +24,20 @@ import logging
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
+from reft_jax import batching, devices, terminal
 from reft_jax import config as config_lib
-from reft_jax import devices, terminal
+from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
-from reft_jax.methods import building, evaluating
+from reft_jax.methods import building, evaluating, planning
 from reft_jax.methods import run as run_lib
 from reft_jax.models import pretrained
+from reft_jax.studies import evaluations
 from reft_jax.tasks import grading
 from reft_jax.tasks.sandbox import executor as executor_lib
 
@@ -83,8 +86,9 @@ def divide(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """Models' paths, and the arguments that settings are made of."""
   paths, arguments = [], []
   for before, argument in zip(("", *argv), argv, strict=False):
+    key, equals, _ = argument.partition("=")
     path = before != "--config" and (
-      not argument.startswith("-") and "=" not in argument
+      not argument.startswith("-") and (not equals or "/" in key)
     )
     (paths if path else arguments).append(argument)
   return paths, arguments
@@ -168,12 +172,7 @@ def read(
   command = config_lib.parse([*layers, *arguments])
   config = command.config
   path = config.model.path if model.checkpoint else str(model.folder)
-  config = dataclasses.replace(
-    config,
-    model=dataclasses.replace(config.model, path=path, warmup=None),
-    # Nothing is trained: what training needs need not be there.
-    stages=("reft",) if path else ("base",),
-  )
+  config = evaluations.settings_of(config, path)
   return dataclasses.replace(command, config=config)
 
 
@@ -181,19 +180,8 @@ def check(configs: Sequence[config_lib.Config]) -> None:
   """Raises UserError for settings that make no sense here."""
   for config in configs:
     config_lib.validate(config)
-    config_lib.check_files(config)
-    settings = config.evaluation
-    for k in evaluating.numbers(settings):
-      if k > settings.samples:
-        raise UserError(
-          f"evaluation.at: {k} is more than evaluation.samples="
-          f"{settings.samples}; ask for fewer, or draw more."
-        )
-    if settings.reward_model and not settings.samples:
-      raise UserError(
-        f"evaluation.reward_model={settings.reward_model} has nothing to choose"
-        " from: evaluation.samples=0; draw some, or set it to null."
-      )
+    config_lib.check_files(_without_training_set(config))
+    evaluations.check(config.evaluation)
 
 
 def places(
@@ -206,11 +194,11 @@ def places(
   """
   found: dict[pathlib.Path, evaluating.Model] = {}
   for model, config in zip(models, configs, strict=True):
-    name = f"{model.name}-{config.evaluation.split}"
-    folder = (model.run or pathlib.Path()) / "evaluations" / name
+    split = config.evaluation.split
+    folder = evaluations.folder(model.run, model.name, split)
     if config.output:
-      folder = config_lib.expanded(config.output)
-      folder = folder / name if len(models) > 1 else folder
+      name = folder.name if len(models) > 1 else ""
+      folder = config_lib.expanded(config.output) / name
     if folder in found:
       raise UserError(
         f"{found[folder].folder} and {model.folder} would both be kept in "
@@ -238,21 +226,25 @@ def evaluate(
   with contextlib.ExitStack() as exits:
     # First: their processes are started before jax has threads and devices.
     graders = open_graders(configs, exits)
-    evaluations = [
+    prepared = [
       prepare(*each, screen)
       for each in zip(models, configs, directories, graders, strict=True)
     ]
-    if dry:
-      screen.line("dry run: all is well, and nothing was sampled")
-      return
+    if not dry:
+      for directory in directories:
+        claim(directory)
     summaries = {}
-    for evaluation in evaluations:
-      directory = evaluation.run.directory
-      screen.line(f"{evaluation.model.name}: {directory}", style="bold")
+    for evaluation in prepared:
+      introduce(evaluation, screen)
+      if dry:
+        continue
       with jax.set_mesh(evaluation.run.mesh):
         evaluation.draw()
         summary = evaluation.write(evaluation.answers())
       summaries[label(evaluation.model, models)] = summary
+  if dry:
+    screen.line("dry run: all is well, and nothing was sampled")
+    return
   show(summaries, screen)
   for directory in directories:
     screen.line(f"every completion: {directory / 'report.html'}")
@@ -284,10 +276,9 @@ def prepare(
   """
   tokenizer, network = building.open_model(config)
   building.check_lengths(config, network)
-  splits = run_lib.encoded(config, tokenizer)
+  problems = read_problems(config, tokenizer)
   split = config.evaluation.split
-  examples = splits[split].examples
-  if not examples:
+  if not problems.examples:
     setting = "data.dev_size" if split == "dev" else f"data.{split}"
     raise UserError(
       f"evaluation.split={split}: {model.name} has no such problems; set "
@@ -301,12 +292,63 @@ def prepare(
     ),
     networks=network,
     tokenizer=tokenizer,
-    **{name: each.examples for name, each in splits.items()},
+    **{"train": (), "dev": (), "test": (), split: problems.examples},
     grader=grader,
     recorder=None,  # Nothing is logged step by step.
     terminal=screen,
   )
-  return evaluating.Evaluation(run, model, examples)
+  return evaluating.Evaluation(run, model, problems)
+
+
+def read_problems(
+  config: config_lib.Config, tokenizer: tokenizer_lib.Tokenizer
+) -> batching.Encoded:
+  """The problems that are asked, as ids; raises as `run_lib.encoded`."""
+  splits = run_lib.encoded(_without_training_set(config), tokenizer)
+  asked = splits[config.evaluation.split]
+  # Nor does it matter which annotations could be learnt.
+  return dataclasses.replace(asked, long_targets=0, unusable_targets=())
+
+
+def _without_training_set(config: config_lib.Config) -> config_lib.Config:
+  """Settings that read a test set of its own, if it is asked, and no other.
+
+  What a model was trained on need not be here to test it; the test set stands
+  in its place.
+  """
+  data = config.data
+  if config.evaluation.split != "test" or data.test is None:
+    return config
+  data = dataclasses.replace(
+    data, train=data.test, train_limit=data.test_limit, dev_size=0
+  )
+  return dataclasses.replace(config, data=data)
+
+
+def claim(directory: pathlib.Path) -> None:
+  """Makes the folder of an evaluation.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=directory).close()
+  except OSError as error:
+    raise UserError(
+      f"the evaluation's folder {directory} cannot be written "
+      f"({error.strerror}); set output to another place."
+    ) from error
+
+
+def introduce(
+  evaluation: evaluating.Evaluation, screen: terminal.Terminal
+) -> None:
+  """Says which model is asked which problems."""
+  run = evaluation.run
+  screen.line(f"{evaluation.model.name}: {run.directory}", style="bold")
+  splits = {run.config.evaluation.split: evaluation.problems}
+  screen.line(planning.describe_problems(splits))
 
 
 def label(model: evaluating.Model, models: Sequence[evaluating.Model]) -> str:

@@ -1,8 +1,10 @@
-"""Files that are whole or not there, however a process ends."""
+"""Files that are whole or not there; folders that come with the package."""
 
 import os
 import pathlib
 from collections.abc import Iterable
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
 def replace(
@@ -28,3 +30,11 @@ def replace(
     file.flush()
     os.fsync(file.fileno())
   new.replace(path)
+
+
+def packaged(folder: str) -> pathlib.Path:
+  """A folder of `launch`, which lies inside the package once installed."""
+  installed = _PACKAGE / folder
+  return (
+    installed if installed.is_dir() else _PACKAGE.parent / "launch" / folder
+  )

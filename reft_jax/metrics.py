@@ -4,10 +4,10 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from reft_jax import errors
+from reft_jax import errors, files
 
 FILE = "metrics.jsonl"
 
@@ -26,7 +26,7 @@ class Recorder:
     directory.mkdir(parents=True, exist_ok=True)
     self._path = directory / FILE
     # What follows a line torn by a crash would be lost with it.
-    _replace(self._path, _lines(self._path))
+    files.replace(self._path, _lines(self._path))
     self._file = self._path.open("ab")
     self._board = _board(directory / "tensorboard") if tensorboard else None
 
@@ -56,7 +56,7 @@ class Recorder:
       )
       if row["stage"] != stage or row["step"] < next_step
     )
-    _replace(self._path, kept)
+    files.replace(self._path, kept)
     self._file = self._path.open("ab")
 
   def close(self) -> None:
@@ -89,16 +89,6 @@ def _lines(path: pathlib.Path) -> list[bytes]:
     return []
   with path.open("rb") as file:
     return [line for line in file if line.endswith(b"\n")]
-
-
-def _replace(path: pathlib.Path, lines: Iterable[bytes]) -> None:
-  """Gives a file new content in one move."""
-  new = path.with_name(f"{path.name}.new")
-  with new.open("wb") as file:
-    file.writelines(lines)
-    file.flush()
-    os.fsync(file.fileno())
-  new.replace(path)
 
 
 def _board(directory: pathlib.Path) -> Any:

@@ -1,6 +1,7 @@
 """Pictures of a run, and of several runs together."""
 
 import dataclasses
+import itertools
 import math
 import os
 import statistics
@@ -32,6 +33,7 @@ _COLORS_IN_ORDER = (
   *("#3b6fb6", "#d1495b", "#6b9080", "#e09f3e", "#7d5ba6", "#8c6d46"),
   *("#1f9ea8", "#c06c9c", "#4a4a4a", "#9a9a9a"),
 )
+_STROKES = ("-", "--", ":", "-.")
 # Metric, title; in the order of the panels.
 _PANELS = (
   ("dev/accuracy", "Accuracy on dev problems"),
@@ -97,7 +99,7 @@ def lines(
   """Draws lines over a number as a PNG; without any, writes nothing.
 
   Args:
-    some: the lines, at most as many as there are colours.
+    some: the lines.
     path: the file.
     title: what is measured.
     x: what a place is.
@@ -112,13 +114,15 @@ def lines(
     figsize=(6.4, 4.0), dpi=150, layout="constrained"
   )
   ax = figure.subplots()
-  for line, color in zip(some, _COLORS_IN_ORDER, strict=False):
+  # Where the colours are used up, they begin again with another stroke.
+  looks = itertools.cycle(itertools.product(_STROKES, _COLORS_IN_ORDER))
+  for line, (stroke, color) in zip(some, looks, strict=False):
     places = sorted(line.values)
     means = [statistics.mean(line.values[place]) for place in places]
     low = [min(line.values[place]) for place in places]
     high = [max(line.values[place]) for place in places]
-    style = {"color": color, "label": line.label, "marker": "o"}
-    ax.plot(places, means, markersize=3 if dense else 5, **style)
+    style = {"color": color, "linestyle": stroke, "label": line.label}
+    ax.plot(places, means, marker="o", markersize=3 if dense else 5, **style)
     if dense:
       ax.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
     else:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from reft_jax import config, pages, terminal
+from reft_jax import config, files, pages, terminal
 from reft_jax.errors import UserError
 from reft_jax.studies import rating
 
@@ -115,8 +115,8 @@ def draw(
     )
   if questions < 1:
     raise UserError(f"--questions {questions} must be above 0")
-  files = {source: rating.find(source) for source in sources}
-  page, key = rating.blind(files, count=questions, seed=seed, right=right)
+  found = {source: rating.find(source) for source in sources}
+  page, key = rating.blind(found, count=questions, seed=seed, right=right)
   kept = output / KEY
   if kept.exists() and rating.open_key(kept).page != key.page:
     raise UserError(
@@ -124,9 +124,9 @@ def draw(
       " another folder"
     )
   output.mkdir(parents=True, exist_ok=True)
-  (output / PAGE).write_text(pages.render("rating", page), encoding="utf-8")
-  text = json.dumps(dataclasses.asdict(key), indent=2) + "\n"
-  kept.write_text(text, encoding="utf-8")
+  # First: a page without its key would be rated for nothing.
+  files.replace(kept, json.dumps(dataclasses.asdict(key), indent=2) + "\n")
+  files.replace(output / PAGE, pages.render("rating", page))
   screen.line(
     f"page: {output / PAGE}, for the raters: {len(key.solutions)} solutions"
     f" of {questions} questions"
@@ -169,7 +169,7 @@ def _write(
 ) -> tuple[pathlib.Path, pathlib.Path]:
   folder.mkdir(parents=True, exist_ok=True)
   whole, rows = folder / "ratings.json", folder / "ratings.csv"
-  whole.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+  files.replace(whole, json.dumps(summary, indent=2) + "\n")
   with rows.open("w", encoding="utf-8", newline="") as file:
     writer = csv.DictWriter(file, fieldnames=list(summary["ratings"][0]))
     writer.writeheader()

@@ -3,8 +3,8 @@
     python -m reft_jax.reproduce embedded --seeds 1 2 3 --jobs 2
 
 A SUITE is a YAML file or the name of a packaged one: what to run, what to
-evaluate, and what to table, draw and claim (reft_jax.studies.suites says how it
-is written). Each run is a process of reft_jax.train, each evaluation one of
+evaluate, and what to table, draw and claim (reft_jax.studies.reading says how
+it is written). Each run is a process of reft_jax.train, each evaluation one of
 reft_jax.evaluate; what they print lies in OUTPUT/logs. It ends in
 OUTPUT/report.md, pictures beside it, and results.json. What is finished is not
 done again: the same command goes on where it was stopped.
@@ -12,7 +12,7 @@ done again: the same command goes on where it was stopped.
   --seeds N...   instead of the suite's
   --jobs N       so many processes at once, each on its share of the CPU cores
   --dry-run      only check the suite, and say what would be run
-  --report       only write the report anew, of the runs that are finished
+  --report       only write the report anew, of what this command finished
   output=FOLDER  where everything is kept; runs/suite-NAME if not given
   key=value      a setting for every run and evaluation
 
@@ -37,13 +37,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from reft_jax import config as config_lib
-from reft_jax import plots, terminal
+from reft_jax import files, plots, terminal
 from reft_jax.errors import UserError
-from reft_jax.studies import findings, results, suites
+from reft_jax.studies import checking, findings, reading, results, suites
 
 # What reft_jax.train exits with when updates are no longer finite.
 _DIVERGED = 4
 _POLL_SECONDS = 0.2
+# A kill that nobody can answer loses no more of the account than this.
+_SAVE_SECONDS = 60.0
 
 
 class FailedError(Exception):
@@ -87,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv`; returns the exit code."""
   screen = terminal.Terminal()
   if {"-h", "--help"} & set(argv):
-    print(f"{__doc__}\nPackaged suites: {', '.join(suites.packaged())}")
+    print(f"{__doc__}\nPackaged suites: {', '.join(reading.packaged())}")
     return 0
   try:
     reproduce(parse(argv), screen)
@@ -122,6 +124,8 @@ def parse(argv: Sequence[str]) -> Command:
         values["seeds"] = tuple(_numbers(arguments))
         if not values["seeds"]:
           raise UserError("--seeds needs whole numbers after it")
+        if len(set(values["seeds"])) < len(values["seeds"]):
+          raise UserError("--seeds: each can be run once")
       case "--jobs":
         jobs = next(_numbers(arguments), 0)
         if jobs < 1:
@@ -144,7 +148,7 @@ def parse(argv: Sequence[str]) -> Command:
         raise UserError(f"unknown argument {argument!r}; see --help")
   if "suite" not in values:
     raise UserError(
-      f"which suite? A file, or one of {', '.join(suites.packaged())}"
+      f"which suite? A file, or one of {', '.join(reading.packaged())}"
     )
   return Command(**values, overrides=tuple(overrides))
 
@@ -157,9 +161,9 @@ def _numbers(arguments: collections.deque[str]) -> Iterator[int]:
 
 def reproduce(command: Command, screen: terminal.Terminal) -> None:
   """Runs what is not yet finished of a suite, and reports."""
-  suite = suites.load(command.suite)
+  suite = reading.load(command.suite)
   seeds = command.seeds or suite.seeds
-  suite.check(command.overrides)
+  checking.check(suite, command.overrides)
   output = config_lib.expanded(command.output or f"runs/suite-{suite.name}")
   jobs = plan(suite, seeds, output, command.overrides)
   if command.action == "dry-run":
@@ -172,7 +176,7 @@ def reproduce(command: Command, screen: terminal.Terminal) -> None:
     ledger = Ledger(output / "jobs.json")
     if command.action == "run":
       perform(jobs, command.jobs, ledger, screen, lock)
-    write_report(suite, seeds, command, ledger, output, screen)
+    write_report(suite, seeds, command, jobs, ledger, output, screen)
 
 
 def plan(
@@ -211,15 +215,14 @@ def _train(
     return config_lib.load([str(directory / "config.yaml")]) == wanted
 
   return Job(
-    name=directory.name,
+    name=suites.run_name(run.name, seed),
     command=(
       *("-m", "reft_jax.train", "--config", suite.experiment),
       *suite.overrides(run.name, seed, folder),
       *overrides,
     ),
     needs=frozenset(
-      suites.run_folder(folder, lender, seed).name
-      for lender in suite.lenders(run.name)
+      suites.run_name(lender, seed) for lender in suite.lenders(run.name)
     ),
     finished=finished,
   )
@@ -233,21 +236,20 @@ def _evaluate(
   overrides: Sequence[str],
 ) -> Job:
   directory = suites.run_folder(folder, evaluation.run, seed)
-  judge = evaluation.reward_model
-  needs = {directory, judge and suites.run_folder(folder, judge, seed)} - {None}
-  files = [
+  needs = {evaluation.run, evaluation.reward_model} - {None}
+  made = [
     results.evaluation_file(directory, stage) for stage in evaluation.stages
   ]
   return Job(
-    name=f"{directory.name}-{'-'.join(evaluation.stages)}",
+    name=suites.evaluation_name(evaluation, seed),
     command=(
       *("-m", "reft_jax.evaluate"),
       *(str(directory / "models" / stage) for stage in evaluation.stages),
       *suite.evaluation_overrides(evaluation, seed, folder),
       *overrides,
     ),
-    needs=frozenset(need.name for need in needs),
-    finished=lambda: all(file.exists() for file in files),
+    needs=frozenset(suites.run_name(run, seed) for run in needs),
+    finished=lambda: all(file.exists() for file in made),
   )
 
 
@@ -256,9 +258,9 @@ class Ledger:
 
   Attributes:
     file: where it lies.
-    at_once: how many jobs went on at the same time when the last one ended.
-    seconds: how long the suite has taken by the clock up to then, all
-      commands that worked on it together.
+    at_once: how many jobs went on at the same time when the last one started.
+    seconds: how long jobs were under way by the clock, in all commands that
+      worked on the suite together, up to the last `save`.
   """
 
   def __init__(self, file: pathlib.Path):
@@ -267,24 +269,47 @@ class Ledger:
     self._jobs = content.get("jobs", {})
     self.at_once = content.get("at_once", 1)
     self.seconds = content.get("seconds", 0.0)
-    self._started = time.monotonic() - self.seconds
+    self._saved: float | None = None  # When, once a job was started.
+
+  def started(self, at_once: int) -> None:
+    """Notes that a job is under way, one of so many."""
+    self.at_once = at_once
+    if self._saved is None:
+      self._saved = time.monotonic()
 
   def ended(self, job: Job, code: int, seconds: float) -> None:
     """Enters a job that came to its end."""
-    self.seconds = round(time.monotonic() - self._started, 1)
     self._jobs[job.name] = {
       "command": list(job.command),
       "code": code,
       "seconds": round(seconds, 1),
     }
+    self.save()
+
+  def save(self, every: float = 0.0) -> None:
+    """Writes the file, if the time since the last save is `every` or more.
+
+    Where this command started no job, there is nothing to be written.
+    """
+    now = time.monotonic()
+    if self._saved is None or now - self._saved < every:
+      return
+    self.seconds = round(self.seconds + now - self._saved, 1)
+    self._saved = now
     content = {
       "at_once": self.at_once,
       "seconds": self.seconds,
       "jobs": self._jobs,
     }
-    new = self.file.with_suffix(".new")
-    new.write_text(json.dumps(content, indent=2) + "\n")
-    new.replace(self.file)
+    files.replace(self.file, json.dumps(content, indent=2) + "\n")
+
+  @contextlib.contextmanager
+  def saving(self) -> Iterator[None]:
+    """Saves at the end, whatever ends it."""
+    try:
+      yield
+    finally:
+      self.save()
 
   def done(self, job: Job) -> bool:
     """Whether a job need not be run: it ended and is as wanted, or diverged."""
@@ -293,10 +318,16 @@ class Ledger:
       return False
     return entry["code"] == _DIVERGED or job.finished()
 
-  def why(self, name: str) -> str:
-    """What became of a run that has no results, if that is known."""
-    diverged = self._jobs.get(name, {}).get("code") == _DIVERGED
-    return " (diverged: its updates were no longer finite)" if diverged else ""
+  def why(self, job: Job) -> str | None:
+    """What became of a job that has no results; None if it has."""
+    entry = self._jobs.get(job.name)
+    if entry is None:
+      return "not finished"
+    if not self.done(job):
+      return "finished with other settings, or its results are gone"
+    if entry["code"] == _DIVERGED:
+      return "diverged: its updates were no longer finite"
+    return None
 
   def succeeded(self) -> set[str]:
     """The jobs that left what others need."""
@@ -336,10 +367,10 @@ def perform(
   """
   logs = ledger.file.parent / "logs"
   logs.mkdir(exist_ok=True)
-  ledger.at_once = at_once
   todo = [job for job in jobs if not ledger.done(job)]
   with (
     screen.stage("jobs", len(jobs), len(jobs) - len(todo)) as progress,
+    ledger.saving(),
     _stopping() as live,
   ):
     while todo or live:
@@ -350,12 +381,14 @@ def perform(
         if job:
           todo.remove(job)
           live[slot] = _start(job, slot, at_once, logs, lock)
+          ledger.started(at_once)
           progress.note(f"{job.name} started")
       if not live:
         left = ", ".join(job.name for job in todo)
         progress.note(f"left out, for the models that diverged: {left}")
         return
       time.sleep(_POLL_SECONDS)
+      ledger.save(every=_SAVE_SECONDS)
       for slot, one in list(live.items()):
         code = one.process.poll()
         if code is not None:
@@ -460,30 +493,36 @@ def write_report(
   suite: suites.Suite,
   seeds: Sequence[int],
   command: Command,
+  jobs: Sequence[Job],
   ledger: Ledger,
   output: pathlib.Path,
   screen: terminal.Terminal,
 ) -> None:
-  """Writes report.md, its pictures and results.json; says what came out."""
-  found = results.Results(suite, seeds, output / "runs")
+  """Writes report.md, its pictures and results.json; says what came out.
+
+  What other settings left in the folder counts as missing.
+  """
+  why = {job.name: ledger.why(job) for job in jobs}
+  done = {name for name, reason in why.items() if reason is None}
+  found = results.Results(suite, seeds, output / "runs", done)
   judged = [
-    findings.judge(claim, *(_side(found, side) for side in claim.sides))
+    findings.judge(
+      claim, *(_side(found, side) for side in claim.sides), seeds=len(seeds)
+    )
     for claim in suite.claims
   ]
   account = findings.Account(
     command=spelled(command),
+    overrides=command.overrides,
     machine=found.machine() or "no run is finished",
     at_once=ledger.at_once,
     seconds=ledger.seconds,
     seeds=tuple(seeds),
-    missing=[
-      f"{run} with seed {seed}{ledger.why(f'{run}-seed{seed}')}"
-      for run, seed in found.missing()
-    ],
+    missing=[f"{name} ({why[name]})" for name in why if name not in done],
     pictures=draw(suite, found, output),
   )
   text = findings.report(suite, found.of, judged, account)
-  (output / "report.md").write_text(text, encoding="utf-8")
+  files.replace(output / "report.md", text)
   content = {
     "suite": suite.name,
     **{
@@ -494,8 +533,7 @@ def write_report(
     "claims": [findings.plain(each) for each in judged],
     "runs": found.plain(),
   }
-  file = output / "results.json"
-  file.write_text(json.dumps(content, indent=2) + "\n")
+  files.replace(output / "results.json", json.dumps(content, indent=2) + "\n")
   for each in judged:
     screen.line(f"{each.verdict}: {findings.sentence(each)}")
   screen.line(f"report: {output / 'report.md'}", style="bold")

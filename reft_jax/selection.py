@@ -20,7 +20,8 @@ def majority(
 
   Ties go to the answer seen first. `official` is the released code's vote:
   exact floats are counted, and texts only if they are one letter. Deviation,
-  `strict`: numbers within a relative 1e-6 count as one answer.
+  `strict`: numbers within a relative 1e-6 count as one answer, nan and infinity
+  as none.
   """
   seen: list[Value] = []
   votes: list[int] = []
@@ -52,8 +53,8 @@ def rerank(
 ) -> int | None:
   """The index of the answer that a reward model finds best.
 
-  Samples without an answer do not stand for election (`official`: nor do texts
-  of more or less than one letter), whatever their probability. Ties go to the
+  Samples without an answer do not stand for election, whatever their
+  probability; what is none is told by `majority`. Ties go to the
   sample seen first; nan never wins. None where nobody stands.
 
   Args:
@@ -124,4 +125,6 @@ def _stands(value: Value | None, mode: Mode) -> bool:
   """Whether an answer counts at all."""
   if mode == "official" and isinstance(value, str):
     return len(value) == 1
+  if mode == "strict" and isinstance(value, float):
+    return math.isfinite(value)
   return value is not None

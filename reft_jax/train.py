@@ -20,7 +20,7 @@ from importlib import metadata
 
 import jax
 
-from reft_jax import batching, devices, metrics, plots, terminal
+from reft_jax import batching, devices, files, metrics, plots, terminal
 from reft_jax import config as config_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import (
@@ -231,10 +231,9 @@ def claim(
   try:
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(inputs, indent=2) + "\n"
-    (directory / "inputs.json").write_text(text)
-    new = settled.with_suffix(".new")
-    new.write_text(config_lib.to_yaml(config), encoding="utf-8")
-    new.replace(settled)  # In one move: whole or not at all.
+    files.replace(directory / "inputs.json", text)
+    # Last: where it lies, all that says whose the run is lies there.
+    files.replace(settled, config_lib.to_yaml(config))
   except OSError as error:
     raise UserError(
       f"the run's folder {directory} cannot be written ({error.strerror}); "
@@ -281,7 +280,7 @@ def report(
     "stages": {name: vars(result) for name, result in results.items()},
   }
   text = json.dumps(summary, indent=2) + "\n"
-  (directory / "summary.json").write_text(text)
+  files.replace(directory / "summary.json", text)
   rows = chosen_rows(metrics.read(directory), results)
   plots.learning_curves(rows, directory / "learning_curves.png")
   compared = [name for name in _COMPARED if name in results]

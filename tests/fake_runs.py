@@ -9,9 +9,12 @@ from reft_jax.studies import results
 
 
 def make(
-  folder: pathlib.Path, seed: int, *, test=0.5, curve=(0.1, 0.2)
+  folder: pathlib.Path, seed: int, *, test=0.5, curve=(0.1, 0.2), steps=None
 ) -> pathlib.Path:
-  """A finished run whose SFT swept two learning rates."""
+  """A finished run whose SFT swept two learning rates.
+
+  Its accuracies on dev are `curve`, on every second step, or `steps`, by step.
+  """
   run = folder / f"main-seed{seed}"
   (run / "samples").mkdir(parents=True)
   (run / "config.yaml").write_text(
@@ -39,10 +42,11 @@ def make(
     "".join(json.dumps(answer) + "\n" for answer in answers)
   )
   recorder = metrics.Recorder(run, tensorboard=False)
-  for step, value in enumerate(curve, start=1):
-    row = {"dev/accuracy": value, "kl": float(step)}
-    recorder.log(2 * step, row, stage="sft-lr0.001")
-    recorder.log(2 * step, {"dev/accuracy": 0.9, "kl": 9}, stage="sft-lr0.01")
+  steps = steps or {2 * step: value for step, value in enumerate(curve, 1)}
+  for step, value in steps.items():
+    row = {"dev/accuracy": value, "kl": step / 2}
+    recorder.log(step, row, stage="sft-lr0.001")
+    recorder.log(step, {"dev/accuracy": 0.9, "kl": 9}, stage="sft-lr0.01")
   recorder.log(2, {"dev/accuracy": math.nan}, stage="sft-lr0.001")
   recorder.close()
   file = results.evaluation_file(run, "sft")

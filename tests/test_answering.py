@@ -1,6 +1,7 @@
 """From questions to graded answers, votes, scores and their shares."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -16,6 +17,7 @@ from reft_jax.tasks import answers, embedded, prompts
 from reft_jax.tasks.answers import Verdict
 from reft_jax.tasks.grading import Grader
 from reft_jax.tasks.problem import Problem
+from reft_jax.tasks.sandbox import results
 
 QUESTIONS, RESPONSE_SLOTS = 7, 8
 
@@ -136,6 +138,31 @@ def test_rows_are_graded_by_the_mode_of_the_run(run, mode):
     "answer": example.problem.answer,
     "ended": False,
   }
+
+
+@pytest.mark.parametrize(
+  ("grade", "result"),
+  [
+    (answers.Grade(Verdict.CORRECT, 7.0), None),
+    (answers.Grade(Verdict.NONE, None), None),
+    (answers.Grade(Verdict.WRONG, math.inf), None),
+    (answers.Grade(Verdict.WRONG, "\ud800"), None),
+    (
+      answers.Grade(Verdict.WRONG, "c", reached=0.1 + 0.2, supported=False),
+      None,
+    ),
+    (
+      answers.Grade(Verdict.NONE, None),
+      results.Result(results.Status.TIMED_OUT, "cpython", reason="CPU time"),
+    ),
+  ],
+)
+def test_an_answer_is_recalled_from_json(run, grade, result):
+  answer = answering.Answer(run.test[0], "7 \u2028 \n", grade, True, result)
+  kept = json.loads(json.dumps(answer.judgement()))
+  assert answer == answering.Answer.recalled(
+    answer.example, answer.completion, answer.ended, kept
+  )
 
 
 def example(task, answer) -> batching.Example:

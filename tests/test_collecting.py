@@ -1,16 +1,22 @@
-"""Completions are sampled once, kept, and graded again at will."""
+"""Completions are sampled once, graded once, and kept."""
 
+import concurrent.futures
 import dataclasses
 import json
+import math
+import os
+import signal
 
 import jax
 import pytest
 import tiny
 
 from reft_jax import errors, terminal
-from reft_jax.methods import collecting
+from reft_jax.methods import answering, collecting, loop
 from reft_jax.tasks import embedded
+from reft_jax.tasks.answers import Verdict
 from reft_jax.tasks.grading import Grader
+from reft_jax.tasks.sandbox import results
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +71,206 @@ def test_a_cut_collection_goes_on_as_it_would_have(run, policy, tmp_path):
     assert path.read_text() == text
 
 
-def test_grades_are_those_of_the_grader_that_reads(run, policy, tmp_path):
+@pytest.fixture
+def started(monkeypatch):
+  """The completions that were sent to be graded, as they are."""
+  sent, start = [], Grader.start
+
+  def counted(self, problem, completion):
+    sent.append(completion)
+    return start(self, problem, completion)
+
+  monkeypatch.setattr(Grader, "start", counted)
+  return sent
+
+
+@pytest.fixture
+def says(monkeypatch):
+  """From now on these are the completions of every question."""
+
+  def change(*texts):
+    def batches(self, policy, examples, key, start=0):
+      for example in examples[start:]:
+        sent = [self._run.grader.start(example.problem, each) for each in texts]
+        yield [
+          [
+            answering.Answer(
+              example, each.completion, each.grade(), True, each.result()
+            )
+            for each in sent
+          ]
+        ]
+
+    monkeypatch.setattr(answering.Answerer, "batches", batches)
+
+  return change
+
+
+def official(run):
+  return dataclasses.replace(run, grader=Grader(mode="official"))
+
+
+def test_what_is_drawn_is_graded_once(run, policy, tmp_path, started):
+  drawn = collection(run, tmp_path / "some.jsonl")
+  drawn.draw(policy, KEY)
+  assert len(started) == 7 * 3
+  groups = drawn.answers()
+  assert groups == collection(run, tmp_path / "some.jsonl").answers()
+  assert len(started) == 7 * 3
+  again = collection(official(run), tmp_path / "some.jsonl")
+  assert [[each.completion for each in group] for group in again.answers()] == [
+    [each.completion for each in group] for group in groups
+  ]
+  assert len(started) == 2 * 7 * 3
+
+
+def test_other_rules_grade_anew(run, tmp_path, says):
+  path = tmp_path / "some.jsonl"
+  says("7", "nothing", "8")
+  collection(run, path).draw(None, KEY)
+  strict = collection(run, path).answers()
+  lenient = collection(official(run), path).answers()
+  assert {each.grade.value for group in strict for each in group} == {None}
+  for group in lenient:
+    assert [each.grade.value for each in group] == [7, None, 8]
+  # Which are not kept: the file is as it was drawn.
+  assert collection(run, path).answers() == strict
+
+
+def test_draws_by_two_sets_of_rules_are_not_mixed_up(
+  run, tmp_path, says, started
+):
+  path = tmp_path / "some.jsonl"
+  says("7")
+  collection(run, path, samples=1).draw(None, KEY)
+  whole = path.read_text().splitlines(True)
+  path.write_text("".join(whole[:4]))
+  collection(official(run), path, samples=1).draw(None, KEY)
+  started.clear()
+  for reader, value, anew in ((official(run), 7, 7), (run, None, 3)):
+    groups = collection(reader, path, samples=1).answers()
+    assert [group[0].grade.value for group in groups] == [value] * 7
+    assert len(started) == anew
+    started.clear()
+
+
+def test_numbers_that_json_lacks_are_read_back(run, tmp_path, says):
+  path = tmp_path / "some.jsonl"
+  says("nan", "-inf", "1e-320")
+  drawn = collection(official(run), path)
+  drawn.draw(None, KEY)
+  for group in drawn.answers():
+    values = [each.grade.value for each in group]
+    assert math.isnan(values[0])
+    assert values[1:] == [-math.inf, 1e-320]
+    assert [each.grade.verdict for each in group] == [Verdict.WRONG] * 3
+
+
+class Flaky:
+  """An executor under which each program ends differently every time."""
+
+  def __init__(self):
+    self.ends = []
+
+  def submit(self, source, scopes):
+    del source, scopes
+    status = list(results.Status)[len(self.ends) % 3]
+    self.ends.append(results.Result(status, "monty", reason=f"the {status}"))
+    done = concurrent.futures.Future()
+    done.set_result(self.ends[-1])
+    return done
+
+
+def test_how_programs_ended_is_kept(tmp_path, says):
+  executor = Flaky()
+  run = tiny.run(
+    embedded.problems(4, seed=1, reasoning="python"),
+    "data.reasoning=python",
+    "embedded.programs=1",
+    executor=executor,
+  )
+  run = dataclasses.replace(run, terminal=terminal.Terminal())
+  path = tmp_path / "some.jsonl"
+  says("def solution():\n  return 7", "def solution(): pass")
+  collection(run, path, samples=2).draw(None, KEY)
+  assert len(executor.ends) == 8
+  groups = collection(run, path, samples=2).answers()
+  assert [each.result for group in groups for each in group] == executor.ends
+  assert len(executor.ends) == 8
+  # More time may change verdicts, more workers may not.
+  for setting, value, anew in (("workers", 3, 0), ("cpu_seconds", 9.0, 8)):
+    programs = dataclasses.replace(run.config.programs, **{setting: value})
+    config = dataclasses.replace(run.config, programs=programs)
+    other = dataclasses.replace(run, config=config)
+    before = len(executor.ends)
+    collection(other, path, samples=2).answers()
+    assert len(executor.ends) - before == anew
+
+
+def test_the_file_tells_what_was_asked_and_how_it_was_graded(
+  run, tmp_path, says
+):
+  path = tmp_path / "some.jsonl"
+  says("We get 7.", "7")
+  collection(official(run), path, samples=2).draw(None, KEY)
+  problem = run.test[0].problem
+  row = json.loads(path.read_text().splitlines()[0])
+  assert row["uid"] == problem.uid
+  assert row["question"] == problem.question
+  assert row["answer"] == problem.answer
+  assert row["completions"] == ["We get 7.", "7"]
+  assert row["ended"] == [True, True]
+  assert row["grades"][1] == {
+    "verdict": "correct" if float(problem.answer) == 7 else "wrong",
+    "value": 7.0,
+    "reached": None,
+    "supported": None,
+  }
+  about = json.loads(path.with_suffix(".json").read_text())
+  assert about["graded"] == {"reasoning": "nl", "answers": "official"}
+
+
+def test_a_run_that_is_asked_to_stop_keeps_the_batch(
+  run, policy, tmp_path, monkeypatch
+):
+  whole = tmp_path / "whole.jsonl"
+  collection(run, whole).draw(policy, KEY)
+  path = tmp_path / "cut.jsonl"
+  batches = answering.Answerer.batches
+
+  def struck(*arguments, **options):
+    for groups in batches(*arguments, **options):
+      os.kill(os.getpid(), signal.SIGTERM)
+      yield groups
+
+  with monkeypatch.context() as patch, loop.stopping_on_sigterm():
+    patch.setattr(answering.Answerer, "batches", struck)
+    said = "cut: 2 of 7 questions are sampled"
+    with pytest.raises(loop.PreemptedError, match=said):
+      collection(run, path).draw(policy, KEY)
+  assert len(path.read_text().splitlines()) == 2
+  collection(run, path).draw(policy, KEY)
+  assert path.read_text() == whole.read_text()
+
+
+def test_completions_of_which_nothing_is_known_are_refused(
+  run, policy, tmp_path
+):
   path = tmp_path / "some.jsonl"
   collection(run, path).draw(policy, KEY)
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
-  for row, example in zip(rows, run.test, strict=True):
-    row["completions"] = [example.problem.answer] * 3  # Without its phrase.
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  strict = collection(run, path).answers()
-  lenient = dataclasses.replace(run, grader=Grader(mode="official"))
-  official = collection(lenient, path).answers()
-  assert not any(answer.correct for group in strict for answer in group)
-  assert all(answer.correct for group in official for answer in group)
+  assert {each.name for each in tmp_path.iterdir()} == {
+    "some.jsonl",
+    "some.json",
+  }
+  for text in ('{"samples": 3', "[]", "\x00", None):
+    beside = path.with_suffix(".json")
+    beside.unlink() if text is None else beside.write_text(text)
+    with pytest.raises(errors.UserError, match=r"no some\.json beside it says"):
+      collection(run, path)
+  # Without a whole line there is nothing to be taken for something else.
+  path.write_text('{"uid": ')
+  collection(run, path).draw(policy, KEY)
+  assert collection(run, path).complete
 
 
 @pytest.mark.parametrize(

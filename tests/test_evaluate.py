@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import re
@@ -13,15 +14,18 @@ import sys
 import zlib
 
 import jax
+import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 import tiny
 
 from reft_jax import batching, checkpoints, evaluate, steps
 from reft_jax import config as configs
 from reft_jax.methods import answering, building, evaluating, reward_model
 from reft_jax.methods import run as run_lib
-from reft_jax.tasks import answers, prompts
+from reft_jax.studies import evaluations
+from reft_jax.tasks import answers, grading, prompts
 from reft_jax.tasks.answers import Verdict
 from reft_jax.tasks.problem import Problem
 
@@ -204,7 +208,7 @@ def test_official_votes_count_exact_numbers():
 )
 def test_of_how_many_samples(samples, at, expected):
   settings = configs.EvaluationConfig(samples=samples, at=at)
-  assert evaluating.numbers(settings) == expected
+  assert evaluations.numbers(settings) == expected
 
 
 def test_a_fingerprint_is_of_the_weights(trained, tmp_path):
@@ -282,7 +286,27 @@ def test_a_run_is_evaluated_once(run_folder, capsys, unopened):
   }
 
 
-def test_completions_are_graded_anew(run_folder, unopened):
+def test_completions_are_graded_once(run_folder, monkeypatch):
+  started, start = [], grading.Grader.start
+
+  def counted(*arguments):
+    started.append(arguments)
+    return start(*arguments)
+
+  monkeypatch.setattr(grading.Grader, "start", counted)
+  model = str(run_folder / "models/reft")
+  for rules, expected in (
+    ("data.answers=strict", 9 * (1 + 4)),
+    ("data.answers=strict", 0),
+    ("data.answers=official", 9 * (1 + 4)),
+    ("data.answers=strict", 0),
+  ):
+    started.clear()
+    assert evaluate.main([model, rules]) == 0
+    assert len(started) == expected
+
+
+def test_completions_are_graded_anew_by_other_rules(run_folder, unopened):
   model = str(run_folder / "models/reft")
   assert evaluate.main([model]) == 0
   place = run_folder / "evaluations/reft-test"
@@ -297,7 +321,7 @@ def test_completions_are_graded_anew(run_folder, unopened):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (place / file).write_text(text)
   unopened()
-  assert evaluate.main([model]) == 0
+  assert evaluate.main([model, "data.answers=official"]) == 0
   values = {k: v["value"] for k, v in summary(place)["accuracy"].items()}
   assert values["greedy"] == 1
   assert values["sampled"] == 1 / 2
@@ -382,7 +406,7 @@ def test_judging_goes_on_and_begins_anew_for_another_judge(run_folder):
 
 
 def test_checkpoints_answer_as_the_models_of_their_parameters(
-  run_folder, tmp_path
+  run_folder, caplog
 ):
   stages = run_folder / "stages"
   models = {
@@ -399,6 +423,8 @@ def test_checkpoints_answer_as_the_models_of_their_parameters(
     for name in models.values()
   ]
   assert texts[0] == texts[1] == texts[2] != texts[3]
+  # Orbax does not complain that a part of a checkpoint is no whole one.
+  assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def test_a_folder_in_no_run_is_asked_as_a_file_says(run_folder, tmp_path):
@@ -410,6 +436,65 @@ def test_a_folder_in_no_run_is_asked_as_a_file_says(run_folder, tmp_path):
   inside = run_folder / "evaluations/reft-test"
   for file in ("greedy.jsonl", "sampled.jsonl"):
     assert (output / file).read_bytes() == (inside / file).read_bytes()
+
+
+def test_a_path_may_hold_an_equals_sign(run_folder, monkeypatch, capsys):
+  sweep = shutil.copytree(run_folder / "models/reft", run_folder / "lr=1e-3/a")
+  monkeypatch.chdir(run_folder)
+  outside = ["--config", "config.yaml", "--dry-run"]
+  settings = [*outside, "output=runs/a=b"]
+  for path in (str(sweep), "./lr=1e-3/a", "~/lr=1"):
+    assert evaluate.divide([path, *settings]) == ([path], settings)
+  assert evaluate.main(["./lr=1e-3/a", *outside]) == 0
+  assert "a: evaluations/a-test" in capsys.readouterr().out
+
+
+def problem_file(path: pathlib.Path, *questions: str) -> str:
+  rows = [
+    {
+      "item_id": f"embedded_{number}",
+      "question": question,
+      "answer_cot": "",
+      "answer_value": 4,
+    }
+    for number, question in enumerate(questions)
+  ]
+  path.write_text(json.dumps(rows))
+  return str(path)
+
+
+def test_a_test_set_needs_no_training_set(run_folder, tmp_path):
+  question = "Tom has 3 apples ."
+  test = problem_file(tmp_path / "test.json", question, question)
+  elsewhere = ("data.train=nowhere.json", "data.dev_size=100")
+  model = str(run_folder / "models/reft")
+  arguments = [model, "evaluation.samples=0", "evaluation.at=null"]
+  assert evaluate.main([*arguments, *elsewhere, f"data.test={test}"]) == 0
+  assert summary(run_folder / "evaluations/reft-test")["questions"] == 2
+
+
+def test_training_questions_do(refused):
+  said = refused(
+    "models/reft", "data.train=nowhere.json", "evaluation.split=train"
+  )
+  assert "data.train=nowhere.json: no such file" in said
+
+
+def test_what_is_not_asked_is_told(run_folder, tmp_path, capsys):
+  test = problem_file(
+    tmp_path / "test.json", "Tom has 3 apples .", "apples " * 50
+  )
+  model = str(run_folder / "models/reft")
+  left_out = "problems: 1 test (1 left out, their prompts are too long)"
+  arguments = [model, f"data.test={test}", "evaluation.samples=0"]
+  arguments.append("evaluation.at=null")
+  for more in (["--dry-run"], []):
+    assert evaluate.main([*arguments, *more]) == 0
+    assert left_out in capsys.readouterr().out
+  place = run_folder / "evaluations/reft-test"
+  for told in (summary(place), page_data(place)["summary"]):
+    assert (told["questions"], told["long_prompts"]) == (1, 1)
+    assert told["left_out"] == 0
 
 
 def test_models_of_one_name_are_told_apart(run_folder, capsys):
@@ -529,7 +614,45 @@ def test_a_folder_that_nothing_says_how_to_ask(refused, run_folder):
 
 def test_a_folder_without_weights(refused, run_folder):
   (run_folder / "models/reft/model.safetensors").unlink()
-  assert "no *.safetensors" in refused("models/warmup", "models/reft")
+  assert "neither model.safetensors nor" in refused(
+    "models/warmup", "models/reft"
+  )
+
+
+def test_weights_that_do_not_fit(refused, run_folder):
+  file = run_folder / "models/reft/model.safetensors"
+  arrays = safetensors.numpy.load_file(file)
+  arrays["model.norm.weight"] = arrays["model.norm.weight"][:-1]
+  safetensors.numpy.save_file(arrays, file)
+  said = refused("models/warmup", "models/reft")
+  assert "do not fit config.json: model.norm.weight" in said
+
+
+@pytest.mark.parametrize(
+  ("spoil", "words"),
+  [
+    (lambda arrays: arrays["score.weight"][:1], "has shape (1, 16)"),
+    (lambda arrays: arrays["score.weight"].T, "has shape (16, 2)"),
+    (lambda arrays: arrays["score.weight"].astype(int), "has type I64"),
+    (None, "neither model.safetensors nor"),
+  ],
+)
+def test_a_judge_that_cannot_be_opened(refused, run_folder, spoil, words):
+  file = run_folder / "models/reward_model/model.safetensors"
+  arrays = safetensors.numpy.load_file(file)
+  file.unlink()
+  if spoil:
+    arrays["score.weight"] = np.ascontiguousarray(spoil(arrays))
+    safetensors.numpy.save_file(arrays, file)
+  judge = "evaluation.reward_model=models/reward_model"
+  assert words in refused("models/reft", judge)
+
+
+@pytest.mark.parametrize("output", ["config.yaml", "config.yaml/inside"])
+def test_an_output_that_cannot_be_written(refused, output):
+  said = refused("models/reft", f"output={output}")
+  assert f"the evaluation's folder {output} cannot be written" in said
+  assert "set output to another place" in said
 
 
 def test_a_judge_that_reads_other_tokens(refused, run_folder):

@@ -118,7 +118,7 @@ SHARED = {
   "reft.advantages": "gae",
   "reft.aggregation": "sequence_mean",
   "reft.kl_in": "reward",
-  "reft.kl_estimator": "k1",
+  "reft.kl_estimator": None,
   "reft.kl_target": None,
   "reft.entropy_coef": 0.0,
   "reft.optimizer.kind": "adamw",

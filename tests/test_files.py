@@ -48,3 +48,12 @@ def test_a_torn_file_beside_it_is_in_nobodys_way(tmp_path):
 def test_without_its_folder_nothing_is_written(tmp_path):
   with pytest.raises(OSError):
     files.replace(tmp_path / "none" / "a", "text")
+
+
+def test_packaged_folders_lie_in_launch_or_once_installed_in_the_package(
+  root, tmp_path, monkeypatch
+):
+  assert files.packaged("suites") == root / "launch" / "suites"
+  (tmp_path / "suites").mkdir()
+  monkeypatch.setattr(files, "_PACKAGE", tmp_path)
+  assert files.packaged("suites") == tmp_path / "suites"

@@ -50,6 +50,9 @@ def test_one_seed_has_no_spread():
     # On every seed, but by amounts too different to be sure.
     (seeds(0.9, 0.51, 0.51), seeds(0.5, 0.5, 0.5), 0.0, 3, "unclear"),
     (seeds(0.9), seeds(0.2), 0.3, 1, "unclear"),
+    # Where a seed diverged, what holds on the others is not enough.
+    (seeds(0.90, 0.91), seeds(0.2, 0.21, 0.19), 0.3, 2, "unclear"),
+    (seeds(0.2, 0.21), seeds(0.90, 0.91, 0.89), 0.3, 0, "did not"),
     ({1: 0.9, 2: 0.91}, {2: 0.2, 3: 0.3}, 0.3, 1, "unclear"),
     (seeds(0.9), {2: 0.2}, 0.3, 0, "could not"),
     ({}, seeds(0.2), 0.3, 0, "could not"),
@@ -58,7 +61,7 @@ def test_one_seed_has_no_spread():
   ],
 )
 def test_verdicts_on_one_above_another(above, below, by, held, verdict):
-  found = findings.judge(claim(by=by), above, below)
+  found = findings.judge(claim(by=by), above, below, seeds=3)
   assert found.held == held
   assert found.verdict.startswith(verdict)
 
@@ -74,24 +77,41 @@ def test_verdicts_on_one_above_another(above, below, by, held, verdict):
   ],
 )
 def test_verdicts_on_two_that_are_equal(one, other, verdict):
-  found = findings.judge(claim(within=0.02), one, other)
+  found = findings.judge(claim(within=0.02), one, other, seeds=3)
   assert found.verdict.startswith(verdict)
-  swapped = findings.judge(claim(within=0.02), other, one)
+  swapped = findings.judge(claim(within=0.02), other, one, seeds=3)
   assert swapped.verdict == found.verdict
 
 
 def test_sentences():
-  found = findings.judge(claim(), seeds(0.5, 0.6, 0.7), seeds(0.4, 0.4, 0.6))
+  found = findings.judge(
+    claim(), seeds(0.5, 0.6, 0.7), seeds(0.4, 0.4, 0.6), seeds=3
+  )
   assert findings.sentence(found) == (
     "ReFT is better: holds on 3 of 3 seeds, difference +13.3 ± 5.8 points"
     " (95 % interval -1.0 to +27.7). Paper: by 9 points."
   )
-  found = findings.judge(claim(paper=""), seeds(0.5), seeds(0.4))
+  found = findings.judge(claim(paper=""), seeds(0.5), seeds(0.4), seeds=1)
   assert findings.sentence(found) == (
     "ReFT is better: holds on 1 of 1 seed, difference +10.0 points."
   )
-  found = findings.judge(claim(paper=""), {}, {})
+  found = findings.judge(claim(paper=""), seeds(0.5), seeds(0.4), seeds=3)
+  assert findings.sentence(found) == (
+    "ReFT is better: holds on 1 of 3 seeds, 2 not measured, difference +10.0"
+    " points."
+  )
+  found = findings.judge(claim(paper=""), {}, {}, seeds=3)
   assert findings.sentence(found) == "ReFT is better."
+
+
+def test_differences_of_what_is_no_share_keep_their_digits():
+  one, other = reference("main/reft:reward"), reference("main/sft:reward")
+  better = suites.Claim("More reward", one, other, 0.0, None, "")
+  found = findings.judge(better, seeds(0.012, 0.01), seeds(0.0, 0.0), seeds=2)
+  assert findings.sentence(found) == (
+    "More reward: holds on 2 of 2 seeds, difference +0.0110 ± 0.00141 (95 %"
+    " interval -0.00171 to +0.0237)."
+  )
 
 
 @pytest.mark.parametrize(
@@ -134,6 +154,21 @@ SUITE = suites.Suite(
 )
 
 
+def test_a_mean_over_fewer_seeds_than_its_neighbours_says_so():
+  known = {
+    "main/sft:test": seeds(0.1, 0.2, 0.3),
+    "main/sft:learning_rate": {2: 1e-4},
+  }
+  table = suites.Table(
+    "", ("test", "learning_rate", "kl"), SUITE.tables[0].rows, ""
+  )
+  _, rows = findings.rows_of(
+    table, lambda one: known.get(f"{one.run}/{one.stage}:{one.metric}", {})
+  )
+  assert rows[0][:5] == ["SFT", "20.0 ± 10.0", "1e-4 (of 1)", "-", "1"]
+  assert rows[1][:5] == ["ReFT", "-", "-", "-", "0"]
+
+
 def numbers(one: suites.Reference) -> dict[int, float]:
   return NUMBERS.get(f"{one.run}/{one.stage}:{one.metric}", {})
 
@@ -150,15 +185,16 @@ def test_a_table_beside_the_papers_figures():
 
 def test_a_report_says_all_of_it():
   found = findings.judge(
-    claim(), NUMBERS["main/reft:test"], NUMBERS["main/sft:test"]
+    claim(), NUMBERS["main/reft:test"], NUMBERS["main/sft:test"], seeds=3
   )
   account = findings.Account(
     command="python -m reft_jax.reproduce small",
+    overrides=("reft.kl_coef=0.5",),
     machine="2 CPU cores",
     at_once=2,
     seconds=3700,
     seeds=SEEDS,
-    missing=["kl_0 with seed 2"],
+    missing=["kl_0-seed2 (diverged)"],
     pictures={"dev.png": "Dev"},
   )
   text = findings.report(SUITE, numbers, [found], account)
@@ -167,7 +203,7 @@ def test_a_report_says_all_of_it():
     "```bash\npython -m reft_jax.reproduce small\n```",
     "2 CPU cores; 1h 01m in all, 2 at a time",
     "seeds 1, 2 and 3",
-    "Not finished: kl_0 with seed 2.",
+    "Missing: kl_0-seed2 (diverged).",
     "**Reproduced**\n\n* ReFT is better: holds on 3 of 3",
     "## Methods\n\n|  | test |",
     "A note.",
@@ -175,16 +211,18 @@ def test_a_report_says_all_of_it():
     "\n\n![Dev](dev.png)\n",
     "| main/sft | 10.0 | 20.0 | 30.0 |",
     "`--config smoke reft.steps=2`",
+    "for every run: `reft.kl_coef=0.5`",
   ):
     assert part in text
   assert "**Unclear**" not in text
 
 
 def test_a_finding_as_json():
-  found = findings.judge(claim(), seeds(0.5), seeds(0.25))
+  found = findings.judge(claim(), seeds(0.5), seeds(0.25), seeds=2)
   assert findings.plain(found) == {
     "claim": "ReFT is better",
     "verdict": "unclear",
+    "seeds": 2,
     "held": 1,
     "differences": {"1": 0.25},
     "mean": 0.25,

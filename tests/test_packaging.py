@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from reft_jax import config
-from reft_jax.studies import suites
+from reft_jax.studies import reading
 
 EXPERIMENTS = sorted(config.EXPERIMENTS.glob("*.yaml"))
 
@@ -70,7 +70,7 @@ def test_wheel_holds_the_templates(wheel, root):
 
 def test_wheel_holds_the_suites(wheel):
   held = {name for name in wheel if name.startswith("reft_jax/suites/")}
-  names = {file.name for file in suites.SUITES.glob("*.yaml")}
+  names = {file.name for file in reading.SUITES.glob("*.yaml")}
   assert held == {f"reft_jax/suites/{name}" for name in names}
 
 

@@ -1,5 +1,6 @@
 import math
 
+import matplotlib.axes
 import matplotlib.image
 import pytest
 
@@ -63,6 +64,22 @@ def test_lines_of_several_runs(tmp_path, dense):
   some = [line("SFT", (1, 4, 16)), line("ReFT", (1, 4)), plots.Line("no", {})]
   plots.lines(some, path, title="Accuracy", x="samples", dense=dense)
   assert colours(path) > 5
+
+
+def test_every_one_of_many_lines_is_drawn_and_looks_different(tmp_path):
+  seen = []
+
+  def spy(self, *args, **style):
+    seen.append((style["color"], style["linestyle"], style["label"]))
+    return plot(self, *args, **style)
+
+  plot = matplotlib.axes.Axes.plot
+  some = [line(str(number), (1, 2)) for number in range(25)]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(matplotlib.axes.Axes, "plot", spy)
+    plots.lines(some, tmp_path / "lines.png", title="", x="")
+  assert [label for _, _, label in seen] == [each.label for each in some]
+  assert len({look[:2] for look in seen}) == 25
 
 
 def test_a_range_is_seen(tmp_path):

@@ -165,16 +165,42 @@ def test_only_questions_that_all_answered_rightly():
   assert drawn == {f"gsm8k_{number}" for number in range(4, QUESTIONS)}
 
 
+def answered(number: int, text: str, verdict: str | None = "correct"):
+  """A line of an evaluation's greedy answers."""
+  question = row("sft", number)
+  return {
+    **{name: question[name] for name in ("uid", "question", "answer")},
+    "completions": [f"{number}{text}"],
+    "ended": [True],
+    "grades": verdict and [{"verdict": verdict, "value": 1.0}],
+  }
+
+
 def test_an_evaluations_greedy_answers():
-  rows = [
-    {"uid": f"gsm8k_{n}", "completions": [f"{n}!"], "ended": [True]}
-    for n in range(QUESTIONS)
-  ]
+  rows = [answered(n, "!") for n in range(QUESTIONS)]
   write_rows("evaluation/greedy.jsonl", rows)
   assert draw("evaluation", "run:reft", "--questions=3") == 0
   for question in shown()["questions"]:
     assert question["question"].startswith("What is")
     assert any(text.endswith("!") for text in question["solutions"].values())
+
+
+def test_evaluations_tell_questions_and_which_answers_are_right(refused):
+  for name, wrong in (("a", {0, 1, 2}), ("b", {2, 3, 4})):
+    rows = [
+      answered(n, name, "wrong" if n in wrong else "correct") for n in range(8)
+    ]
+    write_rows(f"{name}/greedy.jsonl", rows)
+  assert draw("a", "b", "--right", "--questions=3") == 0
+  key = rating.open_key(pathlib.Path("rating/key.json"))
+  drawn = {each.uid for each in key.solutions.values()}
+  assert drawn == {f"gsm8k_{number}" for number in (5, 6, 7)}
+  assert {each["answer"] for each in shown()["questions"]} == {"6", "7", "8"}
+  # Answers that were graded by other rules than the rest are not graded there.
+  write_rows("c/greedy.jsonl", [answered(n, "c", None) for n in range(8)])
+  assert draw("a", "c", "--questions=3", "--output=other") == 0
+  said = refused("draw", "a", "c", "--right", "--questions=1")
+  assert "--right: c does not say which of its answers are right" in said
 
 
 @pytest.mark.parametrize(
@@ -192,6 +218,10 @@ def test_an_evaluations_greedy_answers():
     (["run:sft", "odd.jsonl"], "line 1 of odd.jsonl is no completion"),
     (["run:sft", "torn.jsonl"], "line 2 of torn.jsonl is not valid JSON"),
     (["run:sft", "twice.jsonl"], "another completion of gsm8k_1"),
+    (
+      ["run:sft", "sampled.jsonl"],
+      "line 1 of sampled.jsonl holds 3 samples of a question; give",
+    ),
     (["run:sft", "other.jsonl"], "gsm8k_1 is another question in other.jsonl"),
     (["mute.jsonl", "mute2.jsonl"], "no source tells the questions"),
     (
@@ -205,6 +235,9 @@ def test_sources_that_cannot_be_compared(refused, arguments, words):
   pathlib.Path("torn.jsonl").write_text(json.dumps(row("sft", 1)) + '\n{"uid"')
   write_rows("twice.jsonl", [row("sft", 1), row("reft", 1)])
   write_rows("other.jsonl", [row("sft", 1, question="And 2 + 2?")])
+  write_rows(
+    "sampled.jsonl", [answered(1, "") | {"completions": ["2", "3", "4"]}]
+  )
   for file in ("mute.jsonl", "mute2.jsonl"):
     write_rows(file, [{"uid": "gsm8k_1", "completion": "2"}])
   assert words in refused("draw", *arguments)

@@ -12,7 +12,8 @@ import fake_runs
 import jax
 import pytest
 
-from reft_jax import errors, reproduce, terminal
+from reft_jax import config, errors, reproduce, terminal
+from reft_jax.studies import reading
 
 SUITE = """
 name: small
@@ -111,7 +112,10 @@ def test_a_run_that_diverges_is_a_result(folder, capsys):
     folder.perform(*jobs)
     assert folder.said() == ["main", "other"]
     assert "diverged: one" in capsys.readouterr().out
-  assert "diverged" in folder.ledger.why("main")
+  assert "diverged" in folder.ledger.why(jobs[0])
+  assert folder.ledger.why(jobs[1]) == "not finished"
+  assert folder.ledger.why(jobs[2]) is None
+  assert "other settings" in folder.ledger.why(job("other", "pass"))
 
 
 def trapping(folder, then="time.sleep(60)") -> str:
@@ -137,6 +141,38 @@ def test_a_job_that_fails_says_why_and_stops_the_others(folder):
   assert "error: no such file" in str(caught.value)
   assert "bad.log" in str(caught.value)
   assert folder.said() == ["started", "saved"]
+
+
+def test_the_time_of_a_job_that_fails_counts(folder):
+  script = "import time; time.sleep(1.2); raise SystemExit(1)"
+  with pytest.raises(reproduce.FailedError):
+    folder.perform(job("bad", script))
+  assert reproduce.Ledger(folder.ledger.file).seconds >= 1.2
+
+
+def test_the_time_before_a_kill_counts(folder, monkeypatch):
+  monkeypatch.setattr(reproduce, "_SAVE_SECONDS", 0.1)
+  during = []
+  monkeypatch.setattr(
+    reproduce.Ledger,
+    "save",
+    lambda self, every=0.0, save=reproduce.Ledger.save: (
+      save(self, every),
+      during.append(self.seconds),
+    ),
+  )
+  folder.perform(job("long", "import time; time.sleep(1.5)"))
+  assert 0 < during[0] < 0.5
+  assert during[-1] >= 1.5
+
+
+def test_how_many_at_once_is_said_of_the_jobs_not_of_the_last_command(folder):
+  first = job("first", folder.says("first"))
+  folder.perform(first, at_once=2)
+  before = folder.ledger.file.read_text()
+  folder.perform(first)
+  assert folder.ledger.at_once == 2
+  assert folder.ledger.file.read_text() == before
 
 
 def test_sigterm_stops_the_jobs_and_the_same_command_goes_on(folder):
@@ -203,6 +239,7 @@ def test_a_command_line_is_understood():
   [
     ("", "which suite? A file, or one of embedded"),
     ("tiny --seeds", "--seeds needs"),
+    ("tiny --seeds 1 2 1", "--seeds: each can be run once"),
     ("tiny --jobs 0", "--jobs needs"),
     ("tiny seed=3", "--seeds"),
     ("tiny --fast", "unknown argument '--fast'"),
@@ -222,60 +259,100 @@ def test_bad_input_is_one_line_before_anything_starts(
   assert not list(tmp_path.iterdir())
 
 
-def test_a_report_of_what_is_there(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def made_up(tmp_path, monkeypatch) -> pathlib.Path:
+  """The folder of a small suite of which two seeds of three are finished."""
   monkeypatch.chdir(tmp_path)
   pathlib.Path("small.yaml").write_text(SUITE)
-  runs = pathlib.Path("out/runs")
-  fake_runs.make(runs, 1, test=0.6)
-  fake_runs.make(runs, 2, test=0.7)
+  output = pathlib.Path("out")
+  suite = reading.load("small.yaml")
+  jobs = reproduce.plan(suite, suite.seeds, output, ())
+  for seed, test in ((1, 0.6), (2, 0.7)):
+    run = fake_runs.make(output / "runs", seed, test=test)
+    wanted = suite.config("main", seed, output / "runs")
+    (run / "config.yaml").write_text(config.to_yaml(wanted))
+  ledger = reproduce.Ledger(output / "jobs.json")
+  ledger.started(1)
+  for job in jobs[:2]:
+    ledger.ended(job, 0, 1.0)
+  return output
+
+
+def test_a_report_of_what_is_there(made_up, capsys):
   code = reproduce.main(["small.yaml", "--report", "output=out"])
   assert code == 0
   assert "unclear: SFT is above a half" in capsys.readouterr().out
-  report = pathlib.Path("out/report.md").read_text()
+  report = (made_up / "report.md").read_text()
   assert "| SFT | 65.0 ± 7.1 | 2 |" in report
+  assert "holds on 2 of 3 seeds, 1 not measured" in report
   assert "![Dev, over steps](dev-over-steps.png)" in report
   assert "(nothing.png)" not in report
-  assert "Not finished: main with seed 3." in report
-  assert sorted(each.name for each in pathlib.Path("out").glob("*.png")) == [
+  assert "Missing: main-seed3 (not finished)." in report
+  assert sorted(each.name for each in made_up.glob("*.png")) == [
     "by-epochs.png",
     "dev-over-steps.png",
   ]
-  content = json.loads(pathlib.Path("out/results.json").read_text())
+  content = json.loads((made_up / "results.json").read_text())
   assert content["runs"]["main"]["1"]["sft"]["test"] == 0.6
   assert content["claims"][0]["held"] == 2
 
 
+def test_numbers_of_other_settings_are_not_reported(made_up):
+  """What another command made is not said to be this one's."""
+  command = ["small.yaml", "--report", "output=out", "--seeds", "1", "7"]
+  assert reproduce.main([*command, "sft.batch_size=8"]) == 0
+  report = (made_up / "report.md").read_text()
+  assert "--seeds 1 7 sft.batch_size=8\n" in report
+  assert "for every run: `sft.batch_size=8`" in report
+  assert "main-seed1 (finished with other settings" in report
+  assert "main-seed7 (not finished)" in report
+  assert "| SFT | - | 0 |" in report
+  assert "no run is finished" in report
+
+
+def test_a_run_whose_settings_were_changed_by_hand_is_missing(made_up):
+  file = made_up / "runs" / "main-seed1" / "config.yaml"
+  file.write_text(file.read_text().replace("batch_size: 48", "batch_size: 47"))
+  assert reproduce.main(["small.yaml", "--report", "output=out"]) == 0
+  report = (made_up / "report.md").read_text()
+  assert "main-seed1 (finished with other settings" in report
+
+
+TINY = ("tiny", "--seeds", "1", "--jobs", "2")
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> pathlib.Path:
-  """The folder of a packaged suite that came to its end."""
+  """The folder of a packaged suite that came to its end with one seed."""
   home = tmp_path_factory.mktemp("home")
   cache = jax.config.jax_compilation_cache_dir
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("HOME", str(home))  # Where base models are kept.
     patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
     patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    command = ["tiny", "--jobs", "2", f"output={home / 'out'}"]
-    assert reproduce.main(command) == 0
+    # So few steps take less time than making them fast would.
+    patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    assert reproduce.main([*TINY, f"output={home / 'out'}"]) == 0
   return home / "out"
 
 
 def test_a_suite_ends_in_a_report(tiny):
   report = (tiny / "report.md").read_text()
   for part in (
-    "python -m reft_jax.reproduce tiny --jobs 2\n",
+    "python -m reft_jax.reproduce tiny --seeds 1 --jobs 2\n",
     "ReFT is above SFT: holds on",
     "| online self-training | ",
-    "seeds 1 and 2",
+    "runs with seed 1;",
     "![Dev accuracy](dev-accuracy.png)",
   ):
     assert part in report
   assert str(tiny.parent) not in report
   assert " - |" not in report  # Everything was measured.
-  assert "Not finished" not in report
+  assert "Missing" not in report
   assert len(list(tiny.glob("*.png"))) == 2
   content = json.loads((tiny / "results.json").read_text())
   assert len(content["claims"]) == 3
-  sft = content["runs"]["main"]["2"]["sft"]
+  sft = content["runs"]["main"]["1"]["sft"]
   assert sft["majority@4"] <= sft["upper_bound"] == sft["pass@4"]
 
 
@@ -294,7 +371,7 @@ def test_a_finished_suite_is_only_reported(tiny, capsys):
   before = (tiny / "report.md").read_text()
   jobs = (tiny / "jobs.json").read_text()
   begin = time.monotonic()
-  code = reproduce.main(["tiny", "--jobs", "2", f"output={tiny}"])
+  code = reproduce.main([*TINY, f"output={tiny}"])
   assert code == 0
   assert "started" not in capsys.readouterr().out
   assert time.monotonic() - begin < 20
@@ -304,9 +381,9 @@ def test_a_finished_suite_is_only_reported(tiny, capsys):
 
 def test_a_dry_run_says_what_is_left(tiny, capsys):
   shutil.rmtree(tiny / "runs" / "main-seed1" / "evaluations" / "sft-test")
-  assert reproduce.main(["tiny", "--dry-run", f"output={tiny}"]) == 0
+  assert reproduce.main([*TINY, "--dry-run", f"output={tiny}"]) == 0
   lines = capsys.readouterr().out.splitlines()
   left = [line for line in lines if line.startswith("to do: ")]
-  assert len(lines) == 6
+  assert len(lines) == 3
   assert len(left) == 1
   assert "main-seed1-sft-reft: python -m reft_jax.evaluate" in left[0]

@@ -87,6 +87,11 @@ def test_what_is_no_reward_model_of_this_run_is_refused(run, scorer, tmp_path):
   run.save_model(tmp_path / "policy", jax.device_get(policy), {})
   with pytest.raises(pretrained.UnsupportedModelError):
     reward_model.open_judge(run, tmp_path / "policy")
+  run.save_model(tmp_path / "bare", jax.device_get(scorer), {}, classifier=True)
+  reward_model.check(run, tmp_path / "bare")
+  (tmp_path / "bare/model.safetensors").unlink()
+  with pytest.raises(pretrained.UnsupportedModelError, match="holds neither"):
+    reward_model.check(run, tmp_path / "bare")
   other = tiny.run(embedded.problems(2, seed=0), "embedded.choices=0.5")
   model = networks.Networks(
     dataclasses.replace(

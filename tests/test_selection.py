@@ -103,9 +103,10 @@ NAN, INF = float("nan"), float("inf")
     (["none", "none", "a"], "none", "a"),
     (["", "", "c"], "", "c"),
     (["none", None], "none", None),
-    # Not numbers to each other or to themselves; inf is one like any other.
+    # As released, nan differs from itself, and inf is one like any other.
     ([NAN, 1.0, NAN, 1.0], 1.0, 1.0),
-    ([INF, INF, 1.0], INF, INF),
+    ([INF, INF, 1.0], 1.0, INF),
+    ([-INF, INF, INF], None, INF),
     # Nothing valid.
     ([], None, None),
     ([None, None], None, None),
@@ -141,9 +142,10 @@ def test_votes(values, strict, official):
     ([1.0, 2.0], [0.2, NAN], 0, 0),
     ([1.0, 2.0], [NAN, NAN], None, None),
     ([None, 2.0], [0.9, NAN], None, None),
-    # Of values no property matters but that there is one.
-    ([NAN, 2.0], [0.6, 0.4], 0, 0),
-    ([INF, 2.0], [0.6, 0.7], 1, 1),
+    # Values that are no numbers stand as released.
+    ([NAN, 2.0], [0.6, 0.4], 1, 0),
+    ([INF, 2.0], [0.6, 0.4], 1, 0),
+    ([-INF, NAN], [0.6, 0.4], None, 0),
     ([0.0, 1.0], [0.6, 0.4], 0, 0),
   ],
 )

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from reft_jax import errors
-from reft_jax.studies import suites
+from reft_jax.studies import checking, reading, suites
 
 FOLDER = pathlib.Path("out/runs")
 SUITE = yaml.safe_load(
@@ -52,11 +52,11 @@ def write(folder, content) -> str:
 
 @pytest.fixture
 def suite(tmp_path) -> suites.Suite:
-  return suites.load(write(tmp_path, SUITE))
+  return reading.load(write(tmp_path, SUITE))
 
 
 def test_what_is_read(suite):
-  suite.check()
+  checking.check(suite)
   assert suite.seeds == (1, 2)
   assert list(suite.runs) == ["main", "kl_0", "long", "after_long"]
   assert suite.tables[0].rows[0].paper == {"GSM8K": 41.0}
@@ -121,8 +121,11 @@ def test_values_are_written_as_a_command_line_reads_them(suite):
   ]
 
 
-def changed(*path, value=None):
-  """The suite with one thing changed, or taken out."""
+EVALUATED = ("evaluations", 0, "settings")
+
+
+def changed(*path, value=None, only=None):
+  """The suite, or `only` a part, with one thing changed, or taken out."""
   content = copy.deepcopy(SUITE)
   place = content
   for key in path[:-1]:
@@ -131,7 +134,7 @@ def changed(*path, value=None):
     del place[path[-1]]
   else:
     place[path[-1]] = value
-  return content
+  return {only: content[only]} if only else content
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,12 @@ def changed(*path, value=None):
     (changed("runs"), ["runs is missing"]),
     (changed("rnus", value={}), ["unknown 'rnus'", "runs"]),
     (changed("seeds", value=[0.5]), ["seeds", "whole numbers"]),
+    (changed("seeds", value=[1, 2, 1]), ["seeds", "once"]),
+    (changed("settings", "seed", value=3), ["settings", "seed", "leave it"]),
+    (
+      changed("runs", "main", "output", value="here"),
+      ["run main", "output", "leave it"],
+    ),
     (changed("experiment", value="smok"), ["smok", "no such file", "smoke"]),
     (changed("settings", "reft", "stps", value=1), ["reft.stps", "steps"]),
     (changed("runs", "kl_0", "stages"), ["run kl_0", "stages"]),
@@ -166,7 +175,40 @@ def changed(*path, value=None):
     ),
     (
       changed("evaluations", 0, "settings", "evaluation", "samples", value=3),
-      ["evaluation.at=4", "evaluation.samples=3"],
+      ["evaluations[0]", "4 is more than evaluation.samples=3"],
+    ),
+    # An evaluation has its run's settings too.
+    (
+      changed("evaluations", 0, "settings", "evaluation", value={"at": [1, 50]})
+      | changed(
+        *("runs", "main", "evaluation"), value={"samples": 4}, only="runs"
+      ),
+      ["evaluations[0]", "50 is more than evaluation.samples=4"],
+    ),
+    (
+      changed("evaluations", 0, "stages", value=["sft", "reward_model"]),
+      ["evaluations[0]", "reward_model answers no questions"],
+    ),
+    (changed("evaluations", 0, "stages", value=[]), ["stages is empty"]),
+    (
+      changed(*EVALUATED, "evaluation", "reward_model", value="/nowhere/rm"),
+      ["evaluations[0]", "/nowhere/rm", "no reward model there"],
+    ),
+    (
+      changed(*EVALUATED, "data", value={"test": "/nowhere/test.json"}),
+      ["evaluations[0]", "data.test=/nowhere/test.json", "no such file"],
+    ),
+    (
+      changed(*EVALUATED, "evaluation", "split", value="dev"),
+      ["evaluations[0]", "evaluation.split=dev", "test problems"],
+    ),
+    (
+      changed(*EVALUATED, "evaluation", "batch_size", value=0),
+      ["evaluations[0]", "evaluation.batch_size=0", "above 0"],
+    ),
+    (
+      changed("evaluations", value=2 * SUITE["evaluations"]),
+      ["evaluations[1]", "main/sft is evaluated before"],
     ),
     (
       changed("tables", 0, "rows", 0, "result", value="mian/sft"),
@@ -179,6 +221,10 @@ def changed(*path, value=None):
     (
       changed("tables", 0, "columns", value=["majority@5"]),
       ["main/sft", "majority@5", "evaluation.at"],
+    ),
+    (
+      changed("tables", 0, "columns", value=[]),
+      ["tables[0]", "columns is empty"],
     ),
     (
       changed("tables", 0, "columns", value=["tset"]),
@@ -201,23 +247,62 @@ def changed(*path, value=None):
 def test_what_cannot_be_run_is_refused_in_one_line(tmp_path, content, words):
   file = write(tmp_path, content)
   with pytest.raises(errors.UserError) as caught:
-    suites.load(file).check()
+    checking.check(reading.load(file))
   text = str(caught.value)
   assert "\n" not in text
   for word in ["suite.yaml", *words]:
     assert word in text
 
 
+def test_an_evaluation_is_of_the_runs_settings_and_its_own(suite):
+  (evaluation,) = suite.evaluations
+  overrides = ["evaluation.resamples=7"]
+  config = suite.evaluation_config(evaluation, 7, FOLDER, overrides)
+  assert config.reft.steps == 2
+  assert config.evaluation.samples == 4
+  assert config.evaluation.resamples == 7
+  assert config.model.path == "out/runs/main-seed7/models/sft"
+  assert config.model.warmup is None
+
+
+def test_votes_are_of_1_10_and_all_samples_unless_told(tmp_path):
+  settings = {"evaluation": {"samples": 25}}
+  content = changed("evaluations", 0, "settings", value=settings)
+  content["tables"][0]["columns"] = ["majority@1", "pass@10", "rerank@25"]
+  content["claims"] = []
+  checking.check(reading.load(write(tmp_path, content)))
+  content["tables"][0]["columns"] = ["majority@4"]
+  with pytest.raises(errors.UserError, match="majority@4"):
+    checking.check(reading.load(write(tmp_path, content)))
+
+
+def test_without_samples_only_greedy_answers_are_known(tmp_path):
+  settings = {"evaluation": {"samples": 0}}
+  content = changed("evaluations", 0, "settings", value=settings)
+  del content["evaluations"][0]["reward_model"]
+  content["tables"][0]["columns"] = ["greedy"]
+  content["claims"] = []
+  checking.check(reading.load(write(tmp_path, content)))
+  content["tables"][0]["columns"] = ["sampled"]
+  with pytest.raises(errors.UserError, match="sampled"):
+    checking.check(reading.load(write(tmp_path, content)))
+
+
+def test_a_command_lines_settings_are_checked_too(suite):
+  with pytest.raises(errors.UserError, match="4 is more than"):
+    checking.check(suite, ["evaluation.samples=2"])
+
+
 def test_a_file_that_is_not_there_or_not_yaml(tmp_path):
   with pytest.raises(errors.UserError, match=r"no such file.*embedded.*tiny"):
-    suites.load("embeded")
+    reading.load("embeded")
   (tmp_path / "broken.yaml").write_text("name: [")
   with pytest.raises(errors.UserError, match=r"broken.yaml line \d"):
-    suites.load(str(tmp_path / "broken.yaml"))
+    reading.load(str(tmp_path / "broken.yaml"))
 
 
-@pytest.mark.parametrize("name", suites.packaged())
+@pytest.mark.parametrize("name", reading.packaged())
 def test_packaged_suites_are_valid_and_named_like_their_file(name):
-  suite = suites.load(name)
-  suite.check()
+  suite = reading.load(name)
+  checking.check(suite)
   assert suite.name == name

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,8 @@ UNREACHED = "choice/unreached"
 class Answer:
   """One completion of a question and what it is worth.
 
-  `result` is how its program ended, where chains of thought are programs.
+  `result` is how its program ended, where chains of thought are programs; what
+  the program returned is left out of one that was `recalled`.
   """
 
   example: batching.Example
@@ -53,24 +54,54 @@ class Answer:
 
   def row(self) -> dict[str, Any]:
     """As a file of samples holds it."""
-    problem, result = self.example.problem, self.result
+    problem = self.example.problem
+    return {
+      "uid": problem.uid,
+      "question": problem.question,
+      "completion": self.completion,
+      **self.judgement(),
+      "answer": problem.answer,
+      "ended": self.ended,
+    }
+
+  def judgement(self) -> dict[str, Any]:
+    """The grade, and how the program ended, as JSON knows them."""
+    grade, result = self.grade, self.result
     ran = result and {
       "program": result.status.value,
       "tier": result.tier,
       "reason": result.reason,
     }
     return {
-      "uid": problem.uid,
-      "question": problem.question,
-      "completion": self.completion,
-      "verdict": self.grade.verdict.value,
-      "value": self.grade.value,
-      "reached": self.grade.reached,
-      "supported": self.grade.supported,
-      "answer": problem.answer,
-      "ended": self.ended,
+      "verdict": grade.verdict.value,
+      "value": grade.value,
+      "reached": grade.reached,
+      "supported": grade.supported,
       **(ran or {}),
     }
+
+  @classmethod
+  def recalled(
+    cls,
+    example: batching.Example,
+    completion: str,
+    ended: bool,
+    judgement: Mapping[str, Any],
+  ) -> "Answer":
+    """The answer whose `judgement` was kept."""
+    grade = answers.Grade(
+      Verdict(judgement["verdict"]),
+      judgement["value"],
+      judgement["reached"],
+      judgement["supported"],
+    )
+    result = None
+    if "program" in judgement:
+      status = results.Status(judgement["program"])
+      result = results.Result(
+        status, judgement["tier"], reason=judgement["reason"]
+      )
+    return cls(example, completion, grade, ended, result)
 
 
 class Verdicts:
@@ -293,7 +324,7 @@ class Rollouts:
     self,
     run: Run,
     name: str,
-    config: config_lib.OnlineConfig | config_lib.ReftConfig,
+    config: config_lib.RolloutsConfig,
   ):
     self._run = run
     self._name = name

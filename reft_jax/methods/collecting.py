@@ -1,24 +1,29 @@
-"""Completions on disk: sampled once, graded as often as one likes.
+"""Completions on disk: sampled once, and graded as they are sampled.
 
 A collection is two files. `NAME.json` says what is asked, of what model and
-how; `NAME.jsonl` has a line for each question, with all its completions, in
-the questions' order. Lines are added as they are sampled, so a killed process
-loses one batch at most; what is sampled for a question depends on its number
-alone, so the next process adds what the first would have.
+how, and by what rules it was graded; `NAME.jsonl` has a line for each question,
+with all its completions and their grades, in the questions' order. Lines are
+added as they are sampled, so a killed process loses one batch at most; what is
+sampled for a question depends on its number alone, so the next process adds
+what the first would have.
 """
 
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from reft_jax import batching
+from reft_jax import batching, files
 from reft_jax.errors import UserError
 from reft_jax.methods import answering
+from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
+
+# In NAME.json beside what identifies the completions: how they were graded.
+_GRADED = "graded"
 
 
 class Collection:
@@ -34,7 +39,7 @@ class Collection:
     identity: what else must not change, such as the model's fingerprint.
 
   Raises:
-    UserError: the file holds other completions.
+    UserError: the file holds other completions, or nothing says which.
   """
 
   def __init__(
@@ -50,11 +55,12 @@ class Collection:
   ):
     self._run = run
     self._path = path
+    self._beside = path.with_suffix(".json")
     self._examples = examples
     self._answerer = answering.Answerer(
       run, samples=samples, temperature=temperature, top_k=top_k
     )
-    self._about = {
+    self._identity = {
       "samples": samples,
       "temperature": temperature,
       "top_k": top_k,
@@ -71,12 +77,18 @@ class Collection:
     return len(self._lines()) == len(self._examples)
 
   def draw(self, policy: Any, key: jax.Array) -> None:
-    """Samples what is missing."""
+    """Samples what is missing.
+
+    Raises:
+      PreemptedError: after SIGTERM, when a batch is on disk.
+    """
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    about = self._path.with_suffix(".json")
-    about.write_text(json.dumps(self._about, indent=2) + "\n")
     kept = self._lines()  # Without a line that a crash has torn.
-    self._path.write_text("".join(kept), encoding="utf-8")
+    rules = self._rules()
+    graded = self._about().get(_GRADED, rules) if kept else rules
+    about = {**self._identity, _GRADED: graded}
+    files.replace(self._beside, json.dumps(about, indent=2) + "\n")
+    files.replace(self._path, (line.encode() for line in kept))
     batches = self._answerer.batches(
       policy, self._examples, key, start=len(kept)
     )
@@ -87,29 +99,53 @@ class Collection:
       ) as progress,
     ):
       for groups in batches:
-        file.writelines(map(_line, groups))
+        # The file knows one set of rules; grades by others are not kept.
+        file.writelines(_line(group, graded == rules) for group in groups)
         file.flush()
         progress.step(progress.done + len(groups))
+        loop_lib.stop_if_asked(
+          f"{self._path.stem}: {progress.done} of {len(self._examples)}"
+          " questions are sampled"
+        )
 
   def answers(self) -> list[list[answering.Answer]]:
-    """All completions, graded by the run's grader as it is now."""
-    rows = [json.loads(line) for line in self._lines()]
+    """All completions, graded by the rules of the run's grader.
+
+    What was graded by them when it was sampled is not graded again: of a
+    program near its limits another verdict might come.
+    """
+    alike = self._about().get(_GRADED) == self._rules()
+    groups = []
+    for example, line in zip(self._examples, self._lines(), strict=True):
+      row = json.loads(line)
+      recalled = alike and row.get("grades") is not None
+      groups.append((_recalled if recalled else self._graded)(example, row))
+    # Only now are programs waited for: many run at once.
+    return [list(group) for group in groups]
+
+  def _graded(
+    self, example: batching.Example, row: Mapping[str, Any]
+  ) -> Iterator[answering.Answer]:
+    """The answers of a line, graded anew; starts at once, waits when asked."""
     started = [
-      [
-        self._run.grader.start(example.problem, completion)
-        for completion in row["completions"]
-      ]
-      for example, row in zip(self._examples, rows, strict=True)
+      self._run.grader.start(example.problem, completion)
+      for completion in row["completions"]
     ]
-    return [
-      [
-        answering.Answer(
-          example, each.completion, each.grade(), ended, each.result()
-        )
-        for each, ended in zip(group, row["ended"], strict=True)
-      ]
-      for example, group, row in zip(self._examples, started, rows, strict=True)
-    ]
+    return (
+      answering.Answer(
+        example, each.completion, each.grade(), ended, each.result()
+      )
+      for each, ended in zip(started, row["ended"], strict=True)
+    )
+
+  def _rules(self) -> dict[str, Any]:
+    """By what the run's grader grades."""
+    grader = self._run.grader
+    rules = {"reasoning": grader.reasoning, "answers": grader.mode}
+    if grader.reasoning == "python":
+      rules |= vars(self._run.config.programs)
+      del rules["workers"]  # How many programs run at once.
+    return rules
 
   def _lines(self) -> list[str]:
     """The whole lines of the file."""
@@ -118,15 +154,27 @@ class Collection:
     lines = self._path.read_text(encoding="utf-8").splitlines(True)
     return [line for line in lines if line.endswith("\n")]
 
+  def _about(self) -> dict[str, Any]:
+    """What the file beside says; nothing where it cannot be read."""
+    try:
+      return dict(json.loads(self._beside.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+      return {}
+
   def _check(self) -> None:
-    about = self._path.with_suffix(".json")
-    if not about.exists():
+    if not self._lines():
       return
-    before = json.loads(about.read_text(encoding="utf-8"))
+    before = self._about()
+    if not before:
+      raise UserError(
+        f"{self._path} holds completions, but no {self._beside.name} beside it"
+        " says of what model; set output to another folder, or remove it."
+      )
+    before.pop(_GRADED, None)
     changed = [
-      f"{key}: {before.get(key)} -> {self._about.get(key)}"
-      for key in dict.fromkeys((*before, *self._about))
-      if before.get(key) != self._about.get(key)
+      f"{key}: {before.get(key)} -> {self._identity.get(key)}"
+      for key in dict.fromkeys((*before, *self._identity))
+      if before.get(key) != self._identity.get(key)
     ]
     if changed:
       raise UserError(
@@ -135,13 +183,28 @@ class Collection:
       )
 
 
-def _line(group: Sequence[answering.Answer]) -> str:
+def _line(group: Sequence[answering.Answer], graded: bool) -> str:
+  problem = group[0].example.problem
   row = {
-    "uid": group[0].example.problem.uid,
+    "uid": problem.uid,
+    "question": problem.question,
+    "answer": problem.answer,
     "completions": [answer.completion for answer in group],
     "ended": [answer.ended for answer in group],
+    "grades": [answer.judgement() for answer in group] if graded else None,
   }
   return json.dumps(row) + "\n"
+
+
+def _recalled(
+  example: batching.Example, row: Mapping[str, Any]
+) -> Iterator[answering.Answer]:
+  """The answers of a line, with the grades it holds."""
+  columns = (row[name] for name in ("completions", "ended", "grades"))
+  return (
+    answering.Answer.recalled(example, *each)
+    for each in zip(*columns, strict=True)
+  )
 
 
 def _fingerprint(examples: Sequence[batching.Example]) -> str:

@@ -1,12 +1,12 @@
 """One model's answers to one set of questions, and what they come to.
 
-Answers are drawn once and kept; grading, voting, reranking and intervals are
-worked out from the files each time, without the model's weights.
+Answers are drawn once and kept with their grades; votes, reranking, intervals
+and grades by other rules are worked out from the files each time, without the
+model's weights.
 """
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import pathlib
@@ -18,12 +18,13 @@ from typing import Any
 
 import jax
 
-from reft_jax import batching, checkpoints, devices, pages, selection
+from reft_jax import batching, checkpoints, devices, files, pages, selection
 from reft_jax import config as config_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import answering, collecting, reward_model
 from reft_jax.methods.run import Run
 from reft_jax.models import pretrained
+from reft_jax.studies import evaluations
 from reft_jax.tasks.answers import Verdict
 
 Groups = Sequence[Sequence[answering.Answer]]
@@ -52,7 +53,12 @@ class Model:
   checkpoint: bool = False
 
   def check(self, run: Run) -> None:
-    """Raises UserError if the folder holds no policy of the run's shape."""
+    """Finds out whether `policy` will do, without reading the weights.
+
+    Raises:
+      UserError: the folder holds no policy of the run's shape.
+      UnsupportedModelError: its tensors do not fit its config.json.
+    """
     if self.checkpoint:
       wanted = jax.tree.map(lambda leaf: leaf.shape, _policy_shapes(run))
       if _policy_part(checkpoints.shapes(self.folder)) != wanted:
@@ -60,16 +66,14 @@ class Model:
           f"{self.folder}: no language model of the shape that the settings of "
           f"{self.run} describe; give another checkpoint."
         )
-    elif not any(self.folder.glob("*.safetensors")):
-      raise UserError(
-        f"{self.folder}: no *.safetensors, so no model's weights."
-      )
     elif pretrained.is_classifier(self.folder):
       raise UserError(
         f"{self.folder} holds a reward model, which answers no questions; give "
         f"a language model, with evaluation.reward_model={self.folder} to "
         "rerank its answers."
       )
+    else:
+      pretrained.check(self.folder)
 
   def policy(self, run: Run) -> Any:
     """Its parameters, on the devices."""
@@ -119,19 +123,17 @@ class Evaluation:
   Args:
     run: the run; its directory is the evaluation's.
     model: the model.
-    examples: the questions.
+    problems: the questions, and how many were left out.
 
   Raises:
     UserError: the folder holds answers of another model or to other questions,
       or what is to be opened later cannot be.
   """
 
-  def __init__(
-    self, run: Run, model: Model, examples: Sequence[batching.Example]
-  ):
+  def __init__(self, run: Run, model: Model, problems: batching.Encoded):
     self.run = run
     self.model = model
-    self.examples = examples
+    self.problems = problems
     self._seconds = self._seconds_before()
     settings = run.config.evaluation
     identity = {"model": fingerprint(model.folder)}
@@ -139,7 +141,7 @@ class Evaluation:
       "greedy": collecting.Collection(
         run,
         run.directory / "greedy.jsonl",
-        examples,
+        problems.examples,
         samples=1,
         temperature=0.0,
         identity=identity,
@@ -149,7 +151,7 @@ class Evaluation:
       self._collections["sampled"] = collecting.Collection(
         run,
         run.directory / "sampled.jsonl",
-        examples,
+        problems.examples,
         samples=settings.samples,
         temperature=settings.temperature,
         top_k=settings.top_k,
@@ -175,7 +177,7 @@ class Evaluation:
       self._spent(name, begin)
 
   def answers(self) -> Answered:
-    """Everything drawn, graded now; what no reward model has seen is judged."""
+    """Everything drawn, graded; what no reward model has seen is judged."""
     greedy = [group[0] for group in self._collections["greedy"].answers()]
     if "sampled" not in self._collections:
       return Answered(greedy, [], None)
@@ -190,11 +192,9 @@ class Evaluation:
     summary = self._summary(answered)
     directory = self.run.directory
     page = pages.render("report", report(summary, answered))
-    (directory / "report.html").write_text(page, encoding="utf-8")
+    files.replace(directory / "report.html", page)
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    new = directory / "evaluation.json.new"
-    new.write_text(text)
-    new.replace(directory / "evaluation.json")  # In one move: all is done.
+    files.replace(directory / evaluations.FILE, text)  # Last: all is done.
     return summary
 
   def _summary(self, answered: Answered) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class Evaluation:
     settings = config.evaluation
     found = figures(
       answered,
-      at=numbers(settings),
+      at=evaluations.numbers(settings),
       mode=config.data.answers,
       resamples=settings.resamples,
     )
@@ -211,7 +211,9 @@ class Evaluation:
       "model": self.model.name,
       "folder": str(self.model.folder),
       "split": settings.split,
-      "questions": len(self.examples),
+      "questions": len(self.problems.examples),
+      "left_out": self.problems.left_out,
+      "long_prompts": self.problems.long_prompts,
       "samples": settings.samples,
       "temperature": settings.temperature,
       "top_k": settings.top_k,
@@ -250,8 +252,8 @@ class Evaluation:
     if len(kept) < len(sampled):
       begin = time.monotonic()
       judge = reward_model.open_judge(self.run, self._judge_folder)
-      file.write_text("".join(kept))
-      about.write_text(json.dumps(identity, indent=2) + "\n")
+      files.replace(file, "".join(kept))
+      files.replace(about, json.dumps(identity, indent=2) + "\n")
       with (
         file.open("a") as out,
         self.run.terminal.stage("rewards", len(sampled), len(kept)) as progress,
@@ -270,7 +272,7 @@ class Evaluation:
 
   def _seconds_before(self) -> dict[str, float]:
     """What earlier commands spent on these answers, killed ones left out."""
-    file = self.run.directory / "evaluation.json"
+    file = self.run.directory / evaluations.FILE
     return json.loads(file.read_text())["seconds"] if file.exists() else {}
 
   def _spent(self, name: str, begin: float) -> None:
@@ -329,17 +331,6 @@ def reranked(
   """Whether the answer that a reward model finds best is right."""
   best = selection.rerank([a.grade.value for a in group], rewards, mode)
   return best is not None and group[best].correct
-
-
-def numbers(settings: config_lib.EvaluationConfig) -> tuple[int, ...]:
-  """Of how many samples the votes are: as asked for, or 1, 10, ... and all."""
-  if settings.at is not None:
-    return settings.at
-  powers = itertools.takewhile(
-    lambda power: power < settings.samples,
-    (10**exponent for exponent in itertools.count()),
-  )
-  return (*powers, settings.samples) if settings.samples else ()
 
 
 def report(summary: Mapping[str, Any], answered: Answered) -> dict[str, Any]:

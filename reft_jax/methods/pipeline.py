@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reft_jax import batching
+from reft_jax import batching, files
 from reft_jax import config as config_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import (
@@ -170,9 +170,9 @@ class Pipeline:
       cached=cached,
     )
     report.parent.mkdir(parents=True, exist_ok=True)
-    new = report.with_suffix(".new")
-    new.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
-    new.replace(report)
+    files.replace(
+      report, json.dumps(dataclasses.asdict(result), indent=2) + "\n"
+    )
     if name in ("base", "warmup"):  # Others start from these.
       self._policies[name] = trained.model
 

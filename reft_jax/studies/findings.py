@@ -24,7 +24,8 @@ RULES = (
   "A claim is *reproduced* if it holds on every seed and the whole 95 %"
   " interval of the mean difference over seeds (Student's t, paired by seed)"
   " is on its side; it *did not reproduce* if the mean difference is on the"
-  " other side; it is *unclear* in between, and with one seed."
+  " other side; it is *unclear* in between, with one seed, and where a seed was"
+  " not measured."
 )
 
 
@@ -48,7 +49,8 @@ def spread(values: Sequence[float]) -> Spread:
   if count == 1:
     return Spread(1, mean, math.nan, math.nan, math.nan)
   deviation = statistics.stdev(values)
-  reach = deviation / math.sqrt(count) * scipy.stats.t.ppf(0.975, count - 1)
+  quantile = float(scipy.stats.t.ppf(0.975, count - 1))
+  reach = quantile * deviation / math.sqrt(count)
   return Spread(count, mean, deviation, mean - reach, mean + reach)
 
 
@@ -58,13 +60,15 @@ class Finding:
 
   Attributes:
     claim: the claim.
-    differences: its two sides' by seed; empty where one was not measured.
+    seeds: how many were run.
+    differences: its two sides' by seed, on those where both were measured.
     spread: of the differences; None without any.
     held: on how many seeds it holds.
     verdict: in a word or two; see RULES.
   """
 
   claim: suites.Claim
+  seeds: int
   differences: BySeed
   spread: Spread | None
   held: int
@@ -72,20 +76,32 @@ class Finding:
 
 
 def judge(
-  claim: suites.Claim, one: BySeed | float, other: BySeed | float
+  claim: suites.Claim,
+  one: BySeed | float,
+  other: BySeed | float,
+  *,
+  seeds: int,
 ) -> Finding:
-  """Holds a claim against the numbers of its two sides."""
+  """Holds a claim against its two sides' numbers, on so many seeds.
+
+  What a run that diverged would have shown is not known, and a claim is not
+  reproduced without it.
+  """
   differences = _minus(one, other)
   if not differences:
-    return Finding(claim, differences, None, 0, "could not be measured")
+    return Finding(claim, seeds, {}, None, 0, "could not be measured")
   found = spread(list(differences.values()))
   held = [_holds(claim, value) for value in differences.values()]
   verdict: Verdict = "unclear"
   if not _holds(claim, found.mean):
     verdict = "did not reproduce"
-  elif all(held) and _holds(claim, found.low) and _holds(claim, found.high):
+  elif (
+    sum(held) == seeds
+    and _holds(claim, found.low)
+    and _holds(claim, found.high)
+  ):
     verdict = "reproduced"
-  return Finding(claim, differences, found, sum(held), verdict)
+  return Finding(claim, seeds, differences, found, sum(held), verdict)
 
 
 def _holds(claim: suites.Claim, difference: float) -> bool:
@@ -112,6 +128,7 @@ def plain(finding: Finding) -> dict[str, Any]:
   return {
     "claim": finding.claim.text,
     "verdict": finding.verdict,
+    "seeds": finding.seeds,
     "held": finding.held,
     "differences": {str(k): v for k, v in finding.differences.items()},
     "mean": found and found.mean,
@@ -125,15 +142,17 @@ class Account:
 
   Attributes:
     command: the command line that makes them.
+    overrides: the settings in it, for every run and evaluation.
     machine: on what, in a line.
     at_once: how many runs went on at the same time.
     seconds: by the clock, all runs and evaluations together.
     seeds: the seeds that were run.
-    missing: runs that did not come to their end.
+    missing: runs and evaluations that did not come to their end, and why.
     pictures: file and title of each picture beside the report.
   """
 
   command: str
+  overrides: Sequence[str]
   machine: str
   at_once: int
   seconds: float
@@ -156,7 +175,11 @@ def report(
     findings: what became of the suite's claims.
     account: how the numbers came about.
   """
-  parts = [f"# Reproduction: {suite.name}", suite.about, _introduction(account)]
+  parts = [
+    f"# Reproduction: {suite.name}",
+    suite.about,
+    _introduction(suite, account),
+  ]
   if findings:
     parts += ["## What reproduced and what did not", *_verdicts(findings)]
   for table in suite.tables:
@@ -169,25 +192,29 @@ def report(
     ]
   parts += [f"![{title}]({file})" for file, title in account.pictures.items()]
   parts += ["## Every seed", _every_seed(suite, of, account.seeds)]
-  parts += ["## The runs", _runs(suite)]
+  parts += ["## The runs", _runs(suite, account.overrides)]
   return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _introduction(account: Account) -> str:
+def _introduction(suite: suites.Suite, account: Account) -> str:
+  """How the numbers came about, and how they are to be read."""
   *first, last = map(str, account.seeds)
   seeds = f"seeds {', '.join(first)} and {last}" if first else f"seed {last}"
   text = (
     f"```bash\n{account.command}\n```\n\n"
     f"{account.machine}; {terminal.duration(account.seconds)} in all,"
-    f" {account.at_once} at a time. Accuracies are in per cent of the test"
-    f" problems, the mean ± the standard deviation over runs with {seeds}:"
-    " each has data, a base model and random draws of its own, and"
-    " everything is chosen on dev, nothing on the test problems. Figures of"
-    " the paper are value accuracies in per cent, of far larger models on"
-    " other data: their order can be compared, not their size."
+    f" {account.at_once} at a time. Figures are the mean ± the standard"
+    f" deviation over runs with {seeds}; all that is random in a run follows"
+    " from its seed. Accuracies are in per cent: of the dev problems where a"
+    " heading says dev, of the test problems elsewhere."
   )
+  if any(row.paper for table in suite.tables for row in table.rows):
+    text += (
+      " Figures of the paper are value accuracies in per cent, of the models"
+      " and data in their heading."
+    )
   if account.missing:
-    text += f"\n\n**Not finished: {', '.join(account.missing)}.**"
+    text += f"\n\n**Missing: {', '.join(account.missing)}.**"
   return text
 
 
@@ -207,11 +234,13 @@ def sentence(finding: Finding) -> str:
   claim, found = finding.claim, finding.spread
   text = claim.text
   if found is not None:
-    seeds = len(finding.differences)
     text += (
-      f": holds on {finding.held} of {seeds} seed{'s' * (seeds > 1)},"
-      f" difference {_difference(claim, found)}"
+      f": holds on {finding.held} of {finding.seeds}"
+      f" seed{'s' * (finding.seeds > 1)},"
     )
+    if found.seeds < finding.seeds:
+      text += f" {finding.seeds - found.seeds} not measured,"
+    text += f" difference {_difference(claim, found)}"
   return f"{text}. Paper: {claim.paper}." if claim.paper else f"{text}."
 
 
@@ -219,20 +248,29 @@ def _difference(claim: suites.Claim, found: Spread) -> str:
   """A mean difference with its deviation and interval."""
   sides = (s for s in (claim.one, claim.other) if not isinstance(s, float))
   kinds = {suites.metric(side.metric).kind for side in sides}
-  scale, unit = (100, " points") if kinds == {"share"} else (1, "")
+  share = kinds == {"share"}
   mean, deviation, low, high = (
-    f"{scale * value:+.1f}"
+    f"{100 * value:+.1f}" if share else _signed(value)
     for value in (found.mean, found.deviation, found.low, found.high)
   )
+  unit = " points" if share else ""
   if found.seeds == 1:
     return f"{mean}{unit}"
   return f"{mean} ± {deviation[1:]}{unit} (95 % interval {low} to {high})"
 
 
+def _signed(value: float) -> str:
+  return f"{'+' * (value >= 0)}{terminal.number(value)}"
+
+
 def rows_of(
   table: suites.Table, of: Callable[[suites.Reference], BySeed]
 ) -> tuple[list[str], list[list[str]]]:
-  """A table's heads and cells; the paper's figures are the last columns."""
+  """A table's heads and cells; the paper's figures are the last columns.
+
+  Under `seeds` stands how many every cell is made of at least; a cell of fewer
+  than others of its row says so.
+  """
   settings = list(
     dict.fromkeys(name for row in table.rows for name in row.paper)
   )
@@ -248,13 +286,16 @@ def rows_of(
       of(suites.Reference(row.run, row.stage, column))
       for column in table.columns
     ]
+    counts = {len(some) for some in values if some} or {0}
     cells = [
       cell(suites.metric(column).kind, list(some.values()))
+      # A mean over fewer seeds than its neighbours' is not to be set beside
+      # them unawares.
+      + f" (of {len(some)})" * (0 < len(some) < max(counts))
       for column, some in zip(table.columns, values, strict=True)
     ]
-    seeds = str(max(map(len, values)))
     paper = [str(row.paper.get(setting, "")) for setting in settings]
-    rows.append([row.label, *cells, seeds, *paper])
+    rows.append([row.label, *cells, str(min(counts)), *paper])
   return heads, rows
 
 
@@ -298,8 +339,8 @@ def _every_seed(
   return markdown(["test", *(f"seed {seed}" for seed in seeds)], rows)
 
 
-def _runs(suite: suites.Suite) -> str:
-  """What every run is."""
+def _runs(suite: suites.Suite, overrides: Sequence[str]) -> str:
+  """What every run is; `overrides` are laid over its settings."""
   common = " ".join(suites.written(suite.settings))
   lines = [f"All of them: `--config {suite.experiment} {common}`".rstrip()]
   lines += [
@@ -307,4 +348,6 @@ def _runs(suite: suites.Suite) -> str:
     + (f", from {run.source}'s models" if run.source else "")
     for run in suite.runs.values()
   ]
+  if overrides:
+    lines.append(f"* over them, for every run: `{' '.join(overrides)}`")
   return "\n".join(lines)

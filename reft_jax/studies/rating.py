@@ -108,8 +108,7 @@ def _samples(run: pathlib.Path, stage: str) -> pathlib.Path:
 def completions(file: pathlib.Path) -> dict[str, Row]:
   """The rows of a file of completions, by their question's uid.
 
-  Samples of a run come with their question and verdict; of an evaluation's
-  greedy answers these are not in the file.
+  Those of a run and of an evaluation come with their question and verdict.
 
   Raises:
     UserError: what is in the file is something else.
@@ -117,9 +116,7 @@ def completions(file: pathlib.Path) -> dict[str, Row]:
   rows: dict[str, Row] = {}
   for number, line in enumerate(read_text(file).splitlines(), start=1):
     where = f"line {number} of {file}"
-    row = read_object(line, where)
-    if isinstance(row.get("completions"), list) and row["completions"]:
-      row = {"uid": row.get("uid"), "completion": row["completions"][0]}
+    row = _single(read_object(line, where), where)
     uid, text = row.get("uid"), row.get("completion")
     if not isinstance(uid, str) or not isinstance(text, str):
       raise UserError(f"{where} is no completion of a question")
@@ -130,6 +127,21 @@ def completions(file: pathlib.Path) -> dict[str, Row]:
       )
     rows[uid] = row
   return rows
+
+
+def _single(row: Row, where: str) -> Row:
+  """A line with lists, as evaluations keep it, as one about one completion."""
+  match row:
+    case {"completions": [text], "grades": [{"verdict": verdict}]}:
+      return {**row, "completion": text, "verdict": verdict}
+    case {"completions": [text]}:
+      return {**row, "completion": text}
+    case {"completions": [_, _, *_] as texts}:
+      raise UserError(
+        f"{where} holds {len(texts)} samples of a question; give a file with"
+        " one for each question, such as greedy.jsonl"
+      )
+  return row
 
 
 def questions(rows: Mapping[str, Mapping[str, Row]]) -> dict[str, Row]:
@@ -153,8 +165,8 @@ def questions(rows: Mapping[str, Mapping[str, Row]]) -> dict[str, Row]:
           )
   if not asked:
     raise UserError(
-      "no source tells the questions; give a RUN:STAGE that was tested on them"
-      " as one of the sources"
+      "no source tells the questions; give a RUN:STAGE that was tested on"
+      " them, or an evaluation, as one of the sources"
     )
   return asked
 
@@ -174,10 +186,17 @@ def blind(
     right: draw only from questions that all sources answered rightly.
 
   Raises:
-    UserError: the sources have not so many questions in common.
+    UserError: the sources have not so many questions in common, or with
+      `right` one of them has no verdicts.
   """
   rows = {source: completions(file) for source, file in files.items()}
   asked = questions(rows)
+  for source, each in rows.items() if right else ():
+    if not all("verdict" in row for row in each.values()):
+      raise UserError(
+        f"--right: {source} does not say which of its answers are right; give"
+        " a RUN:STAGE, or an evaluation that was sampled anew"
+      )
   shared = [
     uid
     for uid in asked

@@ -1,15 +1,16 @@
 """What the runs of a suite left on disk, as numbers."""
 
+import itertools
 import json
 import math
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from reft_jax import config as config_lib
 from reft_jax import metrics
-from reft_jax.studies import suites
+from reft_jax.studies import evaluations, suites
 
 # Where a run's summary.json keeps a metric of a stage.
 _IN_SUMMARY = {
@@ -35,24 +36,41 @@ _AT_THE_END = {
 
 
 class Results:
-  """The numbers of those runs of a suite that came to their end.
+  """The numbers of a suite's runs and evaluations that came to their end.
 
   Args:
     suite: the suite.
     seeds: those that were run.
     folder: where its runs lie.
+    done: the names of the runs and evaluations whose numbers are wanted, as
+      `suites.run_name` and `suites.evaluation_name` give them. Others may be
+      unfinished, or lie there with other settings.
   """
 
   def __init__(
-    self, suite: suites.Suite, seeds: Sequence[int], folder: pathlib.Path
+    self,
+    suite: suites.Suite,
+    seeds: Sequence[int],
+    folder: pathlib.Path,
+    done: Collection[str],
   ):
     self.seeds = tuple(seeds)
     self._folder = folder
-    self._stages = {
-      (run, seed): stages(suites.run_folder(folder, run, seed))
-      for run in suite.runs
+    evaluated = {
+      (evaluation.run, seed, stage)
       for seed in seeds
+      for evaluation in suite.evaluations
+      if suites.evaluation_name(evaluation, seed) in done
+      for stage in evaluation.stages
     }
+    self._stages: dict[tuple[str, int], dict[str, Any]] = {}
+    for run, seed in itertools.product(suite.runs, seeds):
+      place = suites.run_folder(folder, run, seed)
+      found = stages(place) if suites.run_name(run, seed) in done else {}
+      for stage, facts in found.items():
+        if (run, seed, stage) in evaluated:
+          facts.update(accuracies(place, stage))
+      self._stages[run, seed] = found
 
   def of(self, reference: suites.Reference) -> dict[int, float]:
     """A metric of a stage by seed; seeds that have none are left out."""
@@ -62,10 +80,6 @@ class Results:
       for seed in self.seeds
     }
     return {seed: value for seed, value in values.items() if value is not None}
-
-  def missing(self) -> list[tuple[str, int]]:
-    """Runs that did not come to their end, with the seed."""
-    return [place for place, stages in self._stages.items() if not stages]
 
   def curve(
     self, reference: suites.Reference, over: str
@@ -87,15 +101,17 @@ class Results:
         continue
       folder = suites.run_folder(self._folder, run, seed)
       rows = rows_of(folder, stage, facts["learning_rate"])
-      scale = 1.0
+      times, last = 1, 1
       if over == "share":
-        scale = 1 / max((row["step"] for row in rows), default=1)
+        # Divided by, for places to be equal that are: 6/12 and 5/10.
+        last = max((row["step"] for row in rows), default=1)
       elif over == "rows":
         config = config_lib.load([str(folder / "config.yaml")])
-        scale = getattr(config, stage).batch_size
+        times = getattr(config, stage).batch_size
       for row in rows:
         if math.isfinite(row.get(metric, math.nan)):
-          curve.setdefault(row["step"] * scale, []).append(row[metric])
+          place = row["step"] * times / last
+          curve.setdefault(place, []).append(row[metric])
     return dict(sorted(curve.items()))
 
   def machine(self) -> str | None:
@@ -128,14 +144,8 @@ def stages(folder: pathlib.Path) -> dict[str, dict[str, float | None]]:
     | {key: facts["shares"].get(place) for key, place in _IN_SHARES.items()}
     | {"equations": equations(folder / "samples" / f"test-{name}.jsonl")}
     | at_the_end(rows_of(folder, name, facts["learning_rate"]))
-    | evaluated(evaluation_file(folder, name))
     for name, facts in summary["stages"].items()
   }
-
-
-def evaluation_file(folder: pathlib.Path, stage: str) -> pathlib.Path:
-  """Where reft_jax.evaluate leaves what it works out of a run's stage."""
-  return folder / "evaluations" / f"{stage}-test" / "evaluation.json"
 
 
 def equations(file: pathlib.Path) -> float | None:
@@ -164,9 +174,13 @@ def at_the_end(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
   return found
 
 
-def evaluated(file: pathlib.Path) -> dict[str, float]:
-  """What reft_jax.evaluate worked out of a model."""
-  if not file.exists():
-    return {}
-  accuracy = json.loads(file.read_text())["accuracy"]
-  return {name: figure["value"] for name, figure in accuracy.items()}
+def accuracies(folder: pathlib.Path, stage: str) -> dict[str, float]:
+  """What reft_jax.evaluate worked out of a run's stage."""
+  file = evaluation_file(folder, stage)
+  figures = json.loads(file.read_text())["accuracy"]
+  return {name: figure["value"] for name, figure in figures.items()}
+
+
+def evaluation_file(folder: pathlib.Path, stage: str) -> pathlib.Path:
+  """Where reft_jax.evaluate leaves that."""
+  return evaluations.folder(folder, stage, "test") / evaluations.FILE

@@ -1,0 +1,185 @@
+"""Whether a suite can be run: all that can be known before anything is."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from reft_jax import config as config_lib
+from reft_jax import errors
+from reft_jax.studies import evaluations, suites
+
+# Where runs would lie; what lies there now is of no interest.
+_FOLDER = pathlib.Path()
+# The accuracies that are known of a run's stage by its evaluation.
+_Known = Mapping[tuple[str, str], set[str]]
+
+
+def check(suite: suites.Suite, overrides: Sequence[str] = ()) -> None:
+  """Holds a suite to what its runs and evaluations will leave behind.
+
+  Args:
+    suite: the suite.
+    overrides: settings for every run and evaluation, which win.
+
+  Raises:
+    UserError: a setting, file, run, stage or metric that there is not.
+  """
+  for run in suite.runs.values():
+    _check_run(suite, run, overrides)
+  known: dict[tuple[str, str], set[str]] = {}
+  for number, evaluation in enumerate(suite.evaluations):
+    where = f"evaluations[{number}]"
+    found = _check_evaluation(suite, where, evaluation, overrides)
+    for stage in evaluation.stages:
+      place = evaluation.run, stage
+      if place in known:
+        raise errors.UserError(
+          f"{suite.file}: {where}: {'/'.join(place)} is evaluated before, and"
+          " has one place for its answers; leave one out"
+        )
+      known[place] = found
+  for where, line in _curves(suite):
+    _check_stage(suite, where, line.run, line.stage)
+  for where, reference in _references(suite):
+    _check_reference(suite, where, reference, known)
+
+
+def _check_run(
+  suite: suites.Suite, run: suites.Run, overrides: Sequence[str]
+) -> None:
+  seed = suite.seeds[0]
+  config = suite.config(run.name, seed, _FOLDER, overrides)
+  lent = suite.lent_models(run.name, seed, _FOLDER)
+  with _saying_where(suite, f"run {run.name}"):
+    config_lib.validate(config)
+    # Models of other runs are not there yet, and need not be.
+    _check_files(
+      config,
+      {
+        key: None if lent.get(f"model.{key}") == path else path
+        for key, path in vars(config.model).items()
+      },
+    )
+
+
+def _check_evaluation(
+  suite: suites.Suite,
+  where: str,
+  evaluation: suites.Evaluation,
+  overrides: Sequence[str],
+) -> set[str]:
+  """Checks an evaluation; returns the names of what it will work out."""
+  for stage in evaluation.stages:
+    _check_stage(suite, where, evaluation.run, stage)
+    if stage == suites.REWARD_MODEL:
+      raise errors.UserError(
+        f"{suite.file}: {where}: {stage} answers no questions; name its run as"
+        " reward_model, to rerank other stages' answers"
+      )
+  if evaluation.reward_model:
+    judge = evaluation.reward_model
+    _check_stage(suite, where, judge, suites.REWARD_MODEL)
+  seed = suite.seeds[0]
+  config = suite.evaluation_config(evaluation, seed, _FOLDER, overrides)
+  settings = config.evaluation
+  with _saying_where(suite, where):
+    config_lib.validate(config)
+    evaluations.check(settings)
+    _check_files(config, {"path": None})
+    if settings.split != "test":
+      raise errors.UserError(
+        f"evaluation.split={settings.split}: a suite compares answers to the"
+        " test problems; leave it out"
+      )
+    judge, run = settings.reward_model, evaluation.reward_model
+    made = run and suites.model_folder(_FOLDER, run, seed, suites.REWARD_MODEL)
+    if (
+      judge
+      and judge != str(made)
+      and not (config_lib.expanded(judge) / "config.json").is_file()
+    ):
+      raise errors.UserError(
+        f"evaluation.reward_model={judge}: no reward model there; give its"
+        " folder, or name a run of this suite as reward_model"
+      )
+  return evaluations.known(settings)
+
+
+def _check_files(
+  config: config_lib.Config, model: Mapping[str, str | None]
+) -> None:
+  """Checks that files exist, with these changes to where models are."""
+  config_lib.check_files(
+    dataclasses.replace(
+      config, model=dataclasses.replace(config.model, **model)
+    )
+  )
+
+
+@contextlib.contextmanager
+def _saying_where(suite: suites.Suite, where: str) -> Iterator[None]:
+  """Errors inside name the suite and the place in it."""
+  try:
+    yield
+  except errors.UserError as error:
+    raise errors.UserError(f"{suite.file}: {where}: {error}") from error
+
+
+def _curves(suite: suites.Suite) -> Iterator[tuple[str, suites.Reference]]:
+  """Every curve that is drawn, and where; any metric may be logged."""
+  for figure in suite.figures:
+    if isinstance(figure, suites.Curves):
+      for line in figure.lines.values():
+        yield f"figure {figure.title!r}", line
+
+
+def _references(suite: suites.Suite) -> Iterator[tuple[str, suites.Reference]]:
+  """Every result that is tabled, drawn or claimed, and where."""
+  for table in suite.tables:
+    for row in table.rows:
+      for column in table.columns:
+        where = f"table {table.title!r}, row {row.label!r}"
+        yield where, suites.Reference(row.run, row.stage, column)
+  for figure in suite.figures:
+    if isinstance(figure, suites.Points):
+      for line in figure.lines.values():
+        for reference in line.values():
+          yield f"figure {figure.title!r}", reference
+  for claim in suite.claims:
+    for side in claim.sides:
+      if isinstance(side, suites.Reference):
+        yield f"claim {claim.text!r}", side
+
+
+def _check_reference(
+  suite: suites.Suite, where: str, reference: suites.Reference, known: _Known
+) -> None:
+  _check_stage(suite, where, reference.run, reference.stage)
+  name = reference.metric
+  metric = suites.metric(name)
+  if metric is None:
+    raise errors.UserError(
+      f"{suite.file}: {where}: unknown metric {name!r}; there are"
+      f" {', '.join(suites.METRICS)} and"
+      f" {', '.join(f'{method}@k' for method in suites.AT_K)}"
+    )
+  place = reference.run, reference.stage
+  if metric.evaluated and name not in known.get(place, ()):
+    raise errors.UserError(
+      f"{suite.file}: {where}: no evaluation of {'/'.join(place)} knows"
+      f" {name}; add one, its k to evaluation.at, or a reward_model to rerank"
+    )
+
+
+def _check_stage(suite: suites.Suite, where: str, run: str, stage: str) -> None:
+  if run not in suite.runs:
+    raise errors.UserError(
+      f"{suite.file}: {where}: no run {run!r}; there are"
+      f" {', '.join(suite.runs)}"
+    )
+  if stage not in suite.runs[run].stages:
+    raise errors.UserError(
+      f"{suite.file}: {where}: run {run} has no stage {stage!r}; it has"
+      f" {', '.join(suite.runs[run].stages)}"
+    )
