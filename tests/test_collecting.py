@@ -13,7 +13,7 @@ import tiny
 
 from reft_jax import errors, terminal
 from reft_jax.methods import answering, collecting, loop
-from reft_jax.tasks import embedded
+from reft_jax.tasks import embedded, prompts
 from reft_jax.tasks.answers import Verdict
 from reft_jax.tasks.grading import Grader
 from reft_jax.tasks.sandbox import results
@@ -137,6 +137,22 @@ def test_other_rules_grade_anew(run, tmp_path, says):
   assert collection(run, path).answers() == strict
 
 
+def test_other_known_answers_grade_anew(run, tmp_path, says):
+  path = tmp_path / "some.jsonl"
+  says(f"We get 7.{prompts.ANSWER_TRIGGER}7")
+  collection(run, path, samples=1).draw(None, KEY)
+  corrected = [
+    dataclasses.replace(
+      each, problem=dataclasses.replace(each.problem, answer="7")
+    )
+    for each in run.test
+  ]
+  found = collection(
+    dataclasses.replace(run, test=corrected), path, samples=1
+  ).answers()
+  assert all(each.correct for group in found for each in group)
+
+
 def test_draws_by_two_sets_of_rules_are_not_mixed_up(
   run, tmp_path, says, started
 ):
@@ -227,7 +243,10 @@ def test_the_file_tells_what_was_asked_and_how_it_was_graded(
     "supported": None,
   }
   about = json.loads(path.with_suffix(".json").read_text())
-  assert about["graded"] == {"reasoning": "nl", "answers": "official"}
+  assert (
+    about["graded"].items()
+    >= {"reasoning": "nl", "answers": "official"}.items()
+  )
 
 
 def test_a_run_that_is_asked_to_stop_keeps_the_batch(

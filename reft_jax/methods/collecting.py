@@ -11,7 +11,7 @@ what the first would have.
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,7 +66,9 @@ class Collection:
       "top_k": top_k,
       "max_response_tokens": run.config.data.max_response_tokens,
       "seed": run.config.seed,
-      "questions": _fingerprint(examples),
+      "questions": _fingerprint(
+        (each.problem.uid, each.prompt) for each in examples
+      ),
       **(identity or {}),
     }
     self._check()
@@ -141,7 +143,13 @@ class Collection:
   def _rules(self) -> dict[str, Any]:
     """By what the run's grader grades."""
     grader = self._run.grader
-    rules = {"reasoning": grader.reasoning, "answers": grader.mode}
+    rules = {
+      "reasoning": grader.reasoning,
+      "answers": grader.mode,
+      "known": _fingerprint(
+        (each.problem.task, each.problem.answer) for each in self._examples
+      ),
+    }
     if grader.reasoning == "python":
       rules |= vars(self._run.config.programs)
       del rules["workers"]  # How many programs run at once.
@@ -207,7 +215,6 @@ def _recalled(
   )
 
 
-def _fingerprint(examples: Sequence[batching.Example]) -> str:
-  """SHA-256 of the questions as they are asked, as 16 hex digits."""
-  asked = [(each.problem.uid, each.prompt) for each in examples]
-  return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+def _fingerprint(facts: Iterable[tuple[Any, ...]]) -> str:
+  """SHA-256 of facts, one for each question, as 16 hex digits."""
+  return hashlib.sha256(repr(list(facts)).encode()).hexdigest()[:16]
