@@ -137,9 +137,14 @@ class Terminal:
   ) -> None:
     """Prints a table; numbers are set to the right, in few digits."""
     table = _table(title)
+    named = max((len(str(row[0])) for row in rows), default=0)
     for index, column in enumerate(columns):
       numeric = all(not isinstance(row[index], str) for row in rows)
-      table.add_column(column, justify="right" if numeric else "left")
+      table.add_column(
+        column,
+        justify="right" if numeric else "left",
+        min_width=None if index else named,
+      )
     for row in rows:
       cells = (c if isinstance(c, str) else number(c) for c in row)
       table.add_row(*map(_clean, cells))
