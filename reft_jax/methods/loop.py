@@ -116,8 +116,8 @@ class Loop:
     examine: a policy's answers to the dev questions; None without a dev set.
     keep: "best", the policy that does best on dev (the last one without a dev
       set), or "last".
-    part: the parameters that are examined and kept, others being means to an
-      end.
+    model: which of the parameters are examined and kept, others being means
+      to an end.
   """
 
   def __init__(
@@ -129,14 +129,14 @@ class Loop:
     evaluate_every: int = 1,
     examine: Examine | None = None,
     keep: str = "best",
-    part: str = "policy",
+    model: str = "policy",
   ):
     self._run = run
     self._name = name
     self._steps = steps
     self._evaluate_every = evaluate_every
     self._examine = examine
-    self._part = part
+    self._model = model
     self._keep_best = keep == "best" and examine is not None
     self._log_every = run.config.logging.every or max(1, steps // 50)
     folder = stage_directory(run, name)
@@ -234,7 +234,7 @@ class Loop:
 
   def result(self, state: types.TrainState, learning_rate: float) -> Trained:
     """What the stage ends with."""
-    model = state.params[self._part]
+    model = state.params[self._model]
     if self._keep_best:
       model, _ = self._kept.restore(model)
     return Trained(
@@ -286,7 +286,7 @@ class Loop:
     """Greedy accuracy on dev; the best parameters so far are kept."""
     if self._examine is None:
       return
-    graded = self._examine(state.params[self._part])
+    graded = self._examine(state.params[self._model])
     accuracy = answering.accuracy(graded)
     shares = answering.shares(graded, self._run.config.reft)
     self._log(
@@ -303,7 +303,7 @@ class Loop:
       self.best_accuracy, self.best_step = accuracy, step
       self._kept.save(
         self._kept.newest + 1,
-        state.params[self._part],
+        state.params[self._model],
         {"step": step, "accuracy": accuracy},
       )
 

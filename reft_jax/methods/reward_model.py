@@ -69,9 +69,6 @@ def _train_at(
     optimizer,
     micro_batch_size=config.micro_batch_size or config.batch_size,
   )
-  init = functools.partial(
-    run.made, run.networks.init_scorer, devices.put(run.mesh, policy)
-  )
   judge = Judge(run, run.networks)
 
   with loop_lib.Loop(
@@ -82,10 +79,14 @@ def _train_at(
     examine=functools.partial(_preferred, run, judge, dev_draws)
     if dev_draws
     else None,
-    part="scorer",
+    model="scorer",
   ) as loop:
-    scorer = {"scorer": init(run.key(name, "init"))}
-    state, start = loop.restore(run.start(scorer, optimizer))
+    scorer = run.made(
+      run.networks.init_scorer,
+      devices.put(run.mesh, policy),
+      run.key(name, "init"),
+    )
+    state, start = loop.restore(run.start({"scorer": scorer}, optimizer))
     del scorer  # The state has its own.
     for step in range(start, total):
       chosen = batching.epoch_rows(
