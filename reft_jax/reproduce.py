@@ -353,7 +353,8 @@ def perform(
 ) -> None:
   """Brings every job to its end, so many at once, each after what it needs.
 
-  A run that diverges is a result; jobs that need it are left out.
+  Of the jobs that can start, the one goes first that most others wait for. A
+  run that diverges is a result; jobs that need it are left out.
 
   Args:
     jobs: all jobs; those the ledger knows are not done again.
@@ -368,6 +369,7 @@ def perform(
   logs = ledger.file.parent / "logs"
   logs.mkdir(exist_ok=True)
   todo = [job for job in jobs if not ledger.done(job)]
+  waiting = collections.Counter(need for job in jobs for need in job.needs)
   with (
     screen.stage("jobs", len(jobs), len(jobs) - len(todo)) as progress,
     ledger.saving(),
@@ -377,8 +379,9 @@ def perform(
       pending = [*todo, *(one.job for one in live.values())]
       succeeded = ledger.succeeded() - {job.name for job in pending}
       for slot in set(range(at_once)) - live.keys():
-        job = next((job for job in todo if job.needs <= succeeded), None)
-        if job:
+        ready = [job for job in todo if job.needs <= succeeded]
+        if ready:
+          job = max(ready, key=lambda job: waiting[job.name])
           todo.remove(job)
           live[slot] = _start(job, slot, at_once, logs, lock)
           ledger.started(at_once)
