@@ -2,7 +2,8 @@
 
 The letters are the same in the whole repository: B sequences, S slots,
 V vocabulary, D width, F feed-forward, N query heads, K key-value heads,
-H head size, L layers; C classes of a classifier's head.
+H head size, L layers; and of parameters alone: E width of the embeddings, M
+learned positions, R rank of an adapter, C classes of a classifier's head.
 """
 
 import dataclasses
@@ -12,6 +13,10 @@ from reft_jax.models import errors
 
 CLASSES = ("incorrect", "correct")
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+NORMS = ("rms", "layer")
+NORM_PLACES = ("pre", "post", "both", "sum")
+PARALLEL = ("none", "shared_norm", "own_norms")
+QK_NORMS = ("none", "head", "whole")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,9 @@ class RopeConfig:
     short_factor: a divisor for each frequency, for rows within the original
       context (longrope).
     long_factor: the same for longer rows.
+    size: how many of a head's coordinates turn, the first ones; None: all.
+    interleaved: whether coordinates 2r and 2r + 1 form a pair (CodeGen), and
+      not r and r + size / 2.
   """
 
   kind: str = "default"
@@ -51,6 +59,8 @@ class RopeConfig:
   truncate: bool = True
   short_factor: tuple[float, ...] = ()
   long_factor: tuple[float, ...] = ()
+  size: int | None = None
+  interleaved: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +75,48 @@ class ModelConfig:
     kv_heads: K, key-value heads; each serves N / K query heads.
     head_size: H; need not be width / heads.
     ffn: F, the inner size of the feed-forward layer.
-    norm_eps: added to the mean square in RMSNorm.
-    rope: rotary positions.
-    tied_head: whether the LM head is the embedding table.
-    attention_bias: whether the q, k, v and output projections have biases.
-    mlp_bias: whether the feed-forward projections have biases.
-    activation: of the feed-forward gate, by its name in config.json.
+    family: the architecture's `model_type` in config.json.
     max_positions: the context the model was made for.
     init_scale: standard deviation of fresh weights.
-    family: the architecture's `model_type` in config.json.
+
+    embed_size: E, where embeddings are narrower or wider than the stream and
+      projected to it and back (OPT-350m); None: they are the stream's.
+    embed_scale: multiplies embeddings, rounded to the compute dtype (Gemma).
+    tied_head: whether the LM head is the embedding table.
+    head_bias: whether the LM head has a bias.
+    logit_cap: c in c tanh(logits / c); None: no cap.
+
+    rope: rotary positions; None: learned ones, added to the embeddings.
+    local_rope: that of layers with a window, if it is another (Gemma 3).
+    rope_layers: whether each layer rotates; (): all do (SmolLM3).
+    position_offset: the row of learned position 0 (OPT: 2).
+    windows: of each layer, how many tokens a query sees, itself included, and
+      0 where it sees all; (): all see all.
+
+    norm: "rms" or "layer", which also subtracts the mean and has a bias.
+    norm_eps: added to the mean square.
+    norm_offset: added to stored scales (Gemma: 1).
+    norm_affine: whether norms have parameters.
+    norm_place: where a block's norms are: "pre", before its layers; "post",
+      on their outputs (OLMo 2); "both" (Gemma 2); or "sum", on the stream
+      after each addition (OPT-350m).
+    final_norm: whether the last block's stream is normed.
+    parallel: whether attention and feed-forward layer read the same stream:
+      "none", one after the other; "shared_norm", with one norm for both
+      (CodeGen); "own_norms" (GPT-NeoX).
+
+    qkv_bias: whether the q, k and v projections have biases.
+    o_bias: whether the output projection has one.
+    qk_norm: norm of queries and keys before they turn: "none", of each "head"
+      (Qwen 3) or of all heads' coordinates together, "whole" (OLMo 2).
+    score_scale: multiplies attention scores; None: H ** -0.5.
+    scale_by_layer: whether layer l's scores are divided by l, from 1.
+    score_cap: c in c tanh(scores / c); None: no cap.
+
+    gated: whether the feed-forward layer is down(act(gate x) * up x), and not
+      down(act(up x)).
+    mlp_bias: whether its projections have biases.
+    activation: by its name in config.json.
   """
 
   vocab_size: int
@@ -83,15 +126,40 @@ class ModelConfig:
   kv_heads: int
   head_size: int
   ffn: int
-  norm_eps: float = 1e-5
-  rope: RopeConfig = RopeConfig()
-  tied_head: bool = False
-  attention_bias: bool = False
-  mlp_bias: bool = False
-  activation: str = "silu"
+  family: str = "llama"
   max_positions: int = 2048
   init_scale: float = 0.02
-  family: str = "llama"
+
+  embed_size: int | None = None
+  embed_scale: float = 1.0
+  tied_head: bool = False
+  head_bias: bool = False
+  logit_cap: float | None = None
+
+  rope: RopeConfig | None = RopeConfig()
+  local_rope: RopeConfig | None = None
+  rope_layers: tuple[bool, ...] = ()
+  position_offset: int = 0
+  windows: tuple[int, ...] = ()
+
+  norm: str = "rms"
+  norm_eps: float = 1e-5
+  norm_offset: float = 0.0
+  norm_affine: bool = True
+  norm_place: str = "pre"
+  final_norm: bool = True
+  parallel: str = "none"
+
+  qkv_bias: bool = False
+  o_bias: bool = False
+  qk_norm: str = "none"
+  score_scale: float | None = None
+  scale_by_layer: bool = False
+  score_cap: float | None = None
+
+  gated: bool = True
+  mlp_bias: bool = False
+  activation: str = "silu"
 
   def __post_init__(self):
     for letter, size in self.sizes.items():
@@ -103,24 +171,69 @@ class ModelConfig:
       raise errors.UnsupportedModelError(
         f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}."
       )
-    if self.head_size % 2:
+    for name, choices in (
+      ("norm", NORMS),
+      ("norm_place", NORM_PLACES),
+      ("parallel", PARALLEL),
+      ("qk_norm", QK_NORMS),
+    ):
+      if getattr(self, name) not in choices:
+        raise errors.UnsupportedModelError(
+          f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}."
+        )
+    if self.parallel != "none" and self.norm_place != "pre":
       raise errors.UnsupportedModelError(
-        f"head_size={self.head_size} must be even: positions rotate pairs."
+        f"parallel={self.parallel} needs norm_place=pre, not {self.norm_place}."
       )
-    if self.rope.kind == "longrope":
-      pairs = self.head_size // 2
+    for name in ("windows", "rope_layers"):
+      count = len(getattr(self, name))
+      if count not in (0, self.layers):
+        raise errors.UnsupportedModelError(
+          f"{name} speaks of {count} layers where there are {self.layers}."
+        )
+    for rope in (self.rope, self.local_rope):
+      if rope is not None:
+        self._check_rope(rope)
+
+  def _check_rope(self, rope: RopeConfig) -> None:
+    size = self.turning(rope)
+    if size % 2 or not 0 < size <= self.head_size:
+      raise errors.UnsupportedModelError(
+        f"positions rotate {size} of a head's {self.head_size} coordinates; "
+        "there must be an even number of them, above 0."
+      )
+    if rope.kind == "longrope":
       for name in ("short_factor", "long_factor"):
-        count = len(getattr(self.rope, name))
-        if count != pairs:
+        count = len(getattr(rope, name))
+        if count != size // 2:
           raise errors.UnsupportedModelError(
-            f"rope's {name} holds {count} numbers but must hold {pairs}: one "
-            f"for each pair of head_size={self.head_size}."
+            f"rope's {name} holds {count} numbers but must hold {size // 2}: "
+            f"one for each pair of the {size} coordinates that turn."
           )
+
+  def turning(self, rope: RopeConfig) -> int:
+    """How many of a head's coordinates a rope turns."""
+    return self.head_size if rope.size is None else rope.size
+
+  @property
+  def outer(self) -> str:
+    """The letter of the embeddings' width: D, or E where they are projected."""
+    return "D" if self.embed_size is None else "E"
+
+  @property
+  def embed_name(self) -> str:
+    """What the embedding table is called, such as embed_VD."""
+    return f"embed_V{self.outer}"
+
+  @property
+  def head_name(self) -> str:
+    """What the LM head is called where it is not the embedding table."""
+    return f"lm_{self.outer}V"
 
   @property
   def sizes(self) -> dict[str, int]:
-    """The size of each axis letter that a parameter can have."""
-    return {
+    """The size of each axis letter that a parameter of this model can have."""
+    sizes = {
       "V": self.vocab_size,
       "D": self.width,
       "F": self.ffn,
@@ -129,6 +242,11 @@ class ModelConfig:
       "H": self.head_size,
       "C": len(CLASSES),
     }
+    if self.embed_size is not None:
+      sizes["E"] = self.embed_size
+    if self.rope is None:
+      sizes["M"] = self.max_positions + self.position_offset
+    return sizes
 
   def shape(self, name: str) -> tuple[int, ...]:
     """The shape of one layer's parameter, which its name spells out."""
@@ -137,5 +255,5 @@ class ModelConfig:
 
 def letters(name: str) -> str:
   """The axis letters at the end of a parameter's name; '' if there are none."""
-  match = re.search(r"_([VDFNKHC]+)$", name)
+  match = re.search(r"_([VDEFNKHMRC]+)$", name)
   return match.group(1) if match else ""

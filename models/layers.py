@@ -24,6 +24,7 @@ ACTIVATIONS = {
   "relu": jax.nn.relu,
   "gelu": functools.partial(jax.nn.gelu, approximate=False),
   "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+  "gelu_fast": functools.partial(jax.nn.gelu, approximate=True),
   "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
@@ -50,18 +51,24 @@ class Segment(NamedTuple):
 
 
 def grouped_attention(
-  q_BNSH: jax.Array, segments: Sequence[Segment]
+  q_BNSH: jax.Array,
+  segments: Sequence[Segment],
+  *,
+  scale: jax.typing.ArrayLike,
+  cap: float | None = None,
 ) -> jax.Array:
-  """softmax(q k^T / sqrt(H)) v over the columns of all segments together.
+  """softmax(scale q k^T) v over the columns of all segments together.
 
   N / K neighbouring query heads share a key-value head. Scores and softmax are
-  fp32. A query that sees no column gets the mean value, never NaN.
+  fp32; a `cap` holds scores between -cap and cap. A query that sees no column
+  gets the mean value, never NaN.
   """
   B, N, S, H = q_BNSH.shape
   K = segments[0].k_BKCH.shape[1]
   q_BKGSH = q_BNSH.reshape(B, K, N // K, S, H)
   scores_BKGSC = jnp.concatenate(
-    [_masked_scores(q_BKGSH, segment) for segment in segments], axis=-1
+    [_masked_scores(q_BKGSH, segment, scale, cap) for segment in segments],
+    axis=-1,
   )
   weights_BKGSC = jax.nn.softmax(scores_BKGSC).astype(q_BNSH.dtype)
   ends = list(itertools.accumulate(s.v_BKCH.shape[2] for s in segments))
@@ -74,85 +81,210 @@ def grouped_attention(
   return attended_BKGSH.reshape(B, N, S, H)
 
 
-def _masked_scores(q_BKGSH, segment):
+def _masked_scores(q_BKGSH, segment, scale, cap):
   scores_BKGSC = jnp.einsum(
     "BKGSH,BKCH->BKGSC",
     q_BKGSH,
     segment.k_BKCH,
     preferred_element_type=jnp.float32,
   )
-  scores_BKGSC *= q_BKGSH.shape[-1] ** -0.5
+  scores_BKGSC *= scale
+  if cap is not None:
+    scores_BKGSC = soft_cap(scores_BKGSC, cap)
   lowest = jnp.finfo(jnp.float32).min
   return jnp.where(segment.mask_BSC[:, None, None], scores_BKGSC, lowest)
 
 
-def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
-  """RMSNorm, x / sqrt(mean(x^2) + eps) * scale, normalised in fp32."""
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+  """Cap tanh(x / cap): near 0 as it is, and never beyond the cap."""
+  return cap * jnp.tanh(x / cap)
+
+
+def rms_norm(
+  x: jax.Array, scale_D: jax.Array | None, eps: float, offset: float = 0.0
+) -> jax.Array:
+  """RMSNorm, x / sqrt(mean(x^2) + eps) * (scale + offset).
+
+  Normalised in fp32; multiplied in the dtype of x as Llama does or, with an
+  offset, in fp32 as Gemma does.
+  """
   x32 = x.astype(jnp.float32)
   mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-  normed = (x32 * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype)
-  return normed * jnp.broadcast_to(scale_D.astype(x.dtype), x.shape)
+  normed = x32 * jax.lax.rsqrt(mean_square + eps)
+  if scale_D is None:
+    return normed.astype(x.dtype)
+  if offset:
+    scale = _like(scale_D.astype(jnp.float32) + offset, x)
+    return (normed * scale).astype(x.dtype)
+  return normed.astype(x.dtype) * _like(scale_D.astype(x.dtype), x)
+
+
+def layer_norm(
+  x: jax.Array,
+  scale_D: jax.Array | None,
+  bias_D: jax.Array | None,
+  eps: float,
+) -> jax.Array:
+  """LayerNorm, (x - mean) / sqrt(var + eps) * scale + bias, in fp32."""
+  x32 = x.astype(jnp.float32)
+  centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+  variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+  normed = centred * jax.lax.rsqrt(variance + eps)
+  if scale_D is not None:
+    normed *= _like(scale_D.astype(jnp.float32), x)
+    normed += _like(bias_D.astype(jnp.float32), x)
+  return normed.astype(x.dtype)
+
+
+def _like(vector: jax.Array, x: jax.Array) -> jax.Array:
+  return jnp.broadcast_to(vector, x.shape)
 
 
 class Layer(nn.Module):
-  """A module whose parameters are known by their names alone."""
+  """A module whose parameters are known by their names alone.
+
+  Attributes:
+    config: the architecture.
+    compute_dtype: of activations, and of weights where they are used.
+    adapter_scale: multiplies what adapters add (LoRA's alpha / rank).
+  """
 
   config: configs.ModelConfig
   compute_dtype: str = "float32"
+  adapter_scale: float = 1.0
 
-  def weight(self, name: str) -> jax.Array:
-    """A normal(init_scale) parameter, ready to multiply with."""
-    return self._parameter(name, nn.initializers.normal(self.config.init_scale))
+  def project(self, x: jax.Array, name: str, equation: str) -> jax.Array:
+    """An einsum with a normal(init_scale) weight, and with its adapter.
+
+    A weight `q_DNH` has an adapter where the parameters hold `q_a_DR` and
+    `q_b_RNH` beside it: x A B is added (LoRA, Hu et al. 2022). None is made by
+    `init`; adapters.init makes them.
+    """
+    init = nn.initializers.normal(self.config.init_scale)
+    out = jnp.einsum(equation, x, self._parameter(name, init))
+    down, up = adapter_names(name)
+    if not self.has_variable("params", down):
+      return out
+    ins, weight = equation.partition("->")[0].split(",")
+    outs = equation.partition("->")[2]
+    kept = "".join(letter for letter in ins if letter not in weight)
+    low = jnp.einsum(
+      f"{ins},{configs.letters(down)}->{kept}R", x, self._given(down)
+    )
+    added = jnp.einsum(
+      f"{kept}R,{configs.letters(up)}->{outs}", low, self._given(up)
+    )
+    return out + self.adapter_scale * added
 
   def bias(self, name: str) -> jax.Array:
     """A parameter that starts at zero."""
     return self._parameter(name, nn.initializers.zeros)
 
-  def norm(self, name: str, x: jax.Array) -> jax.Array:
-    """RMSNorm of x, with a scale that starts at one."""
-    scale_D = self._parameter(name, nn.initializers.ones)
-    return rms_norm(x, scale_D, self.config.norm_eps)
+  def norm(self, name: str, x: jax.Array, axes: str = "D") -> jax.Array:
+    """The architecture's norm of x over its last axis.
+
+    Its scale, called `name` and the letters of its axes, starts as what leaves
+    x alone, and its bias at 0.
+    """
+    config = self.config
+    scale = bias = None
+    if config.norm_affine:
+      start = nn.initializers.constant(1.0 - config.norm_offset)
+      scale = self._parameter(f"{name}_{axes}", start).reshape(-1)
+      if config.norm == "layer":
+        bias = self.bias(f"{name}_bias_{axes}").reshape(-1)
+    return apply_norm(config, x, scale, bias)
 
   def _parameter(self, name: str, init: Callable[..., Any]) -> jax.Array:
     master = self.param(name, init, self.config.shape(name), jnp.float32)
     return partition.gather(name, master.astype(self.compute_dtype))
 
+  def _given(self, name: str) -> jax.Array:
+    master = self.get_variable("params", name)
+    return partition.gather(name, master.astype(self.compute_dtype))
+
+
+def apply_norm(
+  config: configs.ModelConfig,
+  x: jax.Array,
+  scale_D: jax.Array | None,
+  bias_D: jax.Array | None,
+) -> jax.Array:
+  """The architecture's norm with these parameters, None where it has none."""
+  if config.norm == "layer":
+    return layer_norm(x, scale_D, bias_D, config.norm_eps)
+  return rms_norm(x, scale_D, config.norm_eps, config.norm_offset)
+
+
+def adapter_names(name: str) -> tuple[str, str]:
+  """What the two factors of a weight's adapter are called: q_a_DR, q_b_RNH.
+
+  A weight reads either the stream (D comes first) or writes it (D last).
+  """
+  stem, axes = name.rsplit("_", 1)
+  split = 1 if axes[0] == "D" else len(axes) - 1
+  return f"{stem}_a_{axes[:split]}R", f"{stem}_b_R{axes[split:]}"
+
 
 class Attention(Layer):
-  """Grouped-query attention with rotary positions."""
+  """Grouped-query attention."""
 
   @nn.compact
-  def __call__(self, x_BSD, rotation: rope.Rotation, attend: Attend):
+  def __call__(self, x_BSD, rotation: rope.Rotation | None, attend: Attend):
     """Returns out_BSD and what `attend` wants a cache to keep."""
-    q_BNSH = jnp.einsum("BSD,DNH->BNSH", x_BSD, self.weight("q_DNH"))
-    k_BKSH = jnp.einsum("BSD,DKH->BKSH", x_BSD, self.weight("k_DKH"))
-    v_BKSH = jnp.einsum("BSD,DKH->BKSH", x_BSD, self.weight("v_DKH"))
-    if self.config.attention_bias:
+    config = self.config
+    q_BNSH = self.project(x_BSD, "q_DNH", "BSD,DNH->BNSH")
+    k_BKSH = self.project(x_BSD, "k_DKH", "BSD,DKH->BKSH")
+    v_BKSH = self.project(x_BSD, "v_DKH", "BSD,DKH->BKSH")
+    if config.qkv_bias:
       q_BNSH += self.bias("q_bias_NH")[None, :, None, :]
       k_BKSH += self.bias("k_bias_KH")[None, :, None, :]
       v_BKSH += self.bias("v_bias_KH")[None, :, None, :]
-    q_BNSH = rope.rotate(q_BNSH, rotation)
-    k_BKSH = rope.rotate(k_BKSH, rotation)
+    q_BNSH = self._head_norm("q_norm", q_BNSH, "NH")
+    k_BKSH = self._head_norm("k_norm", k_BKSH, "KH")
+    if rotation is not None:
+      interleaved = config.rope.interleaved
+      q_BNSH = rope.rotate(q_BNSH, rotation, interleaved=interleaved)
+      k_BKSH = rope.rotate(k_BKSH, rotation, interleaved=interleaved)
     attended_BNSH, kept = attend(q_BNSH, k_BKSH, v_BKSH)
-    out_BSD = jnp.einsum("BNSH,NHD->BSD", attended_BNSH, self.weight("o_NHD"))
-    if self.config.attention_bias:
+    out_BSD = self.project(attended_BNSH, "o_NHD", "BNSH,NHD->BSD")
+    if config.o_bias:
       out_BSD += self.bias("o_bias_D")[None, None, :]
     return out_BSD, kept
 
+  def _head_norm(self, name, x_BNSH, axes):
+    match self.config.qk_norm:
+      case "head":
+        return self.norm(name, x_BNSH, "H")
+      case "whole":
+        B, N, S, H = x_BNSH.shape
+        flat_BSM = jnp.swapaxes(x_BNSH, 1, 2).reshape(B, S, N * H)
+        normed_BSNH = self.norm(name, flat_BSM, axes).reshape(B, S, N, H)
+        return jnp.swapaxes(normed_BSNH, 1, 2)
+      case _:
+        return x_BNSH
+
 
 class Mlp(Layer):
-  """Gated feed-forward layer: down(activation(gate x) * up x)."""
+  """Feed-forward layer: down(act(gate x) * up x), or down(act(up x))."""
 
   @nn.compact
   def __call__(self, x_BSD):
     """Returns out_BSD."""
-    gate_BSF = jnp.einsum("BSD,DF->BSF", x_BSD, self.weight("gate_DF"))
-    up_BSF = jnp.einsum("BSD,DF->BSF", x_BSD, self.weight("up_DF"))
-    if self.config.mlp_bias:
-      gate_BSF += self.bias("gate_bias_F")[None, None, :]
-      up_BSF += self.bias("up_bias_F")[None, None, :]
-    inner_BSF = ACTIVATIONS[self.config.activation](gate_BSF) * up_BSF
-    out_BSD = jnp.einsum("BSF,FD->BSD", inner_BSF, self.weight("down_FD"))
-    if self.config.mlp_bias:
+    config = self.config
+    activate = ACTIVATIONS[config.activation]
+    up_BSF = self._inner(x_BSD, "up")
+    if config.gated:
+      inner_BSF = activate(self._inner(x_BSD, "gate")) * up_BSF
+    else:
+      inner_BSF = activate(up_BSF)
+    out_BSD = self.project(inner_BSF, "down_FD", "BSF,FD->BSD")
+    if config.mlp_bias:
       out_BSD += self.bias("down_bias_D")[None, None, :]
     return out_BSD
+
+  def _inner(self, x_BSD, name):
+    inner_BSF = self.project(x_BSD, f"{name}_DF", "BSD,DF->BSF")
+    if self.config.mlp_bias:
+      inner_BSF += self.bias(f"{name}_bias_F")[None, None, :]
+    return inner_BSF

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from reft_jax.models import adapters, layers, partition, transformer
 from reft_jax.models import cache as caches
 from reft_jax.models import config as configs
-from reft_jax.models import layers, partition, transformer
 
 Params = dict[str, Any]
 
@@ -25,12 +25,16 @@ class Networks:
 
       {"trunk": {"embed_VD", "blocks": {...}, "norm_D"}, "lm_DV"}
 
-  without lm_DV where the head is tied; arrays under "blocks" have a leading
-  layer axis that their names do not show. A value function is {"head"} when
+  without lm_DV where the head is tied, and with what else the architecture
+  has; D is E in the names of what lies at the embeddings' width, where that is
+  another. Arrays under "blocks" have a leading layer axis that their names do
+  not show. A value function is {"head"} when
   it reads the policy's trunk ("shared") and {"trunk", "head"} when it has its
   own ("separate"): which trunk is read is the caller's choice of subtree.
   A scorer, which tells right solutions from wrong ones, is {"trunk",
   "score_DC"}.
+
+  A policy's blocks may hold adapters beside their weights (models.adapters).
 
   Attributes:
     config: the architecture.
@@ -38,33 +42,45 @@ class Networks:
     remat: what a training forward keeps of each block for the backward pass:
       "none" keeps everything, "dots" the results of matrix products, "block"
       nothing but the block's input.
+    adapter_scale: multiplies what adapters add.
   """
 
   config: configs.ModelConfig
   compute_dtype: str = "float32"
   remat: str = "none"
+  adapter_scale: float = 1.0
 
   def __post_init__(self):
     _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
     _check_choice("remat", self.remat, REMATS)
     _check_choice("activation", self.config.activation, layers.ACTIVATIONS)
-    _check_choice("rope kind", self.config.rope.kind, configs.ROPE_KINDS)
+    for rope in (self.config.rope, self.config.local_rope):
+      if rope is not None:
+        _check_choice("rope kind", rope.kind, configs.ROPE_KINDS)
 
   @property
   def _trunk(self) -> transformer.Trunk:
-    return transformer.Trunk(self.config, self.compute_dtype, self.remat)
+    return transformer.Trunk(
+      self.config, self.compute_dtype, self.adapter_scale, self.remat
+    )
 
   def init(self, key: jax.Array) -> Params:
     """A fresh policy: normal weights, norms 1, biases 0."""
     trunk_key, head_key = jax.random.split(key)
     tokens_BS = jnp.zeros((1, 1), jnp.int32)
     lengths_B = jnp.ones((1,), jnp.int32)
-    trunk = self._trunk.init(trunk_key, tokens_BS, lengths_B)["params"]
-    if self.config.tied_head:
-      return {"trunk": trunk}
-    shape = self.config.shape("lm_DV")
-    lm_DV = self.config.init_scale * jax.random.normal(head_key, shape)
-    return {"trunk": trunk, "lm_DV": lm_DV}
+    policy = {
+      "trunk": self._trunk.init(trunk_key, tokens_BS, lengths_B)["params"]
+    }
+    config = self.config
+    if not config.tied_head:
+      head = config.init_scale * jax.random.normal(
+        head_key, config.shape(config.head_name)
+      )
+      policy[config.head_name] = head
+    if config.head_bias:
+      policy["lm_bias_V"] = jnp.zeros(config.shape("lm_bias_V"), jnp.float32)
+    return policy
 
   def init_value(self, policy: Params, kind: str) -> Params:
     """A value function that starts at zero everywhere.
@@ -75,8 +91,9 @@ class Networks:
       kind: one of VALUE_KINDS.
     """
     _check_choice("value", kind, VALUE_KINDS)
+    name = f"w_{self.config.outer}"
     head = {
-      "w_D": jnp.zeros(self.config.shape("w_D"), jnp.float32),
+      name: jnp.zeros(self.config.shape(name), jnp.float32),
       "b": jnp.zeros((), jnp.float32),
     }
     if kind == "shared":
@@ -88,11 +105,16 @@ class Networks:
 
     The head is as transformers initialises it: normal weights and no bias.
     """
-    shape = self.config.shape("score_DC")
+    name = self._score_name
+    shape = self.config.shape(name)
     return {
       "trunk": jax.tree.map(jnp.copy, policy["trunk"]),
-      "score_DC": self.config.init_scale * jax.random.normal(key, shape),
+      name: self.config.init_scale * jax.random.normal(key, shape),
     }
+
+  @property
+  def _score_name(self) -> str:
+    return f"score_{self.config.outer}C"
 
   def hidden(
     self, trunk: Params, tokens_BS: jax.Array, lengths_B: jax.Array
@@ -106,23 +128,30 @@ class Networks:
     Takes a policy or its published form. Products are in the compute dtype,
     their sums in fp32.
     """
-    if self.config.tied_head:
-      name, weight, axes = "embed_VD", policy["trunk"]["embed_VD"], "VD"
+    config = self.config
+    if config.tied_head:
+      name, weight = config.embed_name, policy["trunk"][config.embed_name]
     else:
-      name, weight, axes = "lm_DV", policy["lm_DV"], "DV"
-    return jnp.einsum(
-      f"...D,{axes}->...V",
+      name, weight = config.head_name, policy[config.head_name]
+    logits_xV = jnp.einsum(
+      f"...{config.outer},{configs.letters(name)}->...V",
       hidden_xD.astype(self.compute_dtype),
       partition.gather(name, weight.astype(self.compute_dtype)),
       preferred_element_type=jnp.float32,
     )
+    if config.head_bias:
+      bias_V = policy["lm_bias_V"].astype(jnp.float32)
+      logits_xV += jnp.broadcast_to(bias_V, logits_xV.shape)
+    if config.logit_cap is not None:
+      logits_xV = layers.soft_cap(logits_xV, config.logit_cap)
+    return logits_xV
 
   def values(self, head: Params, hidden_xD: jax.Array) -> jax.Array:
     """fp32 values_x, w . hidden + b; x is any number of leading axes."""
     values_x = jnp.einsum(
       "...D,D->...",
       hidden_xD.astype(jnp.float32),
-      head["w_D"],
+      head[f"w_{self.config.outer}"],
       precision=jax.lax.Precision.HIGHEST,
     )
     return values_x + head["b"]
@@ -132,20 +161,22 @@ class Networks:
     return jnp.einsum(
       "...D,DC->...C",
       hidden_xD.astype(jnp.float32),
-      partition.gather("score_DC", scorer["score_DC"]),
+      partition.gather(self._score_name, scorer[self._score_name]),
       precision=jax.lax.Precision.HIGHEST,
     )
 
   def publish(self, policy: Params) -> Params:
     """The policy as the sampler reads it, to be jitted by the caller.
 
-    Cast to the compute dtype, blocks unstacked to a tuple, gathered along
-    "fsdp" once instead of at every token. Always new arrays: a published policy
+    Adapters are merged, so that no token pays for them; then all is cast to
+    the compute dtype, blocks are unstacked to a tuple, gathered along "fsdp"
+    once instead of at every token. Always new arrays: a published policy
     outlives the donation of the master it came from.
     """
 
     def layer(index):
-      return jax.tree.map(lambda w: w[index], policy["trunk"]["blocks"])
+      block = jax.tree.map(lambda w: w[index], policy["trunk"]["blocks"])
+      return adapters.merge(block, self.adapter_scale)
 
     def whole(path, weight):
       return partition.gather(

@@ -17,6 +17,7 @@ P = jax.sharding.PartitionSpec
 
 DEFAULT_RULES = {
   "D": "fsdp",
+  "E": "fsdp",
   "N": "tensor",
   "K": "tensor",
   "F": "tensor",

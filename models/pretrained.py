@@ -1,32 +1,43 @@
-"""Hugging Face folders to parameters and back, on the host.
+"""Hugging Face folders to parameters and back.
 
-A folder holds config.json and safetensors, in one file or in shards that
-model.safetensors.index.json lists. It is a language model, or a classifier of
-the solutions that one writes.
+A folder holds config.json and weights: safetensors or pickles, in one file or
+in shards that an index lists. It is a language model, or a classifier of the
+solutions that one writes. Weights are read a tensor at a time, and can go
+straight to the shards of a mesh: the host never holds a whole model.
 """
 
+import functools
 import json
+import logging
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
+from jax.experimental import multihost_utils
 
 from reft_jax.models import config as configs
-from reft_jax.models import errors, layers
-from reft_jax.models.families import llama, table
+from reft_jax.models import errors, families, layers, weights
+from reft_jax.models.families import kinds, rope_fields, table
 
 UnsupportedModelError = errors.UnsupportedModelError
 
-_FAMILIES = {"llama": llama}
+# A tree of jax.ShapeDtypeStruct to the same tree of shardings.
+Place = Callable[[Any], Any]
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+VALUE_HEAD = "value_head.safetensors"
+VALUE_TRUNK = "value"
+
 _CONFIG = "config.json"
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _CLASSIFIER = "ForSequenceClassification"
-_DTYPES = ("F32", "F16", "BF16")
+_logger = logging.getLogger(__name__)
 _LISTED = 5  # Problems an error message spells out before it counts the rest.
 
 
@@ -38,13 +49,14 @@ def read_config(path: str | pathlib.Path) -> configs.ModelConfig:
       something these networks do not do.
   """
   file = pathlib.Path(path) / _CONFIG
-  fields = _read_json(file)
-  family = _family(fields.get("model_type"), file)
+  fields = weights.read_json(file)
+  family = _family(fields, file)
   if fields.get("quantization_config"):
     raise UnsupportedModelError(
       f"{file}: quantized weights cannot be trained; use the original model."
     )
   try:
+    kinds.demand(fields, family.FIXED)
     config = family.read_config(fields)
   except KeyError as missing:
     raise UnsupportedModelError(
@@ -57,33 +69,53 @@ def read_config(path: str | pathlib.Path) -> configs.ModelConfig:
       f"{file}: hidden_act {config.activation!r} is not one of "
       f"{', '.join(layers.ACTIVATIONS)}."
     )
+  known = {*family.KINDS, *family.FIXED, *rope_fields.KINDS}
+  unknown = kinds.unknown(fields, known)
+  if unknown:
+    _tell_unknown(file, tuple(unknown))
   return config
 
 
+@functools.cache
+def _tell_unknown(file: pathlib.Path, names: tuple[str, ...]) -> None:
+  """Once for each file: the cache is what makes it so."""
+  _logger.warning(
+    "%s: not known here, and taken to change nothing that is computed: %s.",
+    file,
+    ", ".join(names),
+  )
+
+
+# Reading ---------------------------------------------------------------------
+
+
 def load(
-  path: str | pathlib.Path,
+  path: str | pathlib.Path, place: Place | None = None
 ) -> tuple[configs.ModelConfig, dict[str, Any]]:
-  """Reads a model: its architecture and its policy in fp32 numpy arrays.
+  """Reads a model: its architecture and its policy in fp32.
 
   Stored fp16 and bf16 weights are widened, which is exact.
 
+  Args:
+    path: the folder.
+    place: says where each parameter goes, such as
+      `functools.partial(devices.shardings, mesh)`: it takes the policy's tree
+      of jax.ShapeDtypeStruct, or the one of a single layer's, and returns the
+      tree of their shardings. Each tensor is read, put on its shards and
+      forgotten, so that a device holds its part only and the host little more
+      than one tensor. None: the policy is made of numpy arrays.
+
   Raises:
-    UnsupportedModelError: as `read_config`; or a file is missing; or tensors
-      are missing, unexpected, of another shape or of no known type, listed by
-      the checkpoint's names and ours.
+    UnsupportedModelError: as `read_config`; or a file is missing or damaged;
+      or tensors are missing, unexpected, of another shape or of no known type,
+      listed by the checkpoint's names and ours.
   """
-  config = read_config(path)
-  folder = pathlib.Path(path)
-  if is_classifier(folder):
-    raise UnsupportedModelError(
-      f"{folder} holds a classifier, such as a reward model, where a language "
-      "model is needed; give the folder of one."
-    )
-  return config, _read(folder, config, _FAMILIES[config.family].tensors(config))
+  config, rows = _language_model(pathlib.Path(path))
+  return config, _read(pathlib.Path(path), config, rows, place)
 
 
 def load_classifier(
-  path: str | pathlib.Path,
+  path: str | pathlib.Path, place: Place | None = None
 ) -> tuple[configs.ModelConfig, dict[str, Any]]:
   """Reads a scorer, as `load` reads a policy.
 
@@ -97,7 +129,7 @@ def load_classifier(
       f"{folder} holds no classifier; give the folder of a reward model, such "
       "as a run's models/reward_model."
     )
-  return config, _read(folder, config, _classifier_tensors(config))
+  return config, _read(folder, config, _classifier_tensors(config), place)
 
 
 def check(path: str | pathlib.Path) -> None:
@@ -108,188 +140,198 @@ def check(path: str | pathlib.Path) -> None:
   """
   config = read_config(path)
   folder = pathlib.Path(path)
-  rows = _FAMILIES[config.family].tensors(config)
+  rows = families.BY_TYPE[config.family].tensors(config)
   if is_classifier(folder):
     rows = _classifier_tensors(config)
-  _checked_files(folder, config, rows)
+  _checked(folder, config, rows)
 
 
-def save(
-  path: str | pathlib.Path,
-  config: configs.ModelConfig,
-  policy: Mapping[str, Any],
-  *,
-  extra: Mapping[str, Any] | None = None,
-) -> None:
-  """Writes a folder that AutoModelForCausalLM.from_pretrained opens, in fp32.
-
-  Args:
-    path: the folder, made if need be; its model files are replaced.
-    config: the architecture.
-    policy: the parameters, in host or device memory.
-    extra: more fields of config.json; the tokenizer's `bos_token_id`,
-      `eos_token_id` and `pad_token_id` belong here, and are null otherwise.
-  """
-  _write(path, config, _FAMILIES[config.family].tensors(config), policy, extra)
-
-
-def save_classifier(
-  path: str | pathlib.Path,
-  config: configs.ModelConfig,
-  scorer: Mapping[str, Any],
-  *,
-  extra: Mapping[str, Any] | None = None,
-) -> None:
-  """Writes a folder that AutoModelForSequenceClassification opens, in fp32.
-
-  transformers finds a row's last token by `pad_token_id`, so `extra` should
-  name it; here it follows from the row's length.
-  """
-  fields = {
-    "architectures": [_FAMILIES[config.family].CLASSIFIER],
-    "num_labels": len(configs.CLASSES),
-    "id2label": dict(enumerate(configs.CLASSES)),
-    "label2id": {name: label for label, name in enumerate(configs.CLASSES)},
-    **(extra or {}),
-  }
-  _write(path, config, _classifier_tensors(config), scorer, fields)
-
-
-def _classifier_tensors(config: configs.ModelConfig) -> list[table.Tensor]:
-  """The tensors of a classifier: a family's trunk below a head of its own."""
-  return [
-    *(
-      row
-      for row in _FAMILIES[config.family].tensors(config)
-      if row.path.startswith("trunk/")
-    ),
-    table.Tensor("score.weight", "score_DC", "C D"),
-  ]
+def check_policy(path: str | pathlib.Path) -> None:
+  """Raises what `load` would, but reads no weights."""
+  _checked(pathlib.Path(path), *_language_model(pathlib.Path(path)))
 
 
 def is_classifier(folder: pathlib.Path) -> bool:
   """Whether config.json says so; one that says nothing is a language model."""
-  architectures = _read_json(folder / _CONFIG).get("architectures")
+  architectures = weights.read_json(folder / _CONFIG).get("architectures")
   return isinstance(architectures, list) and any(
     str(name).endswith(_CLASSIFIER) for name in architectures
   )
 
 
-def _read(folder, config, rows) -> dict[str, Any]:
+def _language_model(folder):
+  """The architecture and the table of a folder's language model."""
+  config = read_config(folder)
+  if is_classifier(folder):
+    raise UnsupportedModelError(
+      f"{folder} holds a classifier, such as a reward model, where a language "
+      "model is needed; give the folder of one."
+    )
+  return config, families.BY_TYPE[config.family].tensors(config)
+
+
+def _classifier_tensors(config: configs.ModelConfig) -> list[table.Tensor]:
+  """The tensors of a classifier: a family's trunk below a head of its own."""
+  outer = config.outer
+  head = table.Tensor("score.weight", f"score_{outer}C", f"C {outer}")
+  return [*_trunk_tensors(config), head]
+
+
+def _trunk_tensors(config: configs.ModelConfig) -> list[table.Tensor]:
+  rows = families.BY_TYPE[config.family].tensors(config)
+  return [row for row in rows if row.path.startswith("trunk/")]
+
+
+def _read(folder, config, rows, place) -> dict[str, Any]:
   """The parameters that the rows of a family's table name."""
-  files = _checked_files(folder, config, rows)
+  stored = _checked(folder, config, rows)
+  filling = _placed(config, rows, place) if place else _on_host(config, rows)
+  for group in _by_stored_name(config, rows):
+    for layer, name in enumerate(group[0].names(config.layers)):
+      array = stored[name].read()
+      for row in group:
+        filling[row.path].put(layer, row.from_stored(array, config.sizes))
+      del array  # Or it would lie beside the next.
   params: dict[str, Any] = {}
   for row in rows:
-    names = row.names(config.layers)
-    array = np.empty((len(names), *config.shape(row.path)), np.float32)
-    for layer, name in enumerate(names):
-      array[layer] = row.from_stored(files[name].get_tensor(name), config.sizes)
-    table.put(params, row.path, array if row.stacked else array[0])
+    table.put(params, row.path, filling.pop(row.path).array)
   return params
 
 
-def _write(path, config, rows, params, extra) -> None:
-  """The folder of parameters that the rows of a family's table name."""
-  folder = pathlib.Path(path)
-  folder.mkdir(parents=True, exist_ok=True)
-  params = dict(table.walk(params))
-  stored = {}
+def _by_stored_name(config, rows) -> list[list[table.Tensor]]:
+  """The rows that share tensors, together.
+
+  Tables and heads come first, the largest of all: nothing else fills the memory
+  yet.
+  """
+  groups: dict[str, list[table.Tensor]] = {}
   for row in rows:
-    array = np.asarray(params[row.path], np.float32)
-    names = row.names(config.layers)
-    arrays = array if row.stacked else array[None]
-    for name, one in zip(names, arrays, strict=True):
-      stored[name] = row.to_stored(one, config.sizes)
-  # "pt" is what transformers insists on; the layout has no other meaning.
-  safetensors.numpy.save_file(
-    stored, folder / _WEIGHTS, metadata={"format": "pt"}
+    groups.setdefault(row.stored, []).append(row)
+  return sorted(
+    groups.values(),
+    key=lambda group: (
+      group[0].stacked,
+      -int(np.prod(group[0].stored_shape(config.sizes))),
+    ),
   )
-  fields = {
-    **_FAMILIES[config.family].write_config(config),
-    "dtype": "float32",
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-    **(extra or {}),
+
+
+class _HostArray:
+  """A parameter that is filled layer by layer, in numpy's memory."""
+
+  def __init__(self, shape: Sequence[int], layers: int | None):
+    self._layers = np.empty((layers or 1, *shape), np.float32)
+    self._stacked = layers is not None
+
+  def put(self, layer: int, piece: np.ndarray) -> None:
+    self._layers[layer] = piece
+
+  @property
+  def array(self) -> np.ndarray:
+    return self._layers if self._stacked else self._layers[0]
+
+
+class _PlacedArray:
+  """A parameter that is filled layer by layer, on its shards."""
+
+  def __init__(
+    self, shape: Sequence[int], sharding: Any, of_layer: Any, layers: int | None
+  ):
+    self._shape = tuple(shape)
+    self._sharding = sharding
+    self._of_layer = of_layer
+    self._layers = layers
+    self.array: Any = None
+
+  def put(self, layer: int, piece: np.ndarray) -> None:
+    def part(index):
+      return np.array(piece[index], np.float32, order="C")
+
+    made = jax.make_array_from_callback(self._shape, self._of_layer, part)
+    if self._layers is None:
+      self.array = made
+      return
+    if self.array is None:  # Not before: all at once would fill the memory.
+      self.array = _zeros(self._sharding, (self._layers, *self._shape))()
+    self.array = _put_layer(self._sharding)(self.array, made, np.int32(layer))
+
+
+@functools.cache
+def _put_layer(sharding):
+  """Jitted: an array with one of its layers replaced, in place."""
+
+  def put(layers, layer, index):
+    return jax.lax.dynamic_update_index_in_dim(layers, layer, index, 0)
+
+  return jax.jit(put, donate_argnums=0, out_shardings=sharding)
+
+
+@functools.cache
+def _zeros(sharding, shape):
+  """Jitted: an array of zeros."""
+  zeros = functools.partial(jnp.zeros, shape, np.float32)
+  return jax.jit(zeros, out_shardings=sharding)
+
+
+def _on_host(config, rows) -> dict[str, _HostArray]:
+  return {
+    row.path: _HostArray(
+      config.shape(row.path), config.layers if row.stacked else None
+    )
+    for row in rows
   }
-  (folder / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
 
 
-def _family(model_type, file):
-  if model_type not in list(_FAMILIES):  # It need not be hashable.
+def _placed(config, rows, place) -> dict[str, _PlacedArray]:
+  whole: dict[str, Any] = {}
+  layer: dict[str, Any] = {}
+  for row in rows:
+    shape = config.shape(row.path)
+    stacked = (config.layers, *shape) if row.stacked else shape
+    table.put(whole, row.path, jax.ShapeDtypeStruct(stacked, np.float32))
+    table.put(layer, row.path, jax.ShapeDtypeStruct(shape, np.float32))
+  shardings = dict(table.walk(place(whole)))
+  of_layers = dict(table.walk(place(layer)))
+  return {
+    row.path: _PlacedArray(
+      config.shape(row.path),
+      shardings[row.path],
+      of_layers[row.path],
+      config.layers if row.stacked else None,
+    )
+    for row in rows
+  }
+
+
+def _family(fields: Mapping[str, Any], file: pathlib.Path) -> types.ModuleType:
+  """Of the `model_type` that a config.json names."""
+  model_type = fields.get("model_type")
+  if model_type not in list(families.BY_TYPE):  # It need not be hashable.
     raise UnsupportedModelError(
       f"{file}: model_type {model_type!r} is not supported; "
-      f"supported: {', '.join(_FAMILIES)}."
+      f"supported: {', '.join(families.BY_TYPE)}."
     )
-  return _FAMILIES[model_type]
+  return families.BY_TYPE[model_type]
 
 
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-  try:
-    content = json.loads(file.read_text())
-  except FileNotFoundError:
-    raise UnsupportedModelError(
-      f"{file} does not exist; give a folder in the Hugging Face layout, "
-      "with config.json and model.safetensors."
-    ) from None
-  except (OSError, ValueError) as error:
-    raise UnsupportedModelError(f"{file} cannot be read: {error}.") from None
-  if not isinstance(content, dict):
-    raise UnsupportedModelError(f"{file} does not hold a JSON object.")
-  return content
-
-
-def _tensor_files(folder: pathlib.Path) -> dict[str, Any]:
-  """The open file that holds each tensor."""
-  if (folder / _WEIGHTS).is_file():
-    shards = [_WEIGHTS]
-  elif (folder / _INDEX).is_file():
-    shards = _shards(folder / _INDEX)
-  else:
-    raise UnsupportedModelError(
-      f"{folder} holds neither {_WEIGHTS} nor {_INDEX}; pickled weights "
-      "(pytorch_model.bin) must be saved again with safetensors first."
-    )
-  files = {}
-  for shard in shards:
-    file = _open(folder / shard)
-    files.update(dict.fromkeys(file.keys(), file))
-  return files
-
-
-def _shards(index: pathlib.Path) -> list[str]:
-  """The files that an index spreads the tensors over."""
-  weight_map = _read_json(index).get("weight_map")
-  if not isinstance(weight_map, dict) or not all(
-    isinstance(shard, str) for shard in weight_map.values()
-  ):
-    raise UnsupportedModelError(
-      f"{index}: the field 'weight_map' must be an object that names the file "
-      "of each tensor; fetch the index again."
-    )
-  return sorted(set(weight_map.values()))
-
-
-def _open(file: pathlib.Path):
-  try:
-    return safetensors.safe_open(file, framework="np")
-  except (OSError, safetensors.SafetensorError) as error:
-    raise UnsupportedModelError(f"{file} cannot be read: {error}.") from None
-
-
-def _checked_files(folder, config, rows) -> dict[str, Any]:
-  """The open file of each tensor; an error lists all that is wrong."""
-  files = _tensor_files(folder)
-  ignored = _FAMILIES[config.family].IGNORED
-  expected = {name: row for row in rows for name in row.names(config.layers)}
+def _checked(folder, config, rows) -> dict[str, weights.Stored]:
+  """The tensors by the tables' names; an error lists all that is wrong."""
+  # Of the folder, which need not be that of the config that it was read into.
+  file = folder / _CONFIG
+  family = _family(weights.read_json(file), file)
+  expected: dict[str, table.Tensor] = {}
+  for row in rows:
+    for name in row.names(config.layers):
+      expected.setdefault(name, row)
+  stored = _named(weights.find(folder), expected, family)
   problems = [
-    *_problems(config, expected, files),
+    *_problems(config, expected, stored),
     *(
       f"{name} is unexpected"
-      for name in sorted(files.keys() - expected.keys())
-      if not re.fullmatch(ignored, name)
+      for name in sorted(stored.keys() - expected.keys())
+      if not re.fullmatch(family.IGNORED, name)
       # Some tied checkpoints store the head all the same.
-      and not (config.tied_head and name == "lm_head.weight")
+      and not (config.tied_head and name == family.HEAD)
     ),
   ]
   if problems:
@@ -298,23 +340,224 @@ def _checked_files(folder, config, rows) -> dict[str, Any]:
     raise UnsupportedModelError(
       f"{folder}: the tensors do not fit config.json: {'; '.join(listed)}."
     )
-  return files
+  return stored
 
 
-def _problems(config, expected, files) -> Iterator[str]:
+def _named(stored, expected, family) -> dict[str, weights.Stored]:
+  """The tensors by the tables' names.
+
+  A bare trunk's lack the family's prefix; some families' are wrapped in another
+  model's.
+  """
+  for before, after in getattr(family, "RENAMED", {}).items():
+    stored = {
+      after + name.removeprefix(before)
+      if name.startswith(before)
+      else name: one
+      for name, one in stored.items()
+    }
+  if any(name.startswith(family.PREFIX) for name in stored):
+    return stored
+  return {
+    name if name in expected else family.PREFIX + name: one
+    for name, one in stored.items()
+  }
+
+
+def _problems(config, expected, stored) -> Iterator[str]:
   for name, row in expected.items():
-    if name not in files:
+    if name not in stored:
       yield f"{name} ({row.path}) is missing"
       continue
-    tensor = files[name].get_slice(name)
+    tensor = stored[name]
     shape = row.stored_shape(config.sizes)
-    if tuple(tensor.get_shape()) != shape:
+    if tensor.shape != shape:
+      yield f"{name} ({row.path}) has shape {tensor.shape} and not {shape}"
+    elif tensor.dtype not in weights.DTYPES:
       yield (
-        f"{name} ({row.path}) has shape {tuple(tensor.get_shape())} "
-        f"and not {shape}"
+        f"{name} ({row.path}) has type {tensor.dtype} and not one of "
+        f"{', '.join(weights.DTYPES)}"
       )
-    elif tensor.get_dtype() not in _DTYPES:
-      yield (
-        f"{name} ({row.path}) has type {tensor.get_dtype()} and not one of "
-        f"{', '.join(_DTYPES)}"
-      )
+
+
+# Writing ---------------------------------------------------------------------
+
+
+def save(
+  path: str | pathlib.Path,
+  config: configs.ModelConfig,
+  policy: Mapping[str, Any],
+  *,
+  extra: Mapping[str, Any] | None = None,
+  dtype: str = "float32",
+  max_shard_bytes: int = 5 * 10**9,
+  generation: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes a folder that AutoModelForCausalLM.from_pretrained opens.
+
+  Args:
+    path: the folder, made if need be; its model files are replaced, and those
+      in other formats removed.
+    config: the architecture.
+    policy: the parameters, in host or device memory. A tensor is fetched when
+      it is written; the host holds one at a time. If several processes hold
+      them, each must call this, with a folder of its own.
+    extra: more fields of config.json; the tokenizer's `bos_token_id`,
+      `eos_token_id` and `pad_token_id` belong here, and are null otherwise.
+      generation_config.json repeats these.
+    dtype: of the file, one of DTYPES; config.json tells it.
+    max_shard_bytes: a larger model is written in several files with an index.
+    generation: more fields of generation_config.json.
+  """
+  folder = _cleared(path)
+  rows = families.BY_TYPE[config.family].tensors(config)
+  _write(folder, config, rows, policy, dtype, max_shard_bytes)
+  fields = _config_fields(config, dtype, extra)
+  special = {name: fields[name] for name in _SPECIAL}
+  _write_json(folder / _GENERATION, special | dict(generation or {}))
+  _write_json(folder / _CONFIG, fields)
+
+
+def save_classifier(
+  path: str | pathlib.Path,
+  config: configs.ModelConfig,
+  scorer: Mapping[str, Any],
+  *,
+  extra: Mapping[str, Any] | None = None,
+  dtype: str = "float32",
+  max_shard_bytes: int = 5 * 10**9,
+) -> None:
+  """Writes a folder that AutoModelForSequenceClassification opens.
+
+  Arguments are as those of `save`. transformers finds a row's last token by
+  `pad_token_id`, so `extra` should name it; here it follows from the row's
+  length.
+  """
+  folder = _cleared(path)
+  rows = _classifier_tensors(config)
+  _write(folder, config, rows, scorer, dtype, max_shard_bytes)
+  fields = {
+    "architectures": [families.BY_TYPE[config.family].CLASSIFIER],
+    "num_labels": len(configs.CLASSES),
+    "id2label": dict(enumerate(configs.CLASSES)),
+    "label2id": {name: label for label, name in enumerate(configs.CLASSES)},
+    **(extra or {}),
+  }
+  _write_json(folder / _CONFIG, _config_fields(config, dtype, fields))
+
+
+def save_value(
+  path: str | pathlib.Path,
+  config: configs.ModelConfig,
+  value: Mapping[str, Any],
+  *,
+  dtype: str = "float32",
+  max_shard_bytes: int = 5 * 10**9,
+) -> None:
+  """Writes a value function beside the policy that `save` wrote in a folder.
+
+  Its head is value_head.safetensors, always in fp32: a weight `w_D` (`w_E`
+  where embeddings are projected) and a bias `b`; the value at a token is
+  w . hidden + b, of the hidden state after the final norm. A value function
+  with a trunk of its own reads that one's hidden states: it is written to the
+  folder `value`, which AutoModel.from_pretrained opens.
+  """
+  folder = pathlib.Path(path)
+  head = {name: np.asarray(array) for name, array in value["head"].items()}
+  weights.write_file(
+    folder / VALUE_HEAD,
+    {name: array.shape for name, array in head.items()},
+    DTYPES["float32"],
+    head.__getitem__,
+  )
+  if "trunk" not in value:
+    return
+  trunk = _cleared(folder / VALUE_TRUNK)
+  rows = _trunk_tensors(config)
+  _write(trunk, config, rows, value, dtype, max_shard_bytes)
+  fields = _config_fields(config, dtype, None)
+  fields["architectures"] = [
+    re.sub("(ForCausalLM|LMHeadModel)$", "Model", name)
+    for name in fields["architectures"]
+  ]
+  _write_json(trunk / _CONFIG, fields)
+
+
+def remove(folder: pathlib.Path) -> None:
+  """Removes the files of a model, and of its value function, from a folder."""
+  weights.remove(folder)
+  for name in (_CONFIG, _GENERATION, VALUE_HEAD):
+    (folder / name).unlink(missing_ok=True)
+  trunk = folder / VALUE_TRUNK
+  if trunk.is_dir():
+    remove(trunk)
+    if not any(trunk.iterdir()):
+      trunk.rmdir()
+
+
+def _cleared(path) -> pathlib.Path:
+  folder = pathlib.Path(path)
+  folder.mkdir(parents=True, exist_ok=True)
+  remove(folder)
+  return folder
+
+
+def _config_fields(config, dtype, extra) -> dict[str, Any]:
+  return {
+    **families.BY_TYPE[config.family].write_config(config),
+    "dtype": dtype,
+    **dict.fromkeys(_SPECIAL),
+    **(extra or {}),
+  }
+
+
+def _write_json(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
+  file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _write(folder, config, rows, params, dtype, max_shard_bytes) -> None:
+  """The weights that the rows of a family's table name.
+
+  Tables first, then layer by layer, as readers go through them.
+  """
+  stored_as = DTYPES[dtype]
+  params = dict(table.walk(params))
+  parts: dict[str, list[tuple[table.Tensor, int | None]]] = {}
+  for row in rows:
+    if not row.stacked:
+      parts.setdefault(row.stored, []).append((row, None))
+  for layer in range(config.layers):
+    for row in rows:
+      if row.stacked:
+        parts.setdefault(row.stored.format(layer), []).append((row, layer))
+
+  def array_of(name: str) -> np.ndarray:
+    shape = parts[name][0][0].stored_shape(config.sizes)
+    array = np.zeros(shape, weights.DTYPES[stored_as])
+    for row, layer in parts[name]:
+      piece = _fetched(params[row.path], layer, array.dtype)
+      row.to_stored(piece, config.sizes, array)
+    return array
+
+  shapes = {
+    name: some[0][0].stored_shape(config.sizes) for name, some in parts.items()
+  }
+  weights.write(folder, shapes, stored_as, array_of, max_shard_bytes)
+
+
+def _fetched(param, layer, dtype) -> np.ndarray:
+  """A parameter, or one layer of it, in the host's memory."""
+  if isinstance(param, jax.Array):
+    copied = _copied(param, layer, dtype)
+    if not copied.is_fully_addressable:  # Other processes hold some of it.
+      return multihost_utils.process_allgather(copied, tiled=True)
+    return np.asarray(copied)
+  return np.asarray(param if layer is None else param[layer], dtype)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _copied(param, layer, dtype):
+  """An array of its own: what is fetched is kept as long as its array."""
+  if layer is not None:
+    param = jax.lax.dynamic_index_in_dim(param, layer, keepdims=False)
+  return jnp.array(param, dtype)

@@ -87,11 +87,13 @@ def _matrices(params):
   def one(path, leaf):
     names = [entry.key for entry in path]
     *words, letters = names[-1].split("_")
-    matrix = letters.isupper() and len(letters) > 1 and "bias" not in words
+    vector = {"bias", "norm"} & set(words)
+    matrix = letters.isupper() and len(letters) > 1 and not vector
     if "blocks" not in names or not matrix:
       return None
     axes = tuple(range(leaf.ndim - len(letters), leaf.ndim))
-    split = 1 if letters[0] == "D" else -1  # q_DNH reads D, out_NHD writes D.
+    # q_DNH reads D and o_NHD writes it; q_b_RNH reads an adapter's R.
+    split = 1 if letters[0] in "DR" else -1
     return contrib.MuonDimensionNumbers(axes[:split], axes[split:])
 
   return jax.tree_util.tree_map_with_path(one, params)

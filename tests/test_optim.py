@@ -222,7 +222,7 @@ def test_muon_leaves_the_rest_to_adam():
 
 
 def test_biases_are_adams():
-  params = parameters(attention_bias=True, mlp_bias=True)
+  params = parameters(qkv_bias=True, o_bias=True, mlp_bias=True)
   updates = named(one_step(MUON, params, normal(params, seed=1)))
   biases = {path[-1]: leaf for path, leaf in updates if "bias" in path[-1]}
   assert {"q_bias_NH", "o_bias_D", "gate_bias_F"} < biases.keys()

@@ -23,7 +23,8 @@ CONFIG = configs.ModelConfig(
   kv_heads=2,
   head_size=6,
   ffn=20,
-  attention_bias=True,
+  qkv_bias=True,
+  o_bias=True,
 )
 NETWORKS = networks.Networks(CONFIG)
 

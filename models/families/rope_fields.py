@@ -2,7 +2,7 @@
 
 Since version 5 transformers writes `rope_parameters`, which holds the base as
 well; older checkpoints have `rope_theta` beside `rope_scaling`, and their kind
-may be called `type`.
+may be called `type`. Both are read, and both are written.
 """
 
 import math
@@ -14,7 +14,7 @@ from reft_jax.models import errors
 from reft_jax.models.families import kinds
 
 # A name means the same in a config.json and in its group for the rope.
-_KINDS = {
+KINDS = {
   "rope_parameters": kinds.GROUP,
   "rope_scaling": kinds.GROUP,
   "rope_type": kinds.TEXT,
@@ -36,28 +36,43 @@ _KINDS = {
 }
 
 
-def read(fields: Mapping[str, Any], max_positions: int) -> configs.RopeConfig:
+def read(
+  fields: Mapping[str, Any],
+  *,
+  max_positions: int,
+  head_size: int,
+  theta: float = 10000.0,
+  share: float = 1.0,
+  renamed: Mapping[str, str] | None = None,
+) -> configs.RopeConfig:
   """The RopeConfig of a config.json.
+
+  Args:
+    fields: the config.json, or the part of it that speaks of one rope.
+    max_positions: the model's context.
+    head_size: H.
+    theta: the family's base, where none is given.
+    share: the family's share of a head that turns, where none is given.
+    renamed: kinds by the names that this family's checkpoints have for them.
 
   Raises:
     UnsupportedModelError: the kind is unknown, or a field that it needs is
       missing or holds something else than it should.
   """
-  fields = kinds.checked(fields, _KINDS)
+  fields = kinds.checked(fields, KINDS)
   group = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
-  rope = kinds.checked(fields.get(group, {}), _KINDS, group)
+  rope = kinds.checked(fields.get(group, {}), KINDS, group)
   kind = rope.get("rope_type") or rope.get("type") or "default"
+  kind = (renamed or {}).get(kind, kind)
   if kind not in configs.ROPE_KINDS:
     raise errors.UnsupportedModelError(
       f"rope type {kind!r} is not one of {', '.join(configs.ROPE_KINDS)}."
     )
-  partial = rope.get("partial_rotary_factor")
-  partial = partial or fields.get("partial_rotary_factor") or 1.0
-  if partial != 1.0:
-    raise errors.UnsupportedModelError(
-      f"partial_rotary_factor={partial} is not supported; all of a head must "
-      "rotate."
-    )
+  share = (
+    rope.get("partial_rotary_factor")
+    or fields.get("partial_rotary_factor")
+    or share
+  )
 
   def need(name):
     if name not in rope:
@@ -101,13 +116,27 @@ def read(fields: Mapping[str, Any], max_positions: int) -> configs.RopeConfig:
         "short_factor": tuple(need("short_factor")),
         "long_factor": tuple(need("long_factor")),
       }
-  theta = rope.get("rope_theta") or fields.get("rope_theta") or 10000.0
-  return configs.RopeConfig(kind=kind, theta=theta, **numbers)
+  theta = rope.get("rope_theta") or fields.get("rope_theta") or theta
+  size = None if share == 1.0 else int(head_size * share)
+  return configs.RopeConfig(kind=kind, theta=theta, size=size, **numbers)
 
 
-def write(rope: configs.RopeConfig) -> dict[str, Any]:
+def write(rope: configs.RopeConfig, head_size: int) -> dict[str, Any]:
+  """The fields of a config.json that speak of its rope, in both styles."""
+  parameters = parameters_of(rope, head_size)
+  fields = {"rope_parameters": parameters, "rope_theta": rope.theta}
+  if "partial_rotary_factor" in parameters:
+    fields["partial_rotary_factor"] = parameters["partial_rotary_factor"]
+  if rope.kind != "default":
+    fields["rope_scaling"] = parameters
+  return fields
+
+
+def parameters_of(rope: configs.RopeConfig, head_size: int) -> dict[str, Any]:
   """The `rope_parameters` of a config.json."""
   fields: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
+  if rope.size is not None:
+    fields["partial_rotary_factor"] = rope.size / head_size
   if rope.kind != "default":
     fields["factor"] = rope.factor
   if rope.kind in ("llama3", "yarn", "longrope"):
