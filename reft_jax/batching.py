@@ -60,17 +60,23 @@ def encode(
   add_bos: bool,
   max_prompt_tokens: int,
   max_response_tokens: int,
+  chat_template: bool = False,
+  system_prompt: str | None = None,
 ) -> Encoded:
   """Problems as ids.
 
   Prompt and target are tokenised apart and joined as ids, the same way for
-  supervised training and for rollouts (paper: separate tokenisation).
+  supervised training and for rollouts (paper: separate tokenisation). With
+  `chat_template` the question is a user's message, after `system_prompt` if
+  there is one, and the target the assistant's turn: what a program starts with
+  belongs to the prompt there too.
 
   Deviation: what is too long is left out and counted; the released code cuts
   it, which removes the trigger that asks for an answer, or the answer.
 
   Raises:
-    UserError: if `add_bos` asks for a token that the tokenizer lacks.
+    UserError: if `add_bos` asks for a token that the tokenizer lacks, or
+      `chat_template` for a template.
   """
   if add_bos and tokenizer.bos_id is None:
     raise UserError(
@@ -81,8 +87,16 @@ def encode(
   end = tokenizer.eos_ids[0]
   examples, unusable, long_prompts, long_targets = [], [], 0, 0
   for problem in problems:
-    text = prompt_texts.prompt(problem, reasoning)
-    prompt = (*bos, *tokenizer.encode(text))
+    if chat_template:
+      prompt = tokenizer.chat(
+        prompt_texts.prompt(problem),
+        system_prompt,
+        start=prompt_texts.start(problem, reasoning),
+      )
+    else:
+      prompt = tokenizer.encode(prompt_texts.prompt(problem, reasoning))
+    if tuple(prompt[:1]) != bos:  # A template may have put it there.
+      prompt = (*bos, *prompt)
     if len(prompt) > max_prompt_tokens:
       long_prompts += 1
       continue
@@ -97,7 +111,7 @@ def encode(
     if target is not None and len(target) > max_response_tokens:
       long_targets += 1
       target = None
-    examples.append(Example(problem, prompt, target))
+    examples.append(Example(problem, tuple(prompt), target))
   return Encoded(examples, long_prompts, long_targets, tuple(unusable))
 
 

@@ -7,12 +7,13 @@ import chex
 import hypothesis
 import numpy as np
 import pytest
+import subwords
 from hypothesis import strategies as st
 
 from reft_jax import batching
 from reft_jax import tokenizer as tokenizers
 from reft_jax.errors import UserError
-from reft_jax.tasks import embedded, prompts
+from reft_jax.tasks import answers, embedded, programs, prompts
 from reft_jax.tasks.problem import Problem
 
 PAD = 9
@@ -70,6 +71,120 @@ def test_only_prompts_begin_with_bos_and_only_on_request(tokenizer, problems):
 def test_bos_cannot_be_asked_of_a_tokenizer_without(tokenizer, problems):
   with pytest.raises(UserError, match=r"add_bos=true.*set data.add_bos=false"):
     encode(problems, tokenizer, add_bos=True)
+
+
+PROGRAM = 'def solution():\n    """How many?"""\n    a = 3\n    return a + 4'
+SPOKEN = Problem("gsm8k_0", "gsm8k", " How many?\n", "3 + 4 = 7", "7")
+WRITTEN = dataclasses.replace(SPOKEN, rationale=PROGRAM)
+BOTH = pytest.mark.parametrize(
+  ("problem", "reasoning"), [(SPOKEN, "nl"), (WRITTEN, "python")]
+)
+
+
+def subword(kind, **options):
+  names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+  hf = subwords.train(kind, chat_template=subwords.TEMPLATE, **names)
+  return tokenizers.wrap(hf, **options)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", subwords.KINDS)
+@pytest.mark.parametrize("chat", [False, True])
+def test_what_is_taught_is_what_is_asked_and_graded(
+  problem, reasoning, kind, chat
+):
+  """Whatever spaces a tokenizer adds where two texts meet."""
+  tokenizer = subword(kind, chat=chat)
+  (example,) = encode(
+    [problem], tokenizer, reasoning=reasoning, chat_template=chat
+  ).examples
+  bare = dataclasses.replace(problem, rationale=None)
+  (asked,) = encode(
+    [bare], tokenizer, reasoning=reasoning, chat_template=chat
+  ).examples
+  assert asked.prompt == example.prompt
+  rows = [(example.prompt, example.target)]
+  learnt = batching.supervised(rows, batch=1, slots=400, pad_id=PAD)
+  rolled = batching.prompts([asked.prompt], [0], batch=1, slots=300, pad_id=PAD)
+  length = int(rolled.lengths_B[0])
+  tokens_S = learnt.tokens_BS[0, : learnt.lengths_B[0]]
+  assert tokens_S[:length].tolist() == rolled.tokens_BP[0, :length].tolist()
+  assert tokens_S[length:].tolist() == list(example.target)
+  assert learnt.targets_BS[0].sum() == len(example.target)
+
+  text = tokenizer.decode(tokens_S[length:])
+  assert text == prompts.target(problem, reasoning)
+  if reasoning == "nl":
+    verdict = answers.grade(text, problem).verdict
+    assert verdict is answers.Verdict.CORRECT
+  else:
+    body = PROGRAM.split('"""\n')[1]
+    source = programs.source(text, problem, mode="strict")
+    assert source == f"def solution():\n{body}"
+
+
+@pytest.mark.parametrize("kind", subwords.KINDS)
+def test_a_program_that_goes_on_without_the_space(kind):
+  """As a model writes that was never taught by `encode`."""
+  tokenizer = subword(kind)
+  body = PROGRAM.split('"""\n')[1]
+  ids = tokenizer.encode("\n" + body)
+  newline = tokenizer.encode("\n")
+  assert ids[: len(newline)] == newline
+  text = tokenizer.decode(ids[len(newline) :])
+  for mode in answers.MODES:
+    source = programs.source(text, WRITTEN, mode=mode)
+    scope = {}
+    exec(source, scope)
+    assert scope["solution"]() == 7
+
+
+def test_chats_are_asked_with_the_answer_begun():
+  tokenizer = subword("bytes", chat=True)
+  (words,) = encode([SPOKEN], tokenizer, chat_template=True).examples
+  message = "Question:\nHow many?\nAnswer reasoning:\n"
+  assert words.prompt == tuple(tokenizer.chat(message))
+  (program,) = encode(
+    [WRITTEN],
+    tokenizer,
+    reasoning="python",
+    chat_template=True,
+    system_prompt="Be brief.",
+  ).examples
+  assert program.prompt == tuple(
+    tokenizer.chat(message, "Be brief.", start=prompts.head("How many?"))
+  )
+  assert tokenizer.hf.decode(program.prompt).endswith(
+    '<|assistant|>\ndef solution():\n    """How many?"""\n'
+  )
+  end = tokenizer.hf.get_vocab()["<|end|>"]
+  assert words.target[-1] == program.target[-1] == end == tokenizer.eos_ids[0]
+
+
+def test_a_chat_begins_with_one_bos():
+  bos = subwords.SPECIAL.index("<s>")
+  with_bos, without = (
+    tokenizers.wrap(
+      subwords.train(
+        "llama", chat_template=template, bos_token="<s>", eos_token="</s>"
+      )
+    )
+    for template in (subwords.STRICT_TEMPLATE, subwords.TEMPLATE)
+  )
+  for tokenizer, plain in ((with_bos, 1), (without, 0)):
+    for add_bos in (False, True):
+      (example,) = encode(
+        [SPOKEN], tokenizer, add_bos=add_bos, chat_template=True
+      ).examples
+      assert example.prompt.count(bos) == (plain or add_bos)
+      assert bos not in example.target
+  ids = without.encode("<s>")  # Prefixed, the tokenizer's own way.
+  assert ids[-1] == bos
+
+
+def test_a_chat_needs_a_template(tokenizer, problems):
+  with pytest.raises(UserError, match="the tokenizer has no chat template"):
+    encode(problems, tokenizer, chat_template=True)
 
 
 def test_a_chain_of_thought_of_another_kind_is_no_target(tokenizer, problems):

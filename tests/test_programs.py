@@ -32,6 +32,31 @@ def test_what_is_run(completion, strict, official):
     assert run.rstrip() == f"{HEAD}{official}".rstrip()
 
 
+@pytest.mark.parametrize(
+  ("completion", "expected"),
+  [
+    ("   a = 3\n    return a", "    a = 3\n    return a"),
+    ("   return 7", "    return 7"),
+    ("   if a:\n        b\n    return 7", "    if a:\n        b\n    return 7"),
+    ("   a = 3\n    return a\n\nbye", "    a = 3\n    return a"),
+    # Meant so, or beyond help.
+    ("   a = 3\n   return a", "   a = 3\n   return a"),
+    (
+      "   for a in b:\n     c\n   return a",
+      "   for a in b:\n     c\n   return a",
+    ),
+    ("  a = 3\n    return a", "  a = 3\n    return a"),
+    ("     a = 3\n    return a", "     a = 3\n    return a"),
+    ("\n   a = 3\n    return a", ""),
+  ],
+)
+def test_a_space_that_decoding_took_is_given_back(completion, expected):
+  run = programs.source(completion, PROBLEM, mode="strict")
+  assert run.rstrip() == f"def solution():\n{expected}".rstrip()
+  run = programs.source(completion, PROBLEM, mode="official")
+  assert run.rstrip() == f"{HEAD}{expected}".rstrip()
+
+
 def test_official_programs_are_what_follows_the_last_trigger():
   whole = "def solution():\n    return 8"
   text = f"{PROMPT}{BODY}{prompts.COT_TRIGGER}{whole}"

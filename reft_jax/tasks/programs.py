@@ -25,6 +25,7 @@ def source(
   docstring, where a question's quotes or blank lines would break the program.
   """
   prompt = prompts.prompt(problem, "python")
+  completion = _aligned(completion)
   if mode == "strict":
     program = prompts.DEFINITION + completion.removeprefix(prompt)
   else:
@@ -32,6 +33,20 @@ def source(
     text = prompt + completion if bare else completion
     program = prompts.continuation(text).replace("sys.exit", "print")
   return "\n".join(itertools.takewhile(str.strip, program.split("\n")))
+
+
+def _aligned(completion: str) -> str:
+  """The completion, its first line under the docstring that it follows.
+
+  Tokenizers of the SentencePiece kind put a space in front of a text and take
+  it off when its ids are decoded. A model that was not taught this goes on with
+  the four spaces of its prompt, and three are left: they become four again,
+  unless the program means them.
+  """
+  lines = itertools.takewhile(str.strip, completion.split("\n"))
+  first, *margins = [len(line) - len(line.lstrip(" ")) for line in lines] or [0]
+  meant = min(margins, default=4) < 4
+  return completion if first != 3 or meant else f" {completion}"
 
 
 def number(result: results.Result) -> float | None:

@@ -33,12 +33,14 @@ def prompt(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
 
   A program's is under way: its first line and its docstring are there.
   """
+  asked = f"{INSTRUCTION}{problem.question.strip()}{COT_TRIGGER}"
+  return asked + start(problem, reasoning)
+
+
+def start(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
+  """How every answer starts: the end of the prompt. Nothing of one in words."""
   check_reasoning(reasoning)
-  question = problem.question.strip()
-  start = f"{INSTRUCTION}{question}{COT_TRIGGER}"
-  if reasoning == "nl":
-    return start
-  return start + head(question)
+  return "" if reasoning == "nl" else head(problem.question.strip())
 
 
 def head(question: str) -> str:

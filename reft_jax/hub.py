@@ -1,0 +1,209 @@
+"""Models by name: a folder, or `owner/name[@revision]` on the Hugging Face hub.
+
+`runs/mine` is a folder where there is a folder `runs`, even if the hub had an
+owner of that name; `runs/mine@main` is the hub's.
+
+What is in the hub's cache already is used as it lies there, without network: a
+newer revision is not looked for, so that a run goes on with the model that it
+started from.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import re
+
+from reft_jax import errors
+
+SITE = "huggingface.co"
+
+_ID = re.compile(
+  r"(?P<repo>[a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*)(?:@(?P<revision>[^@\s]+))?"
+)
+# What is read of a repository: not its originals, nor weights for other
+# programs.
+_DESCRIPTION = (
+  *("config.json", "generation_config.json"),
+  *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+  *("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"),
+  *("chat_template.jinja", "chat_template.json"),
+)
+# A file of weights, its shards, and the index that lists them.
+_SAFETENSORS = (
+  *("model.safetensors", "model-*.safetensors"),
+  "model.safetensors.index.json",
+)
+_PICKLED = (
+  *("pytorch_model.bin", "pytorch_model-*.bin"),
+  "pytorch_model.bin.index.json",
+)
+
+
+class _IncompleteError(Exception):
+  """A repository lacks a file of this name."""
+
+
+def is_id(name: str) -> bool:
+  """Whether a name is one of the hub's, and nothing that lies here."""
+  match, path = _ID.fullmatch(name), _local(name)
+  if match is None or path.exists():
+    return False
+  return match["revision"] is not None or not path.parent.exists()
+
+
+def page(name: str) -> str:
+  """Where an id's model is published, in words."""
+  repo, revision = _parts(name)
+  return f"{SITE}/{repo}" + (f" at {revision}" if revision else "")
+
+
+def find(name: str) -> pathlib.Path | None:
+  """The folder of a model that is here whole; None where there is none.
+
+  Never asks the network, and does not look into weights.
+  """
+  folder = _local(name)
+  if folder.is_dir():
+    return folder if (folder / "config.json").is_file() else None
+  return _cached(*_parts(name)) if is_id(name) else None
+
+
+def folder(name: str, setting: str = "") -> pathlib.Path:
+  """The folder of a model, which is downloaded if it is nowhere here.
+
+  Args:
+    name: a folder, or `owner/name[@revision]`; a folder wins.
+    setting: what named it, for errors.
+
+  Raises:
+    UserError: there is no such model, or it cannot be had.
+  """
+  path = _local(name)
+  if path.is_dir():
+    return path
+  label = f"{setting}={name}" if setting else name
+  if not is_id(name):
+    raise errors.UserError(
+      f"{label}: neither a folder nor a name on the hub (owner/name or "
+      "owner/name@revision)."
+    )
+  repo, revision = _parts(name)
+  try:
+    return _cached(repo, revision) or _downloaded(repo, revision)
+  except Exception as error:  # Of many libraries below the hub's client.
+    reason = _reason(error, repo, revision)
+    raise errors.UserError(f"{label}: {reason}") from error
+
+
+def _local(name: str) -> pathlib.Path:
+  return pathlib.Path(os.path.expanduser(name))
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+  """An id's repository and revision."""
+  match = _ID.fullmatch(name)
+  return match["repo"], match["revision"]
+
+
+def _cached(repo: str, revision: str | None) -> pathlib.Path | None:
+  """The whole snapshot in the hub's cache, if there is one."""
+  from huggingface_hub import errors as hub_errors
+
+  try:
+    found = _snapshot(repo, revision, local_files_only=True)
+  except (OSError, hub_errors.HFValidationError):  # The first: not there.
+    return None
+  return None if _lacks(found) else found
+
+
+# One answer for a process: the hub may change while it runs.
+@functools.cache
+def _downloaded(repo: str, revision: str | None) -> pathlib.Path:
+  found = _snapshot(repo, revision, local_files_only=False)
+  if lacks := _lacks(found):
+    raise _IncompleteError(lacks)
+  return found
+
+
+def _snapshot(
+  repo: str, revision: str | None, *, local_files_only: bool
+) -> pathlib.Path:
+  """What is needed of a repository: pickled weights only without others."""
+  import huggingface_hub
+
+  def fetch(*patterns: str) -> pathlib.Path:
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(
+        repo,
+        revision=revision,
+        allow_patterns=list(patterns),
+        local_files_only=local_files_only,
+      )
+    )
+
+  found = fetch(*_DESCRIPTION, *_SAFETENSORS)
+  if any(found.glob("model*.safetensors*")):
+    return found
+  return fetch(*_DESCRIPTION, *_PICKLED)
+
+
+def _lacks(folder: pathlib.Path) -> str | None:
+  """The first file that a model's folder should hold and does not."""
+  if not (folder / "config.json").is_file():
+    return "config.json"
+  for weights in ("model.safetensors", "pytorch_model.bin"):
+    if (folder / weights).is_file():
+      return None
+    index = folder / f"{weights}.index.json"
+    if index.is_file():
+      try:
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+      except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # Who reads the weights says what is wrong with it.
+      missing = sorted(
+        shard for shard in shards if not (folder / shard).is_file()
+      )
+      return missing[0] if missing else None
+  return "model.safetensors"
+
+
+def _reason(error: Exception, repo: str, revision: str | None) -> str:
+  """What is to be said of an error of the hub's client."""
+  from huggingface_hub import errors as hub_errors
+
+  match error:
+    case hub_errors.GatedRepoError():
+      return (
+        "access to it is restricted; accept its licence at "
+        f"https://{SITE}/{repo} and log in with `hf auth login` "
+        "(huggingface-cli login)."
+      )
+    case hub_errors.RepositoryNotFoundError():
+      return (
+        f"neither a folder here nor a model on {SITE}; check the name or, if "
+        "it is private, log in with `hf auth login` (huggingface-cli login)."
+      )
+    case hub_errors.RevisionNotFoundError():
+      return f"{SITE}/{repo} has no revision {revision or 'main'}."
+    case hub_errors.LocalEntryNotFoundError() | ConnectionError():
+      offline = "HF_HUB_OFFLINE is set" if _offline() else "no connection"
+      return (
+        f"no folder here, and {SITE} cannot be reached ({offline}); download "
+        f"it where there is a network (hf download {repo}), or give a folder."
+      )
+    case hub_errors.HFValidationError():
+      return "neither a folder here nor a name that the hub allows."
+    case _IncompleteError():
+      return (
+        f"{SITE}/{repo} holds no {error}; it must be a model in the Hugging "
+        "Face layout."
+      )
+  text = str(error).strip().partition("\n")[0]
+  return f"it cannot be downloaded ({type(error).__name__}: {text})."
+
+
+def _offline() -> bool:
+  from huggingface_hub import constants
+
+  return constants.HF_HUB_OFFLINE
