@@ -273,11 +273,11 @@ class Mlp(Layer):
     """Returns out_BSD."""
     config = self.config
     activate = ACTIVATIONS[config.activation]
-    up_BSF = self._inner(x_BSD, "up")
     if config.gated:
-      inner_BSF = activate(self._inner(x_BSD, "gate")) * up_BSF
+      gate_BSF = activate(self._inner(x_BSD, "gate"))
+      inner_BSF = gate_BSF * self._inner(x_BSD, "up")
     else:
-      inner_BSF = activate(up_BSF)
+      inner_BSF = activate(self._inner(x_BSD, "up"))
     out_BSD = self.project(inner_BSF, "down_FD", "BSF,FD->BSD")
     if config.mlp_bias:
       out_BSD += self.bias("down_bias_D")[None, None, :]

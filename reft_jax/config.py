@@ -21,7 +21,7 @@ from typing import Any, Literal
 import omegaconf
 import yaml
 
-from reft_jax import errors, files
+from reft_jax import errors, files, hub
 
 Stage = Literal[
   "base",
@@ -104,6 +104,12 @@ class DataConfig:
   add_bos: bool = _setting(
     False, "start prompts with the beginning-of-sequence token"
   )
+  chat_template: bool = _setting(
+    False, "ask in the chat that an instruct model's tokenizer describes"
+  )
+  system_prompt: str | None = _setting(
+    None, "system message of that chat; null: what its template says"
+  )
   max_prompt_tokens: int = _setting(
     300, "prompt slots; longer problems are left out", _POSITIVE
   )
@@ -148,7 +154,9 @@ class ModelConfig:
   """The pretrained model and how it is run."""
 
   path: str | None = _setting(
-    None, "Hugging Face folder; null: the base stage trains one"
+    None,
+    "Hugging Face folder, or owner/name[@revision] on the hub; null: the base"
+    " stage trains one",
   )
   compute_dtype: Literal["float32", "bfloat16"] = _setting(
     "float32", "activations; weights and losses stay float32"
@@ -157,7 +165,8 @@ class ModelConfig:
     "none", "what the backward pass computes again to save memory"
   )
   warmup: str | None = _setting(
-    None, "folder of a warmed-up model; null: the warmup stage trains one"
+    None,
+    "a warmed-up model, named as path is; null: the warmup stage trains one",
   )
   value: Literal["shared", "separate"] = _setting(
     "shared", "the critic's trunk: the policy's, or its own"
@@ -165,6 +174,35 @@ class ModelConfig:
   logit_chunk: int = _setting(
     1024, "token rows that meet the vocabulary at once", _POSITIVE
   )
+  eos_token: str | None = _setting(
+    None, "token that ends responses; null: as tokenizer and configs say"
+  )
+  pad_token: str | None = _setting(
+    None, "token that fills rows; null: as they say, or what ends responses"
+  )
+  resize_vocab: bool = _setting(
+    False, "add rows to a vocabulary that has fewer than the tokenizer has ids"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters: all stages but base learn these instead of weights."""
+
+  rank: int = _setting(
+    0, "of the adapters; 0: none, all weights are learnt", _NOT_NEGATIVE
+  )
+  alpha: float = _setting(
+    16.0, "what is added is scaled by alpha / rank", _POSITIVE
+  )
+  targets: tuple[
+    Literal["all", "q", "k", "v", "o", "gate", "up", "down"], ...
+  ] = _setting(("all",), "projections that have an adapter")
+
+  @property
+  def scale(self) -> float:
+    """What multiplies an adapter's product."""
+    return self.alpha / self.rank if self.rank else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +249,24 @@ class OptimizerConfig:
 class BaseConfig:
   """The small model that is trained from scratch for embedded runs."""
 
+  # The families of models.scratch.
+  family: Literal[
+    "codegen",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "olmo2",
+    "opt",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+  ] = _setting("llama", "architecture, by its model_type")
   layers: int = _setting(2, "transformer blocks", _POSITIVE)
   width: int = _setting(64, "size of the residual stream", _POSITIVE)
   heads: int = _setting(4, "query heads", _POSITIVE)
@@ -405,7 +461,7 @@ class EvaluationConfig:
     _POSITIVE,
   )
   reward_model: str | None = _setting(
-    None, "folder of a reward model to rerank by"
+    None, "a reward model to rerank by: a folder, or owner/name on the hub"
   )
   resamples: int = _setting(
     1000, "bootstrap resamples behind an interval", _POSITIVE
@@ -449,6 +505,7 @@ class Config:
   data: DataConfig = DataConfig()
   embedded: EmbeddedConfig = EmbeddedConfig()
   model: ModelConfig = ModelConfig()
+  lora: LoraConfig = LoraConfig()
   mesh: MeshConfig = MeshConfig()
   base: BaseConfig = BaseConfig()
   warmup: SupervisedConfig = SupervisedConfig(epochs=2)
@@ -594,6 +651,8 @@ def validate(config: Config) -> None:
 def check_files(config: Config) -> None:
   """Checks that the files and folders a run starts from exist.
 
+  What is on the hub is not asked for.
+
   Raises:
     UserError: One line that holds everything that is missing.
   """
@@ -606,13 +665,14 @@ def check_files(config: Config) -> None:
     if _is_file(source) and not expanded(source).is_file()
   ]
   problems += [
-    f"{key}={path}: no Hugging Face model there (a folder with"
-    " config.json, *.safetensors and tokenizer.json)"
+    f"{key}={path}: no Hugging Face model there (a folder with config.json,"
+    " *.safetensors and tokenizer.json), nor a name on the hub"
+    " (owner/name[@revision])"
     for key, path in (
       ("model.path", config.model.path),
       ("model.warmup", config.model.warmup),
     )
-    if path and not (expanded(path) / "config.json").is_file()
+    if path and not hub.is_id(path) and hub.find(path) is None
   ]
   if problems:
     raise errors.UserError("; ".join(problems))
@@ -891,8 +951,18 @@ def _misfits(config: Config) -> Iterator[str]:
           f" {setting}; set a share, or --config embedded_"
           f"{'python' if setting == 'programs' else 'choice'}"
         )
+    if data.chat_template:
+      yield (
+        "data.chat_template=true: the base stage's model knows no chat; set"
+        " model.path to an instruct model"
+      )
   elif not config.model.path:
-    yield "model.path=null needs the base stage, or set a model folder"
+    yield (
+      "model.path=null needs the base stage, or set a model: a folder, or"
+      " owner/name on the hub"
+    )
+  if data.system_prompt is not None and not data.chat_template:
+    yield "data.system_prompt is part of a chat; set data.chat_template=true"
   if data.test == "embedded":
     yield (
       "data.test=embedded: only data.train=embedded tests on generated"
@@ -920,6 +990,8 @@ def _misfits(config: Config) -> Iterator[str]:
       )
   for stage in STAGES[1:]:
     yield from _rate_misfits(config, stage)
+  if config.lora.rank and not config.lora.targets:
+    yield "lora.targets=[] must name at least one projection, or all"
   grouped = reft.advantages != "gae"
   if "reft" in config.stages and grouped and reft.samples_per_question < 2:
     yield (

@@ -5,7 +5,8 @@ and optimizer state, `tensor` splits heads, feed-forward and vocabulary. One
 device is a mesh of one. The number of devices changes speed, not results.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,9 +32,25 @@ def make_mesh(
   Raises:
     UserError: if the axes do not multiply to the number of devices.
   """
-  sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
   devices = jax.devices() if devices is None else devices
-  count = len(devices)
+  sizes = axis_sizes(data=data, fsdp=fsdp, tensor=tensor, count=len(devices))
+  return jax.make_mesh(
+    tuple(sizes.values()),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices,
+  )
+
+
+def axis_sizes(
+  *, data: int, fsdp: int, tensor: int, count: int
+) -> dict[str, int]:
+  """The size of each axis of a mesh over `count` devices, with no -1 left.
+
+  Raises:
+    UserError: as `make_mesh`.
+  """
+  sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
   free = [name for name, size in sizes.items() if size == -1]
   given = int(np.prod([size for size in sizes.values() if size != -1]))
   if len(free) > 1:
@@ -46,12 +63,7 @@ def make_mesh(
       f"mesh: {shape} does not use all of the {count} devices; set one axis "
       "to -1 to give it the rest."
     )
-  return jax.make_mesh(
-    tuple(sizes.values()),
-    AXES,
-    axis_types=(AxisType.Auto,) * len(AXES),
-    devices=devices,
-  )
+  return sizes
 
 
 def batch_ways(mesh: Mesh) -> int:
@@ -83,6 +95,11 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 def put(mesh: Mesh, tree: Any) -> Any:
   """Parameters or state onto their shards."""
   return jax.device_put(tree, shardings(mesh, tree))
+
+
+def place(mesh: Mesh) -> Callable[[Any], Any]:
+  """Has `pretrained.load` read parameters straight onto their shards."""
+  return functools.partial(shardings, mesh)
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:

@@ -2,9 +2,10 @@
 
 A MODEL is a run's folder, which stands for all models in it, one of its
 `models/STAGE`, a checkpoint (`stages/STAGE/best`, `stages/STAGE/checkpoints` or
-one of the numbered folders in them), or any Hugging Face folder. Settings are
-those of the run that it lies in; --config files and key=value are laid over
-them. Of a Hugging Face folder elsewhere, --config must say how it is asked.
+one of the numbered folders in them), any Hugging Face folder, or a model's name
+on the hub, owner/name or owner/name@revision. Settings are those of the run
+that it lies in; --config files and key=value are laid over them. Of a model
+elsewhere, --config must say how it is asked.
 
 Each model answers the problems of evaluation.split, once greedily and
 evaluation.samples times by sampling; a vote, and a reward model if there is
@@ -21,20 +22,19 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from reft_jax import batching, devices, terminal
+from reft_jax import batching, devices, hub, terminal
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
-from reft_jax.methods import building, evaluating, planning
+from reft_jax.methods import building, evaluating, finding, planning
 from reft_jax.methods import run as run_lib
 from reft_jax.models import pretrained
 from reft_jax.studies import evaluations
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
       print(__doc__)
       config_lib.print_help(PROGRAM, "they are those of the model's run")
       return 0
-    models = [model for path in paths for model in find(path)]
+    models = [model for path in paths for model in finding.find(path)]
     commands = [read(model, arguments) for model in models]
     if not models:
       raise UserError(
@@ -94,66 +94,7 @@ def divide(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return paths, arguments
 
 
-def find(path: str) -> list[evaluating.Model]:
-  """The models that a path stands for.
-
-  Raises:
-    UserError: there is none.
-  """
-  folder = pathlib.Path(os.path.abspath(config_lib.expanded(path)))
-  if not folder.is_dir():
-    others = sorted(
-      each.name for each in folder.parent.glob("*") if each.is_dir()
-    )
-    beside = f"; beside it are {', '.join(others)}" if others else ""
-    raise UserError(f"{path}: no such folder{beside}.")
-  if (folder / "config.json").is_file():
-    return [evaluating.Model(folder.name, folder, _run_of(folder.parent))]
-  stages = [
-    folder / "models" / stage
-    for stage in config_lib.STAGES
-    if stage != "reward_model"
-  ]
-  found = [
-    evaluating.Model(stage.name, stage, _run_of(stage.parent))
-    for stage in stages
-    if (stage / "config.json").is_file()
-  ]
-  return found or [_checkpoint(path, folder)]
-
-
-def _checkpoint(path: str, folder: pathlib.Path) -> evaluating.Model:
-  """The newest model among checkpoints, or the one of a numbered folder."""
-  steps = [each for each in folder.glob("*") if each.name.isdigit()]
-  newest = max(steps, key=lambda step: int(step.name), default=folder)
-  state, kept = newest / "state", newest.parent
-  run = _run_of(kept.parent.parent)
-  if (
-    run is None
-    or kept.name not in ("best", "checkpoints")
-    or not state.is_dir()
-  ):
-    raise UserError(
-      f"{path}: no model there; give a run's folder, its models/STAGE, "
-      "stages/STAGE/best or stages/STAGE/checkpoints, or a Hugging Face folder "
-      "(config.json, *.safetensors and tokenizer.json)."
-    )
-  name = "best" if kept.name == "best" else f"step{newest.name}"
-  return evaluating.Model(
-    f"{kept.parent.name}-{name}", state, run, checkpoint=True
-  )
-
-
-def _run_of(folder: pathlib.Path) -> pathlib.Path | None:
-  """The run whose `models` or `stages` a folder is."""
-  if folder.name not in ("models", "stages"):
-    return None
-  return folder.parent if (folder.parent / "config.yaml").is_file() else None
-
-
-def read(
-  model: evaluating.Model, arguments: Sequence[str]
-) -> config_lib.Command:
+def read(model: finding.Model, arguments: Sequence[str]) -> config_lib.Command:
   """The command line's settings for one model.
 
   Raises:
@@ -185,14 +126,14 @@ def check(configs: Sequence[config_lib.Config]) -> None:
 
 
 def places(
-  models: Sequence[evaluating.Model], configs: Sequence[config_lib.Config]
+  models: Sequence[finding.Model], configs: Sequence[config_lib.Config]
 ) -> list[pathlib.Path]:
   """Where each model's answers are kept.
 
   Raises:
     UserError: two models have the same place.
   """
-  found: dict[pathlib.Path, evaluating.Model] = {}
+  found: dict[pathlib.Path, finding.Model] = {}
   for model, config in zip(models, configs, strict=True):
     split = config.evaluation.split
     folder = evaluations.folder(model.run, model.name, split)
@@ -209,7 +150,7 @@ def places(
 
 
 def evaluate(
-  models: Sequence[evaluating.Model],
+  models: Sequence[finding.Model],
   configs: Sequence[config_lib.Config],
   screen: terminal.Terminal,
   *,
@@ -217,10 +158,16 @@ def evaluate(
 ) -> None:
   """Evaluates models, each with its settings, and compares them in a table.
 
-  All are checked before the first is asked anything; with `dry` that is all.
+  All are checked before the first is asked anything; with `dry` that is all,
+  and nothing is downloaded for it.
   """
   check(configs)
   directories = places(models, configs)
+  if dry and (absent := list(missing(models, configs))):
+    for name in dict.fromkeys(absent):
+      screen.line(f"missing: {name}, to be downloaded from {hub.page(name)}")
+    screen.line("dry run: what is missing was not checked")
+    return
   logging.getLogger("absl").setLevel(logging.WARNING)
   building.use_compilation_cache()
   with contextlib.ExitStack() as exits:
@@ -250,6 +197,17 @@ def evaluate(
     screen.line(f"every completion: {directory / 'report.html'}")
 
 
+def missing(
+  models: Sequence[finding.Model], configs: Sequence[config_lib.Config]
+) -> Iterator[str]:
+  """The names of models on the hub that are not here yet."""
+  for model, config in zip(models, configs, strict=True):
+    own = None if model.checkpoint else str(model.folder)
+    for name in (own, config.model.path, config.evaluation.reward_model):
+      if name and hub.is_id(name) and hub.find(name) is None:
+        yield name
+
+
 def open_graders(
   configs: Sequence[config_lib.Config], exits: contextlib.ExitStack
 ) -> list[grading.Grader]:
@@ -263,7 +221,7 @@ def open_graders(
 
 
 def prepare(
-  model: evaluating.Model,
+  model: finding.Model,
   config: config_lib.Config,
   directory: pathlib.Path,
   grader: grading.Grader,
@@ -274,6 +232,8 @@ def prepare(
   Raises:
     UserError: something of it is missing or does not fit.
   """
+  if not model.checkpoint:
+    model = dataclasses.replace(model, folder=hub.folder(str(model.folder)))
   tokenizer, network = building.open_model(config)
   building.check_lengths(config, network)
   problems = read_problems(config, tokenizer)
@@ -351,7 +311,7 @@ def introduce(
   screen.line(planning.describe_problems(splits))
 
 
-def label(model: evaluating.Model, models: Sequence[evaluating.Model]) -> str:
+def label(model: finding.Model, models: Sequence[finding.Model]) -> str:
   """A model's name, with its folder's where several have that name."""
   if [each.name for each in models].count(model.name) == 1:
     return model.name

@@ -34,6 +34,10 @@ class Progress:
   ended_B: chex.Array
 
 
+# Tokens decoded between two looks at the stop flag, unless a sampler is told
+# otherwise.
+CHUNK = 16
+
 # Takes the rows that have ended since it was last called.
 OnEnded = Callable[[np.ndarray, Progress], None]
 
@@ -66,6 +70,12 @@ class Sampler:
     samples: responses a prompt; the prompt is prefilled once and its cache
       copied, and rows come out question by question.
     chunk: tokens decoded between two looks at the stop flag.
+
+  Attributes:
+    prefill: jitted, (published, prompts, key) to the rows before their first
+      token.
+    decode: jitted, (published, rows, upto) to the rows, which are donated, at
+      column `upto` or when all have ended, and what the host may know of them.
   """
 
   def __init__(
@@ -78,12 +88,12 @@ class Sampler:
     temperature: float = 1.0,
     top_k: int = 0,
     samples: int = 1,
-    chunk: int = 16,
+    chunk: int = CHUNK,
   ):
     self.samples = samples
     self._response_tokens = response_tokens
     self._chunk = chunk
-    self._prefill = jax.jit(
+    self.prefill = jax.jit(
       functools.partial(
         _prefill,
         networks=networks,
@@ -92,7 +102,7 @@ class Sampler:
         samples=samples,
       )
     )
-    self._decode = jax.jit(
+    self.decode = jax.jit(
       functools.partial(
         _decode_chunk,
         networks=networks,
@@ -115,13 +125,13 @@ class Sampler:
     `on_ended` is told of rows that have ended while others go on. It is not
     told of those that end, or are cut at the length limit, at the very last.
     """
-    state = self._prefill(published, prompts, key)
+    state = self.prefill(published, prompts, key)
     # Filler rows end before they start, which is no news.
     told_B = ~np.repeat(jax.device_get(prompts.real_B), self.samples)
     before = None
     for start in range(0, self._response_tokens, self._chunk):
       upto = min(start + self._chunk, self._response_tokens)
-      state, now = self._decode(published, state, upto)
+      state, now = self.decode(published, state, upto)
       if before is not None:
         ended_B = jax.device_get(before.ended_B)
         if on_ended is not None and np.any(ended_B & ~told_B):

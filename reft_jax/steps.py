@@ -5,6 +5,10 @@ returns functions of arrays alone. States are donated; metrics are `Mean`s.
 A minibatch may be computed a micro-batch at a time: losses are sums whose
 terms are weighted by what the whole minibatch holds, so the gradient is the
 same whatever the split over micro-batches and devices.
+
+What updates a state takes a `base` too: parameters beside the state's, which
+are no part of it. They are read, and nothing else happens to them: no gradient,
+no moments, no donation (models.adapters).
 """
 
 import dataclasses
@@ -18,8 +22,8 @@ import jax.numpy as jnp
 import optax
 
 from reft_jax import types
+from reft_jax.models import adapters, partition
 from reft_jax.models import networks as networks_lib
-from reft_jax.models import partition
 from reft_jax.ops import advantages, kl, logprobs, losses, masked, sequences
 
 Metrics = dict[str, types.Mean]
@@ -120,7 +124,7 @@ def supervised(
   parts: Sequence[str] = (),
   shares: Sequence[float] = (),
 ) -> Callable[..., tuple[types.TrainState, Metrics]]:
-  """`update(state, *batches)`: cross-entropy of the answer and its EOS.
+  """`update(state, *batches, base)`: cross-entropy of the answer and its EOS.
 
   The loss of a batch is the mean over all its target tokens. Deviation: the
   released code takes the mean of the means of its micro-batches.
@@ -140,8 +144,8 @@ def supervised(
     shares: the weight of each of them; equal if left out.
   """
 
-  def loss_fn(params, batch, weight):
-    policy = params["policy"]
+  def loss_fn(params, batch, *, base, weight):
+    policy = adapters.join(base, params)["policy"]
     hidden_BSD = networks.hidden(
       policy["trunk"], batch.tokens_BS, batch.lengths_B
     )
@@ -155,21 +159,21 @@ def supervised(
     total = -masked.total(logprobs_BS, targets_BS)
     return weight * total, types.Mean(total=total, count=jnp.sum(targets_BS))
 
-  def gradient(params, batch, share):
+  def gradient(params, batch, base, share):
     targets = jnp.maximum(jnp.sum(batch.targets_BS[:, 1:]), 1)
     return _gradient(
-      functools.partial(loss_fn, weight=share / targets),
+      functools.partial(loss_fn, base=base, weight=share / targets),
       params,
       batch,
       micro_batch_size,
     )
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def update(state, *batches):
+  def update(state, *batches, base=None):
     weights = shares or (1 / len(batches),) * len(batches)
     grads, means = zip(
       *(
-        gradient(state.params, batch, weight)
+        gradient(state.params, batch, base, weight)
         for batch, weight in zip(batches, weights, strict=True)
       ),
       strict=True,
@@ -220,15 +224,16 @@ def classify(
   *,
   micro_batch_size: int,
 ) -> Callable[..., tuple[types.TrainState, Metrics]]:
-  """`update(state, batch)`: is a solution correct? (the paper's reranker).
+  """`update(state, batch, base)`: is a solution correct? (paper's reranker).
 
   The loss is the cross-entropy of two classes, read at a row's last token and
   averaged over the real rows; `state.params` is {"scorer": ...}.
   """
 
-  def loss_fn(params, batch, rows):
+  def loss_fn(params, batch, *, base, rows):
+    scorer = adapters.join(base, params)["scorer"]
     logits_BC = _class_logits(
-      networks, params["scorer"], batch.tokens_BS, batch.lengths_B
+      networks, scorer, batch.tokens_BS, batch.lengths_B
     )
     losses_B = optax.softmax_cross_entropy_with_integer_labels(
       logits_BC, batch.labels_B
@@ -241,10 +246,10 @@ def classify(
     }
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def update(state, batch):
+  def update(state, batch, base=None):
     rows = jnp.maximum(jnp.sum(batch.real_B), 1)
     grads, metrics = _gradient(
-      functools.partial(loss_fn, rows=rows),
+      functools.partial(loss_fn, base=base, rows=rows),
       state.params,
       batch,
       micro_batch_size,
@@ -284,6 +289,33 @@ def assess(
   The policy and its reference go through one executable, so that equal
   parameters give a KL of exactly 0.
   """
+  by_action, values = readers(networks, ppo, logit_chunk=logit_chunk)
+
+  def run(params: Any, reference: Any, rollout: types.Rollout) -> Assessment:
+    critic = params["value"] if ppo.critic else {"head": None}
+    head = None if "trunk" in critic else critic["head"]
+    logprobs_BT, values_BT = by_action((params["policy"], head), rollout)
+    reference_BT, _ = by_action((reference, head), rollout)
+    if "trunk" in critic:
+      values_BT = values(critic, rollout)
+    return Assessment(
+      logprobs_BT=logprobs_BT,
+      reference_logprobs_BT=reference_BT,
+      values_BT=values_BT,
+    )
+
+  return run
+
+
+def readers(
+  networks: networks_lib.Networks, ppo: PPO, *, logit_chunk: int = 1024
+) -> tuple[Callable[..., Any], Callable[..., jax.Array]]:
+  """The two jitted functions that `assess` calls.
+
+  `by_action((policy, head), rollout)` is log-probs and, where `head` is one on
+  the policy's trunk and not None, values; `values(critic, rollout)` are those
+  of a critic with a trunk of its own.
+  """
 
   def by_action(params, rollout):
     policy, head = params
@@ -302,21 +334,7 @@ def assess(
   micro = ppo.micro_batch_size
   by_action = jax.jit(functools.partial(_map_rows, by_action, micro=micro))
   values = jax.jit(functools.partial(_map_rows, values, micro=micro))
-
-  def run(params: Any, reference: Any, rollout: types.Rollout) -> Assessment:
-    critic = params["value"] if ppo.critic else {"head": None}
-    head = None if "trunk" in critic else critic["head"]
-    logprobs_BT, values_BT = by_action((params["policy"], head), rollout)
-    reference_BT, _ = by_action((reference, head), rollout)
-    if "trunk" in critic:
-      values_BT = values(critic, rollout)
-    return Assessment(
-      logprobs_BT=logprobs_BT,
-      reference_logprobs_BT=reference_BT,
-      values_BT=values_BT,
-    )
-
-  return run
+  return by_action, values
 
 
 def score(ppo: PPO) -> Callable[..., tuple[types.Experience, Metrics]]:
@@ -466,7 +484,7 @@ def ppo_update(
   *,
   logit_chunk: int = 1024,
 ) -> Callable[..., tuple[types.TrainState, Metrics]]:
-  """`update(state, experience, key)`: all epochs and minibatches in one jit.
+  """`update(state, experience, key, base)`: epochs, minibatches in one jit.
 
   At the first minibatch the parameters are still those that assessed the
   rollout, so its old log-probs are taken from the very forward that is
@@ -495,9 +513,9 @@ def ppo_update(
       logprobs_BT=logprobs_BT, entropies_BT=entropies_BT, values_BT=values_BT
     )
 
-  def loss_fn(params, rows, *, kl_coef, first):
+  def loss_fn(params, rows, *, base, kl_coef, first):
     experience, weights_BT = rows
-    reading = read(params, experience.rollout)
+    reading = read(adapters.join(base, params), experience.rollout)
     now_BT = jax.lax.stop_gradient(reading.logprobs_BT)
     gap_BT = jnp.abs(now_BT - experience.logprobs_BT)
     experience = experience.replace(
@@ -512,7 +530,7 @@ def ppo_update(
     return loss, metrics
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def update(state, experience, key):
+  def update(state, experience, key, base=None):
     batch = experience.advantages_BT.shape[0]
     orders_EB = jax.vmap(lambda k: jax.random.permutation(k, batch))(
       jax.random.split(key, ppo.ppo_epochs)
@@ -528,7 +546,9 @@ def ppo_update(
       rows = jax.tree.map(lambda x: partition.pin(x[indices]), experience)
       weights_BT = losses.weights(rows.mask_BT, ppo.aggregation)
       grads, metrics = _gradient(
-        functools.partial(loss_fn, kl_coef=state.kl_coef, first=first),
+        functools.partial(
+          loss_fn, base=base, kl_coef=state.kl_coef, first=first
+        ),
         state.params,
         (rows, weights_BT),
         ppo.micro_batch_size,

@@ -122,12 +122,12 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
     planning.check_batches(config, mesh)
     tokenizer, network = building.open_model(config)
     building.check_lengths(config, network)
+    building.check_lora(config, network)
     building.check_warmup(config, tokenizer, network)
     splits = run_lib.encoded(config, tokenizer)
     planning.check_rationales(config, splits["train"])
     failures = gold.check(grader, tokenizer, splits, config.reft)
-    # Last, as it may take minutes.
-    policies = building.open_policies(config)
+    policies = building.open_policies(config, mesh, network.config.vocab_size)
 
     directory = config_lib.run_directory(config)
     claim(

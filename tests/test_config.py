@@ -280,6 +280,8 @@ def test_binary_and_missing_files(tmp_path):
     (["data.train=x.json"], "the base stage is for embedded data"),
     (["model.path=folder"], "would train another model"),
     (["stages=[warmup]"], "model.path=null needs the base stage"),
+    (["data.chat_template=true"], "the base stage's model knows no chat"),
+    (["data.system_prompt=Hi"], "is part of a chat; set data.chat_template"),
     (["stages=[base, sft]"], "sft.start=warmup needs the warmup stage"),
     (["warmup.start=warmup"], "warmup.start=warmup must be base"),
     (
@@ -392,6 +394,18 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
   (tmp_path / "model").mkdir()
   write(tmp_path / "model", "{}", "config.json")
   config.check_files(run)
+
+
+def test_models_of_the_hub_are_not_looked_for(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  hub = ["model.path=acme/model", "model.warmup=acme/model@v2"]
+  config.check_files(small(*hub))
+  (tmp_path / "acme").mkdir()  # Now the first is a folder that is missing.
+  with pytest.raises(errors.UserError) as caught:
+    config.check_files(small(*hub))
+  said = str(caught.value)
+  assert said.startswith("model.path=acme/model: no Hugging Face model there")
+  assert "model.warmup" not in said
 
 
 def test_run_directory():

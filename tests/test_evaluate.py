@@ -243,7 +243,7 @@ def unopened(monkeypatch):
     raise AssertionError("weights were opened")
 
   def close():
-    monkeypatch.setattr(evaluating.Model, "policy", refuse)
+    monkeypatch.setattr(evaluating, "open_policy", refuse)
     monkeypatch.setattr(reward_model, "open_judge", refuse)
 
   return close
@@ -516,7 +516,7 @@ def test_settings_are_those_of_the_run(run_folder, capsys):
   assert evaluate.main(arguments) == 0
   warmup, reft = capsys.readouterr().out.split("---\n")
   assert "seed: 3" in warmup
-  assert "base:\n  layers: 1" in reft
+  assert "base:\n  family: llama\n  layers: 1" in reft
   assert f"path: {run_folder / 'models/reft'}" in reft
 
 
@@ -580,8 +580,8 @@ def refused(run_folder, monkeypatch, capfd, caplog, unopened):
     ([".", "data.test=no.json"], ["data.test=no.json: no such file"]),
     ([".", "data.max_response_tokens=99"], ["exceed the model's context"]),
     (
-      [".", "evaluation.reward_model=none/here"],
-      ["evaluation.reward_model=none/here: no reward model there"],
+      [".", "evaluation.reward_model=./none/here"],
+      ["evaluation.reward_model=./none/here: neither a folder nor a name"],
     ),
     (
       [".", "evaluation.reward_model=models/warmup"],

@@ -43,14 +43,14 @@ DATA = {
   ),
 }
 LARGE = {
-  "codellama_7b": "CodeLlama-7b-hf",
-  "galactica_6.7b": "galactica-6.7b",
+  "codellama_7b": "codellama/CodeLlama-7b-hf",
+  "galactica_6.7b": "facebook/galactica-6.7b",
 }
-# Folder, rollouts in a step, weight of the value loss.
+# Name on the hub, rollouts in a step, weight of the value loss.
 SMALL = {
-  "galactica_125m": ("galactica-125m", 256, 5.0),
-  "codeparrot_small": ("codeparrot-small", 256, 1.0),
-  "codegen_350m": ("codegen-350M-mono", 128, 0.1),
+  "galactica_125m": ("facebook/galactica-125m", 256, 5.0),
+  "codeparrot_small": ("codeparrot/codeparrot-small", 256, 1.0),
+  "codegen_350m": ("Salesforce/codegen-350M-mono", 128, 0.1),
 }
 # Epochs of warm-up and SFT.
 SMALL_EPOCHS = {
@@ -174,7 +174,7 @@ def test_large_models(data, model):
     SHARED
     | {
       "data.max_response_tokens": 400,
-      "model.path": f"models_cache/{LARGE[model]}",
+      "model.path": LARGE[model],
       "model.value": "shared",
       "warmup.epochs": DATA[data].warmup,
       "sft.epochs": 40,
@@ -242,7 +242,7 @@ def test_voting_and_reranking(data, model):
 def test_small_models(task, model):
   """Table 5."""
   config = configs.load([f"{task}_python_{model}"])
-  folder, rollouts, vf_coef = SMALL[model]
+  path, rollouts, vf_coef = SMALL[model]
   warmup, sft = SMALL_EPOCHS[model, task]
   check_data(config, f"{task}_python")
   short = (task, model) == ("svamp", "codegen_350m")
@@ -252,7 +252,7 @@ def test_small_models(task, model):
     | {
       "stages": ("warmup", "sft", "reft"),
       "data.max_response_tokens": 200 if short else 400,
-      "model.path": f"models_cache/{folder}",
+      "model.path": path,
       "model.value": "shared",
       "warmup.epochs": warmup,
       "sft.epochs": sft,
@@ -324,6 +324,7 @@ def test_dry_run(name, tmp_path, monkeypatch, capsys):
   if name in PAPER:
     for setting in ("data.train", "data.test", "model.path"):
       assert f"missing: {setting}=" in said.out
-    assert "from huggingface.co/" in said.out
+    origin = f"to be downloaded from huggingface.co/{config.model.path}"
+    assert origin in said.out
     assert "from the folder data of github.com/lqtrung1998/mwp_ReFT" in said.out
     assert "what is missing was not checked" in said.out

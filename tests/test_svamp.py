@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from reft_jax import metrics, train
+from reft_jax import export, metrics, train
 from reft_jax import tokenizer as tokenizers
 from reft_jax.models import networks, pretrained
+from reft_jax.tasks import prompts
+from reft_jax.tasks.problem import Problem
 
 STAGES = ["warmup", "sft", "reft"]
 # The experiment as it is, cut short.
@@ -125,3 +127,25 @@ def test_the_trained_model_opens_in_transformers(finished):
   )
   got_SV = network.logits(policy, hidden_1SD[0])
   np.testing.assert_allclose(got_SV, want_SV, atol=1e-4)
+
+
+def test_what_is_exported_goes_on_as_the_run_did(finished, tmp_path):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  folder = tmp_path / "exported"
+  assert export.main([str(finished / "models/reft"), str(folder)]) == 0
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  file = finished / "samples/test-reft.jsonl"
+  rows = [json.loads(line) for line in file.read_text().splitlines()]
+  ours = tokenizers.load(folder)
+  for row in rows[:3]:
+    problem = Problem("svamp_0", "svamp", row["question"], None, "0")
+    # The experiment's prompts start with the token that this tokenizer adds.
+    prompt = tokenizer(prompts.prompt(problem, "nl"), return_tensors="pt")
+    assert prompt["input_ids"][0, 0] == tokenizer.bos_token_id
+    with torch.no_grad():
+      out = model.generate(**prompt, max_new_tokens=60, do_sample=False)
+    text = ours.decode(out[0, prompt["input_ids"].shape[1] :].tolist())
+    assert row["completion"].startswith(text)
+    assert len(text) > 60

@@ -269,14 +269,15 @@ def test_a_context_that_is_too_short(refused):
 def test_no_model(refused, path):
   said = refused(f"model.path={path}")
   assert f"model.path={path}: no Hugging Face model there" in said
+  assert "nor a name on the hub (owner/name[@revision])" in said
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "riddle"])
+@pytest.mark.parametrize("kind", ["bert", "riddle"])
 def test_a_model_of_another_family(refused, kind):
   edit_json("model/config.json", model_type=kind)
   said = refused()
   assert f"model_type '{kind}' is not supported" in said
-  assert "supported: llama" in said
+  assert "supported: llama, opt, gpt2" in said
 
 
 def test_a_config_that_is_not_json(refused):
@@ -324,6 +325,13 @@ def test_a_tokenizer_that_is_larger_than_the_embedding(refused):
   size = tokenizers.load("small").vocab_size
   assert f"model.path=small: the tokenizer has {size} ids" in said
   assert "only 10 rows" in said
+  assert "model.resize_vocab=true" in said
+
+
+def test_a_vocabulary_that_may_grow():
+  write_model("small", vocab_size=10)
+  with pytest.raises(StartedError):
+    train.main([*SETTINGS, "model.path=small", "model.resize_vocab=true"])
 
 
 def settle(*arguments: str) -> None:
@@ -481,11 +489,14 @@ def test_a_dry_run_names_what_is_missing(capsys):
 
 
 def test_a_dry_run_counts_problems_without_a_tokenizer(capsys):
-  said = told(capsys, "model.path=cache/galactica-125m", "data.train_limit=4")
+  path = "facebook/galactica-125m"
+  said = told(capsys, f"model.path={path}", "data.train_limit=4")
   assert "problems: 4 train, 2 dev, 0 test" in said
   assert "≤ " in said
-  missing = "missing: model.path=cache/galactica-125m, from huggingface.co/"
-  assert f"{missing}facebook/galactica-125m" in said
+  origin = f"to be downloaded from huggingface.co/{path}"
+  assert f"missing: model.path={path}, {origin}" in said
+  said = told(capsys, "model.path=nowhere")
+  assert "missing: model.path=nowhere, a Hugging Face folder" in said
 
 
 @pytest.mark.parametrize(

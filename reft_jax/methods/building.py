@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from reft_jax import config as config_lib
+from reft_jax import devices, hub
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import pipeline, pretrain
-from reft_jax.models import networks, pretrained
+from reft_jax.models import adapters, networks, pretrained, resize
+from reft_jax.models import config as configs
 from reft_jax.tasks import embedded, grading
 from reft_jax.tasks.sandbox import executor as executor_lib
 
@@ -54,21 +58,57 @@ def open_model(
     )
     shape = pretrain.architecture(config, tokenizer.vocab_size)
   else:
-    folder = config_lib.expanded(path)
+    folder = hub.folder(path, "model.path")
     shape = pretrained.read_config(folder)
-    tokenizer = tokenizer_lib.load(folder)
+    tokenizer = tokenizer_lib.for_run(config, folder)
+    shape = _with_room(config, shape, tokenizer)
     if tokenizer.vocab_size > shape.vocab_size:
       raise UserError(
         f"model.path={path}: the tokenizer has {tokenizer.vocab_size} ids but "
         f"the model's embedding only {shape.vocab_size} rows; use the "
-        "tokenizer the model was trained with."
+        "tokenizer the model was trained with, or add rows with "
+        "model.resize_vocab=true."
       )
   network = networks.Networks(
     config=shape,
     compute_dtype=config.model.compute_dtype,
     remat=config.model.remat,
+    adapter_scale=config.lora.scale,
   )
   return tokenizer, network
+
+
+def check_lora(config: config_lib.Config, network: networks.Networks) -> None:
+  """Adapters must fit the architecture.
+
+  Raises:
+    UserError: it lacks a target, or the rank is that of the weights.
+  """
+  lora = config.lora
+  if not lora.rank:
+    return
+  targets = f"lora.targets=[{', '.join(lora.targets)}]"
+  try:
+    most = adapters.largest_rank(network.config, lora.targets)
+  except pretrained.UnsupportedModelError as error:
+    raise UserError(f"{targets}: {error}") from None
+  if lora.rank > most:
+    raise UserError(
+      f"lora.rank={lora.rank} is above {most}, the rank of a weight of"
+      f" {targets}; lower it, or learn the weights themselves with lora.rank=0."
+    )
+
+
+def _with_room(
+  config: config_lib.Config,
+  shape: configs.ModelConfig,
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> configs.ModelConfig:
+  """The architecture with a row for each id, where rows may be added."""
+  if not config.model.resize_vocab:
+    return shape
+  size = max(shape.vocab_size, tokenizer.vocab_size)
+  return dataclasses.replace(shape, vocab_size=size)
 
 
 def check_lengths(
@@ -100,20 +140,21 @@ def check_warmup(
   """
   if config.model.warmup is None:
     return
-  folder = config_lib.expanded(config.model.warmup)
+  folder = hub.folder(config.model.warmup, "model.warmup")
   if pretrained.is_classifier(folder):
     raise UserError(
       f"model.warmup={config.model.warmup} holds a reward model; give a"
       " language model."
     )
-  shape = pretrained.read_config(folder)
+  shape = _with_room(config, pretrained.read_config(folder), tokenizer)
   different = [
     f"{field.name} {getattr(shape, field.name)!r}, not"
     f" {getattr(network.config, field.name)!r}"
     for field in dataclasses.fields(shape)
     if getattr(shape, field.name) != getattr(network.config, field.name)
   ]
-  if tokenizer_lib.load(folder).fingerprint != tokenizer.fingerprint:
+  theirs = tokenizer_lib.for_run(config, folder)
+  if theirs.fingerprint != tokenizer.fingerprint:
     different.append("another tokenizer")
   if different:
     raise UserError(
@@ -123,18 +164,41 @@ def check_warmup(
     )
 
 
-def open_policies(config: config_lib.Config) -> dict[str, Any]:
-  """The policies, by the stages they stand for, that are read from folders.
+def open_policies(
+  config: config_lib.Config, mesh: jax.sharding.Mesh, vocab_size: int
+) -> dict[str, Callable[[], Any]]:
+  """What reads the policies that lie in folders, by the stages they stand for.
 
-  Those alone that a stage of this run starts from or draws from.
+  Those alone that a stage of this run starts from or draws from. Each is read
+  onto the mesh when it is called, and looked at without its weights here. They
+  have `vocab_size` rows, or get them.
+
+  Raises:
+    UnsupportedModelError: one of them cannot be read.
   """
   stages = set(config.stages)
   wanted = {pipeline.starts_from(config, stage) for stage in stages}
   if stages & {"offline_st", "reward_model"}:
     wanted.add(pipeline.drawer(config))
-  folders = {"base": config.model.path, "warmup": config.model.warmup}
-  return {
-    name: pretrained.load(config_lib.expanded(folder))[1]
-    for name, folder in folders.items()
-    if folder and name in wanted
+  paths = {"base": config.model.path, "warmup": config.model.warmup}
+  folders = {
+    name: hub.folder(path, f"model.{'path' if name == 'base' else name}")
+    for name, path in paths.items()
+    if path and name in wanted
   }
+  for folder in folders.values():
+    pretrained.check_policy(folder)
+  return {
+    name: functools.partial(read_policy, folder, mesh, vocab_size)
+    for name, folder in folders.items()
+  }
+
+
+def read_policy(
+  folder: pathlib.Path, mesh: jax.sharding.Mesh, vocab_size: int
+) -> Any:
+  """The policy of a folder, on the mesh's shards, with a row for each id."""
+  shape, policy = pretrained.load(folder, devices.place(mesh))
+  if shape.vocab_size < vocab_size:
+    policy = devices.put(mesh, resize.grow(shape, policy, vocab_size)[1])
+  return policy

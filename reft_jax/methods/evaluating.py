@@ -16,12 +16,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-
-from reft_jax import batching, checkpoints, devices, files, pages, selection
-from reft_jax import config as config_lib
+from reft_jax import (
+  batching,
+  files,
+  hub,
+  pages,
+  selection,
+)
 from reft_jax.errors import UserError
-from reft_jax.methods import answering, collecting, reward_model
+from reft_jax.methods import (
+  answering,
+  building,
+  collecting,
+  finding,
+  reward_model,
+)
 from reft_jax.methods.run import Run
 from reft_jax.models import pretrained
 from reft_jax.studies import evaluations
@@ -34,62 +43,6 @@ Groups = Sequence[Sequence[answering.Answer]]
 _BOOTSTRAP_SEED = 0
 _QUESTIONS_JUDGED_AT_ONCE = 16
 _PIECE, _PIECES = 2**20, 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """A language model on disk.
-
-  Attributes:
-    name: what it is called in tables and folders.
-    folder: a Hugging Face folder, or the `state` of a checkpoint.
-    run: the folder of the run that it lies in, if it lies in one.
-    checkpoint: whether it is one.
-  """
-
-  name: str
-  folder: pathlib.Path
-  run: pathlib.Path | None
-  checkpoint: bool = False
-
-  def check(self, run: Run) -> None:
-    """Finds out whether `policy` will do, without reading the weights.
-
-    Raises:
-      UserError: the folder holds no policy of the run's shape.
-      UnsupportedModelError: its tensors do not fit its config.json.
-    """
-    if self.checkpoint:
-      wanted = jax.tree.map(lambda leaf: leaf.shape, _policy_shapes(run))
-      if _policy_part(checkpoints.shapes(self.folder)) != wanted:
-        raise UserError(
-          f"{self.folder}: no language model of the shape that the settings of "
-          f"{self.run} describe; give another checkpoint."
-        )
-    elif pretrained.is_classifier(self.folder):
-      raise UserError(
-        f"{self.folder} holds a reward model, which answers no questions; give "
-        f"a language model, with evaluation.reward_model={self.folder} to "
-        "rerank its answers."
-      )
-    else:
-      pretrained.check(self.folder)
-
-  def policy(self, run: Run) -> Any:
-    """Its parameters, on the devices."""
-    if not self.checkpoint:
-      return devices.put(run.mesh, pretrained.load(self.folder)[1])
-    shapes = _policy_shapes(run)
-    like = jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      shapes,
-      devices.shardings(run.mesh, shapes),
-    )
-    if "params" in checkpoints.shapes(self.folder):
-      like = {"params": {"policy": like}}
-    return _policy_part(checkpoints.read(self.folder, like))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +83,9 @@ class Evaluation:
       or what is to be opened later cannot be.
   """
 
-  def __init__(self, run: Run, model: Model, problems: batching.Encoded):
+  def __init__(
+    self, run: Run, model: finding.Model, problems: batching.Encoded
+  ):
     self.run = run
     self.model = model
     self.problems = problems
@@ -157,7 +112,7 @@ class Evaluation:
         top_k=settings.top_k,
         identity=identity,
       )
-    model.check(run)
+    check(model, run)
     if settings.reward_model:
       reward_model.check(run, self._judge_folder)
 
@@ -170,7 +125,7 @@ class Evaluation:
     }
     if not missing:
       return
-    policy = self.model.policy(self.run)
+    policy = open_policy(self.model, self.run)
     for name, collection in missing.items():
       begin = time.monotonic()
       collection.draw(policy, self.run.key("evaluation", name))
@@ -231,7 +186,8 @@ class Evaluation:
 
   @property
   def _judge_folder(self) -> pathlib.Path:
-    return config_lib.expanded(self.run.config.evaluation.reward_model)
+    name = self.run.config.evaluation.reward_model
+    return hub.folder(name, "evaluation.reward_model")
 
   def _rewards(self, sampled: Groups) -> list[list[float]]:
     """A reward model's opinion of each sample, taken once.
@@ -278,6 +234,38 @@ class Evaluation:
   def _spent(self, name: str, begin: float) -> None:
     spent = self._seconds.get(name, 0.0) + time.monotonic() - begin
     self._seconds[name] = round(spent, 1)
+
+
+def check(model: finding.Model, run: Run) -> None:
+  """Finds out whether `open_policy` will do, without reading the weights.
+
+  Raises:
+    UserError: the folder holds no policy of the run's shape.
+    UnsupportedModelError: its tensors do not fit its config.json.
+  """
+  if model.checkpoint:
+    if "policy" not in finding.parts(model.folder, run.networks):
+      raise UserError(
+        f"{model.folder}: no language model of the shape that the settings of "
+        f"{model.run} describe; give another checkpoint."
+      )
+  elif pretrained.is_classifier(model.folder):
+    raise UserError(
+      f"{model.folder} holds a reward model, which answers no questions; give "
+      f"a language model, with evaluation.reward_model={model.folder} to "
+      "rerank its answers."
+    )
+  else:
+    pretrained.check(model.folder)
+
+
+def open_policy(model: finding.Model, run: Run) -> Any:
+  """A model's parameters, on the devices."""
+  if model.checkpoint:
+    held = finding.read(model.folder, run.networks, run.mesh, ("policy",))
+    return held["policy"]
+  size = run.networks.config.vocab_size
+  return building.read_policy(model.folder, run.mesh, size)
 
 
 def figures(
@@ -398,12 +386,13 @@ def verdicts(answers: Iterable[answering.Answer]) -> dict[str, int]:
 def fingerprint(folder: pathlib.Path) -> str:
   """Tells the weights of a folder from others, as 16 hex digits.
 
-  Of Hugging Face folders config.json and the safetensors are read, of
-  checkpoints all files; of a file of more than 64 MiB only 64 pieces of 1 MiB
-  in equal distances, which two models that were trained do not share.
+  Of Hugging Face folders config.json and the weights are read, of checkpoints
+  all files; of a file of more than 64 MiB only 64 pieces of 1 MiB in equal
+  distances, which two models that were trained do not share.
   """
   if (folder / "config.json").is_file():
     files = [folder / "config.json", *folder.glob("*.safetensors")]
+    files += folder.glob("pytorch_model*.bin")
   else:
     files = [path for path in folder.rglob("*") if path.is_file()]
   digest = hashlib.sha256()
@@ -415,13 +404,3 @@ def fingerprint(folder: pathlib.Path) -> str:
         file.seek(start)
         digest.update(file.read(_PIECE))
   return digest.hexdigest()[:16]
-
-
-def _policy_shapes(run: Run) -> Any:
-  """The policy's arrays as ShapeDtypeStructs."""
-  return jax.eval_shape(run.networks.init, jax.random.key(0))
-
-
-def _policy_part(state: Any) -> Any:
-  """The policy of a whole training state, or of a policy that was kept."""
-  return state["params"].get("policy") if "params" in state else state

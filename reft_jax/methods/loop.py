@@ -15,6 +15,7 @@ import jax
 from reft_jax import checkpoints, terminal, types
 from reft_jax.methods import answering
 from reft_jax.methods.run import Run
+from reft_jax.models import adapters
 from reft_jax.tasks import choices
 
 Examine = Callable[[Any], list[answering.Answer]]
@@ -84,21 +85,23 @@ def sweep(
       with that part's learning rate.
   """
   rates = config.learning_rates or (config.optimizer.learning_rate,)
-  results = []
+  best, seconds = None, 0.0
   for rate in rates:
     optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
     part = name if len(rates) == 1 else f"{name}-lr{rate:g}"
     one = dataclasses.replace(config, optimizer=optimizer)
     try:
-      results.append(train_at(part, one))
+      result = train_at(part, one)
     except DivergedError as error:
-      if not results and rate == rates[-1]:
+      if best is None and rate == rates[-1]:
         raise
       run.terminal.line(f"{error} This learning rate is left out.")
-  best = max(results, key=lambda result: result.dev_accuracy)
-  return dataclasses.replace(
-    best, seconds=sum(result.seconds for result in results)
-  )
+      continue
+    seconds += result.seconds
+    if best is None or result.dev_accuracy > best.dev_accuracy:
+      best = result
+    del result  # It would lie on the devices beside the next.
+  return dataclasses.replace(best, seconds=seconds)
 
 
 class Loop:
@@ -118,6 +121,9 @@ class Loop:
       set), or "last".
     model: which of the parameters are examined and kept, others being means
       to an end.
+    base: what the state's parameters are adapters of. The model that is
+      examined and that a stage ends with is joined to it; what is saved is
+      not.
   """
 
   def __init__(
@@ -130,6 +136,7 @@ class Loop:
     examine: Examine | None = None,
     keep: str = "best",
     model: str = "policy",
+    base: Mapping[str, Any] | None = None,
   ):
     self._run = run
     self._name = name
@@ -137,6 +144,7 @@ class Loop:
     self._evaluate_every = evaluate_every
     self._examine = examine
     self._model = model
+    self._base = (base or {}).get(model, {})
     self._keep_best = keep == "best" and examine is not None
     self._log_every = run.config.logging.every or max(1, steps // 50)
     folder = stage_directory(run, name)
@@ -238,7 +246,7 @@ class Loop:
     if self._keep_best:
       model, _ = self._kept.restore(model)
     return Trained(
-      model=model,
+      model=adapters.join(self._base, model),
       dev_accuracy=self.best_accuracy if self._examine else None,
       best_step=self.best_step if self._examine else self._steps,
       seconds=self.seconds,
@@ -286,7 +294,8 @@ class Loop:
     """Greedy accuracy on dev; the best parameters so far are kept."""
     if self._examine is None:
       return
-    graded = self._examine(state.params[self._model])
+    model = adapters.join(self._base, state.params[self._model])
+    graded = self._examine(model)
     accuracy = answering.accuracy(graded)
     shares = answering.shares(graded, self._run.config.reft)
     self._log(

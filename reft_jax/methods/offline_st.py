@@ -6,7 +6,7 @@ join the annotations, and a model is fine-tuned on both.
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from reft_jax import config as config_lib
@@ -20,7 +20,7 @@ from reft_jax.tasks import prompts
 def train(
   run: Run,
   name: str,
-  policy: Any,
+  policy: Callable[[], Any],
   config: config_lib.OfflineConfig,
   examine: loop_lib.Examine | None,
   draws: Sequence[Sequence[Answer]],

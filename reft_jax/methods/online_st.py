@@ -5,7 +5,7 @@ imitates what is right, half and half with the annotations of the questions.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +16,13 @@ from reft_jax import config as config_lib
 from reft_jax.methods import answering
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
-from reft_jax.models import partition
+from reft_jax.models import adapters, partition
 
 
 def train(
   run: Run,
   name: str,
-  policy: Any,
+  policy: Callable[[], Any],
   config: config_lib.OnlineConfig,
   examine: loop_lib.Examine | None,
 ) -> loop_lib.Trained:
@@ -57,16 +57,25 @@ def _train_at(run, name, policy, examine, part, config) -> loop_lib.Trained:
     parts=tuple(shares),
     shares=tuple(shares.values()),
   )
+  frozen, learnt = run.divided(policy(), name)
+  params = {"policy": learnt}
+  base = adapters.beneath(frozen, params)
+  whole = functools.partial(adapters.join, base)
   with loop_lib.Loop(
     run,
     part,
     steps=rollouts.steps,
     evaluate_every=config.evaluate_every,
     examine=examine,
+    base=base,
   ) as loop:
-    state, start = loop.restore(run.start({"policy": policy}, optimizer))
+    state = run.start(params, optimizer)
+    del learnt, params  # The state has its own.
+    state, start = loop.restore(state)
     for step in range(start, rollouts.steps):
-      sampled, examples, verdicts = rollouts(state.params["policy"], step)
+      sampled, examples, verdicts = rollouts(
+        whole(state.params)["policy"], step
+      )
       gold = [annotations(run, examples)] if "gold" in shares else []
       answered = verdicts.answers(sampled)
       correct_B = np.array([answer.correct for answer in answered])
@@ -75,7 +84,8 @@ def _train_at(run, name, policy, examine, part, config) -> loop_lib.Trained:
       metrics = _facts(answered, run.config.reft)
       metrics["learning_rate"] = types.Mean.of(schedule(state.step))
       for first in [*starts] * config.passes:
-        state, learned = update(state, *_rows(batches, first, minibatch))
+        rows = _rows(batches, first, minibatch)
+        state, learned = update(state, *rows, base=base)
         metrics = loop_lib.merged(metrics, learned)
       loop.end_step(step + 1, state, metrics, answered)
     return loop.result(state, config.optimizer.learning_rate)

@@ -1,13 +1,14 @@
 """The stages of a run, in their order: each trains, is kept, and is tested."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reft_jax import batching, files
+from reft_jax import batching, devices, files, hub
 from reft_jax import config as config_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import (
@@ -22,7 +23,7 @@ from reft_jax.methods import (
 )
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
-from reft_jax.models import pretrained
+from reft_jax.models import adapters, peft, pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +75,35 @@ def starts_from(config: config_lib.Config, stage: str) -> str | None:
       return drawer(config)
 
 
+def origin(
+  config: config_lib.Config, directory: pathlib.Path, start: str
+) -> str:
+  """The model of the stage `start`: a folder, or a name on the hub.
+
+  Args:
+    config: the run's.
+    directory: its folder.
+    start: a stage that others start from.
+  """
+  given = {"base": config.model.path, "warmup": config.model.warmup}[start]
+  if given is None:
+    return str((directory / "models" / start).resolve())
+  if hub.is_id(given):
+    return given
+  return str(config_lib.expanded(given).resolve())
+
+
 def drawer(config: config_lib.Config) -> str:
   """The stage whose policy draws solutions: the warmed-up one if there is."""
   return "warmup" if config_lib.warmed(config) else "base"
 
 
 class Pipeline:
-  """Runs a run's stages, skipping those that an earlier process finished."""
+  """Runs a run's stages, skipping those that an earlier process finished.
+
+  It holds on to one policy at most, between the stage that trained it and the
+  next one that asks for any. Others are read from disk when they are needed.
+  """
 
   def __init__(self, run: Run):
     self._run = run
@@ -94,19 +117,22 @@ class Pipeline:
         temperature=evaluation.temperature,
         top_k=evaluation.top_k,
       )
-    self._policies: dict[str, Any] = {}
+    self._policies: Mapping[str, Callable[[], Any]] = {}
+    self._held: dict[str, Any] = {}
 
-  def __call__(self, policies: Mapping[str, Any]) -> dict[str, Result]:
+  def __call__(
+    self, policies: Mapping[str, Callable[[], Any]]
+  ) -> dict[str, Result]:
     """Runs all stages.
 
     Args:
-      policies: those that no stage of this run trains: the pretrained one as
-        `base`, a warmed-up one as `warmup`.
+      policies: what reads those that no stage of this run trains: the
+        pretrained one as `base`, a warmed-up one as `warmup`.
 
     Returns:
       The result of each stage that is finished, from this call or before.
     """
-    self._policies = dict(policies)
+    self._policies = policies
     for name in self._run.config.stages:
       self._stage(name, starts_from(self._run.config, name))
     reports = {name: self._report(name) for name in config_lib.STAGES}
@@ -122,11 +148,15 @@ class Pipeline:
   def _model(self, name: str) -> pathlib.Path:
     return self._run.directory / "models" / name
 
-  def _policy(self, name: str | None) -> Any | None:
-    """A stage's policy, read from disk if an earlier process trained it."""
-    if name is not None and name not in self._policies:
-      self._policies[name] = pretrained.load(self._model(name))[1]
-    return self._policies.get(name)
+  def _policy(self, name: str) -> Any:
+    """A stage's policy, which from now on is its caller's alone."""
+    held, self._held = self._held, {}
+    if name in held:
+      return held[name]
+    held.clear()
+    if name in self._policies:
+      return self._policies[name]()
+    return pretrained.load(self._model(name), devices.place(self._run.mesh))[1]
 
   def _stage(self, name: str, start: str | None) -> None:
     """Runs a stage unless it is finished."""
@@ -144,12 +174,17 @@ class Pipeline:
     begin = time.monotonic()
     draws = self._draws_for(name)
     drawn_in = time.monotonic() - begin
-    trained, cached = self._train(name, self._policy(start), draws)
+    policy = functools.partial(self._policy, start)
+    if run.config.lora.rank:  # It stays as it is: one will do for all rates.
+      policy = functools.cache(policy)
+    trained, cached = self._train(name, policy, draws)
+    trained, adapter = self._merged(trained, start)
     run.save_model(
       self._model(name),
       trained.model,
       trained.facts(),
       classifier=name == "reward_model",
+      adapter=adapter,
     )
     begin = time.monotonic()
     graded, majority = self._test(name, trained.model)
@@ -174,10 +209,14 @@ class Pipeline:
       report, json.dumps(dataclasses.asdict(result), indent=2) + "\n"
     )
     if name in ("base", "warmup"):  # Others start from these.
-      self._policies[name] = trained.model
+      self._held = {name: trained.model}
 
   def _train(self, name, policy, draws) -> tuple[loop_lib.Trained, bool]:
-    """Trains a stage, or takes the base model that an earlier run kept."""
+    """Trains a stage, or takes the base model that an earlier run kept.
+
+    `policy` gives the one that it starts from. It is asked as often as it is
+    needed, so that none is kept for later.
+    """
     run, examine = self._run, self._examine
     config = getattr(run.config, name)
     match name:
@@ -196,6 +235,20 @@ class Pipeline:
       case "reward_model":
         trained = reward_model.train(run, name, policy, config, *draws)
     return trained, False
+
+  def _merged(
+    self, trained: loop_lib.Trained, start: str | None
+  ) -> tuple[loop_lib.Trained, peft.Adapter | None]:
+    """A stage's model with its adapter merged, in place, and the adapter."""
+    _, params = adapters.split(trained.model)
+    if not params:
+      return trained, None
+    config, lora = self._run.config, self._run.config.lora
+    base = origin(config, self._run.directory, start)
+    model = adapters.absorb(trained.model, lora.scale)
+    return dataclasses.replace(trained, model=model), peft.Adapter(
+      params, lora.rank, lora.alpha, base
+    )
 
   def _draws_for(self, name: str) -> list[list[list[answering.Answer]]]:
     """The draws that a stage learns from, split by split."""

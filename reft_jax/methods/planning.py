@@ -2,31 +2,22 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-from reft_jax import batching, devices, terminal
+from reft_jax import batching, devices, hub, terminal
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import building, gold, pipeline
 from reft_jax.methods import run as run_lib
-from reft_jax.models import networks
+from reft_jax.models import adapters, networks
 from reft_jax.tasks import embedded, grading, sources
 
-# Where the packaged experiments' models and data are from, by their names.
-_MODELS = {
-  name.rpartition("/")[2]: f"huggingface.co/{name}"
-  for name in (
-    "codellama/CodeLlama-7b-hf",
-    "facebook/galactica-6.7b",
-    "facebook/galactica-125m",
-    "codeparrot/codeparrot-small",
-    "Salesforce/codegen-350M-mono",
-  )
-}
+# Where the packaged experiments' data are from, by their names.
 _DATA = "the folder data of github.com/lqtrung1998/mwp_ReFT"
 _PUBLISHED = ("gsm8k", "svamp", "mathqa")
 
@@ -63,9 +54,12 @@ def show(config: config_lib.Config, screen: terminal.Terminal) -> None:
     if "model.path" not in lacking:
       tokenizer, network = building.open_model(config)
       building.check_lengths(config, network)
+      building.check_lora(config, network)
       if "model.warmup" not in lacking:
         building.check_warmup(config, tokenizer, network)
       facts.append(_describe_model(network))
+      if config.lora.rank:
+        facts.append(_describe_lora(config.lora, network))
     if not {"data.train", "data.test"} & lacking.keys():
       counts, told = _read_problems(config, tokenizer, grader)
       facts += told
@@ -128,10 +122,11 @@ def missing(config: config_lib.Config) -> Iterator[tuple[str, str]]:
       published = file.name.startswith(_PUBLISHED)
       yield setting, f"from {_DATA}" if published else "a file of problems"
   for setting in ("model.path", "model.warmup"):
-    path = _value(config, setting)
-    if path and not (config_lib.expanded(path) / "config.json").is_file():
-      origin = _MODELS.get(config_lib.expanded(path).name)
-      yield setting, f"from {origin}" if origin else "a Hugging Face folder"
+    name = _value(config, setting)
+    if name and hub.is_id(name) and hub.find(name) is None:
+      yield setting, f"to be downloaded from {hub.page(name)}"
+    elif name and hub.find(name) is None:
+      yield setting, "a Hugging Face folder"
 
 
 def _value(config: config_lib.Config, setting: str) -> str | None:
@@ -229,6 +224,18 @@ def _describe_model(network: networks.Networks) -> str:
   size = sum(leaf.size for leaf in jax.tree.leaves(policy))
   context = network.config.max_positions
   return f"model: {size:,} parameters, context of {context:,} tokens"
+
+
+def _describe_lora(
+  lora: config_lib.LoraConfig, network: networks.Networks
+) -> str:
+  init = functools.partial(
+    adapters.init, network.config, rank=lora.rank, targets=lora.targets
+  )
+  adapter = jax.eval_shape(init, jax.random.key(0))
+  size = sum(leaf.size for leaf in jax.tree.leaves(adapter))
+  targets = ", ".join(adapters.chosen(network.config, lora.targets))
+  return f"lora: {size:,} parameters of rank {lora.rank} beside {targets}"
 
 
 def _describe_draws(draws: config_lib.DrawsConfig) -> str:

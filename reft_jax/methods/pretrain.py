@@ -10,13 +10,13 @@ import json
 import pathlib
 
 from reft_jax import config as config_lib
-from reft_jax import optim, steps, types
+from reft_jax import devices, optim, steps, types
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods import run as run_lib
 from reft_jax.methods import sft
 from reft_jax.methods.run import Run
 from reft_jax.models import config as model_config
-from reft_jax.models import pretrained
+from reft_jax.models import pretrained, scratch
 from reft_jax.tasks import embedded
 
 # Part of the cache's key: raise it when the corpus or the model changes.
@@ -26,17 +26,16 @@ _VERSION = 1
 def architecture(
   config: config_lib.Config, vocab_size: int
 ) -> model_config.ModelConfig:
-  """The base model's shape: Llama-like, with a tied head."""
+  """The base model's shape, with a tied head."""
   base, data = config.base, config.data
-  return model_config.ModelConfig(
+  return scratch.architecture(
+    base.family,
     vocab_size=vocab_size,
     width=base.width,
     layers=base.layers,
     heads=base.heads,
     kv_heads=base.kv_heads,
-    head_size=base.width // base.heads,
     ffn=base.ffn,
-    tied_head=True,
     max_positions=data.max_prompt_tokens + data.max_response_tokens,
   )
 
@@ -52,6 +51,8 @@ def cached(config: config_lib.Config) -> pathlib.Path:
     "embedded": dataclasses.asdict(config.embedded) | {"merge": None},
     "dev_size": config.data.dev_size,
     "compute_dtype": config.model.compute_dtype,
+    # Learned positions are as many as the context has tokens.
+    "context": config.data.max_prompt_tokens + config.data.max_response_tokens,
   }
   text = json.dumps(relevant, sort_keys=True)
   return root / f"base-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -63,7 +64,7 @@ def train_once(run: Run, name: str) -> tuple[loop_lib.Trained, bool]:
   notes = folder / "training.json"
   if notes.exists():
     run.terminal.line(f"{name}: taken from {folder}")
-    _, policy = pretrained.load(folder)
+    _, policy = pretrained.load(folder, devices.place(run.mesh))
     return loop_lib.Trained(model=policy, **json.loads(notes.read_text())), True
   trained = train(run, name)
   run.save_model(folder, trained.model, trained.facts())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from reft_jax import config as config_lib
@@ -9,12 +10,13 @@ from reft_jax import devices, optim, steps, types
 from reft_jax.methods import answering
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
+from reft_jax.models import adapters
 
 
 def train(
   run: Run,
   name: str,
-  policy: Any,
+  policy: Callable[[], Any],
   config: config_lib.ReftConfig,
   examine: loop_lib.Examine | None,
 ) -> loop_lib.Trained:
@@ -40,13 +42,17 @@ def _train_at(run, name, policy, examine, part, config) -> loop_lib.Trained:
   schedule = optim.schedule(config.optimizer, updates)
   logit_chunk = run.config.model.logit_chunk
 
-  reference = devices.put(run.mesh, policy)
-  params = {"policy": reference}
+  frozen, learnt = run.divided(policy(), name)
+  params = {"policy": learnt}
   if ppo.critic:
     init = functools.partial(
       run.networks.init_value, kind=run.config.model.value
     )
-    params["value"] = run.made(init, reference)
+    params["value"] = run.made(init, learnt)
+  base = adapters.beneath(frozen, params)
+  whole = functools.partial(adapters.join, base)
+  # With LoRA the same weights again, beside an adapter that adds 0.
+  reference = whole({"policy": learnt})["policy"]
 
   assess = steps.assess(run.networks, ppo, logit_chunk=logit_chunk)
   score = steps.score(ppo)
@@ -60,20 +66,24 @@ def _train_at(run, name, policy, examine, part, config) -> loop_lib.Trained:
     steps=rollouts.steps,
     evaluate_every=config.evaluate_every,
     examine=examine,
+    base=base,
   ) as loop:
     state, start = loop.restore(run.start(params, optimizer, ppo.kl_coef))
     del params  # The state has its own.
     for step in range(start, rollouts.steps):
-      sampled, _, verdicts = rollouts(state.params["policy"], step)
+      current = whole(state.params)
+      sampled, _, verdicts = rollouts(current["policy"], step)
       # The device reads the rollout while the host grades the last of it.
-      assessment = assess(state.params, reference, sampled)
+      assessment = assess(current, reference, sampled)
+      del current  # The update takes its arrays.
       answered = verdicts.answers(sampled)
       scores_B = devices.put_batch(
         run.mesh, answering.rewards(answered, config)
       )
       experience, metrics = score(sampled, assessment, scores_B, state.kl_coef)
       rate = schedule(state.step)
-      state, learned = update(state, experience, run.key(name, "update", step))
+      key = run.key(name, "update", step)
+      state, learned = update(state, experience, key, base=base)
       metrics |= learned | answering.shares(answered, config)
       metrics["learning_rate"] = types.Mean.of(rate)
       loop.end_step(step + 1, state, metrics, answered)

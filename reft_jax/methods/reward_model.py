@@ -19,8 +19,8 @@ from reft_jax.errors import UserError
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.answering import Answer
 from reft_jax.methods.run import Run
+from reft_jax.models import adapters, pretrained
 from reft_jax.models import networks as networks_lib
-from reft_jax.models import pretrained
 from reft_jax.tasks import prompts
 
 Groups = Sequence[Sequence[Answer]]
@@ -29,7 +29,7 @@ Groups = Sequence[Sequence[Answer]]
 def train(
   run: Run,
   name: str,
-  policy: Any,
+  policy: Callable[[], Any],
   config: config_lib.SupervisedConfig,
   draws: Groups,
   dev_draws: Groups,
@@ -43,7 +43,7 @@ def train(
   Args:
     run: the run.
     name: the stage's.
-    policy: what the trunk is copied from.
+    policy: gives the one whose trunk is copied, for each learning rate.
     config: the stage's.
     draws: graded solutions of training questions.
     dev_draws: those of dev questions. The classifier by which the right ones
@@ -71,6 +71,12 @@ def _train_at(
   )
   judge = Judge(run, run.networks)
 
+  frozen, learnt = run.divided(policy(), name)
+  params = {
+    "scorer": run.made(run.networks.init_scorer, learnt, run.key(name, "init"))
+  }
+  del learnt  # The scorer has its own.
+  base = adapters.beneath(frozen, params)
   with loop_lib.Loop(
     run,
     part,
@@ -80,14 +86,11 @@ def _train_at(
     if dev_draws
     else None,
     model="scorer",
+    base=base,
   ) as loop:
-    scorer = run.made(
-      run.networks.init_scorer,
-      devices.put(run.mesh, policy),
-      run.key(name, "init"),
-    )
-    state, start = loop.restore(run.start({"scorer": scorer}, optimizer))
-    del scorer  # The state has its own.
+    state = run.start(params, optimizer)
+    del params  # The state has its own.
+    state, start = loop.restore(state)
     for step in range(start, total):
       chosen = batching.epoch_rows(
         len(rows), seed=run.config.seed, step=step, batch=config.batch_size
@@ -99,7 +102,8 @@ def _train_at(
         slots=slots(run),
         pad_id=run.tokenizer.pad_id,
       )
-      state, metrics = update(state, devices.put_batch(run.mesh, batch))
+      batch = devices.put_batch(run.mesh, batch)
+      state, metrics = update(state, batch, base=base)
       metrics["learning_rate"] = types.Mean.of(schedule(step))
       loop.end_step(step + 1, state, metrics)
     return loop.result(state, config.optimizer.learning_rate)
@@ -199,7 +203,7 @@ def check(run: Run, folder: pathlib.Path) -> None:
       "models/reward_model."
     )
   pretrained.check(folder)
-  theirs = tokenizer_lib.load(folder)
+  theirs = tokenizer_lib.for_run(run.config, folder)
   if theirs.fingerprint != run.tokenizer.fingerprint:
     raise UserError(
       f"{where}: its tokenizer is another than the model's; take a reward "
@@ -212,9 +216,8 @@ def open_judge(
 ) -> Callable[[Groups], list[list[float]]]:
   """The judge of a reward model's folder; raises as `check` does."""
   check(run, folder)
-  shape, scorer = pretrained.load_classifier(folder)
+  shape, scorer = pretrained.load_classifier(folder, devices.place(run.mesh))
   networks = dataclasses.replace(run.networks, config=shape)
-  scorer = devices.put(run.mesh, scorer)
   return functools.partial(Judge(run, networks), scorer)
 
 

@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,8 +15,9 @@ from reft_jax import batching, devices, metrics, steps, terminal, types
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
+from reft_jax.methods import saving
+from reft_jax.models import adapters, peft
 from reft_jax.models import networks as networks_lib
-from reft_jax.models import pretrained
 from reft_jax.tasks import embedded, grading, sources
 from reft_jax.tasks.problem import Problem
 
@@ -85,6 +84,23 @@ class Run:
     shardings = devices.shardings(self.mesh, jax.eval_shape(init, *arguments))
     return jax.jit(init, out_shardings=shardings)(*arguments)
 
+  def divided(self, policy: Any, stage: str) -> tuple[Any, Any]:
+    """A policy as what a stage leaves alone, and what it learns.
+
+    That is nothing and the policy or, with LoRA, the policy and an adapter of
+    it before its first update; on the mesh.
+    """
+    policy, lora = devices.put(self.mesh, policy), self.config.lora
+    if not lora.rank:
+      return {}, policy
+    init = functools.partial(
+      adapters.init,
+      self.networks.config,
+      rank=lora.rank,
+      targets=lora.targets,
+    )
+    return policy, self.made(init, self.key(stage, "adapter"))
+
   def save_model(
     self,
     folder: pathlib.Path,
@@ -92,32 +108,23 @@ class Run:
     notes: Mapping[str, Any],
     *,
     classifier: bool = False,
+    adapter: peft.Adapter | None = None,
   ) -> None:
     """Writes a Hugging Face folder in one move, whole or not at all.
 
     Beside model and tokenizer it holds `notes` as training.json. The model is a
-    policy, or a `classifier`.
+    policy, or a `classifier`; an `adapter` that was merged into it is written
+    to a folder of its own in there.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-      new = pathlib.Path(scratch) / folder.name
-      tokenizer = self.tokenizer
-      save = pretrained.save_classifier if classifier else pretrained.save
-      save(
-        new,
-        self.networks.config,
-        model,
-        extra={
-          "bos_token_id": tokenizer.bos_id,
-          "eos_token_id": list(tokenizer.eos_ids),
-          "pad_token_id": tokenizer.pad_id,
-        },
-      )
-      tokenizer.save(new)
-      (new / "training.json").write_text(json.dumps(notes, indent=2) + "\n")
-      if folder.exists():
-        shutil.rmtree(folder)
-      new.rename(folder)
+    saving.write(
+      folder,
+      self.networks.config,
+      self.tokenizer,
+      model,
+      classifier=classifier,
+      adapter=adapter,
+      texts={"training.json": json.dumps(notes, indent=2) + "\n"},
+    )
 
   def prompts(
     self,
@@ -208,6 +215,8 @@ def encoded(
       add_bos=data.add_bos,
       max_prompt_tokens=data.max_prompt_tokens,
       max_response_tokens=data.max_response_tokens,
+      chat_template=data.chat_template,
+      system_prompt=data.system_prompt,
     )
     splits[name] = dataclasses.replace(encoded_split, left_out=split.left_out)
     if split.problems and not splits[name].examples:

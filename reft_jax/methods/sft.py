@@ -8,6 +8,7 @@ from reft_jax import batching, devices, optim, steps, types
 from reft_jax import config as config_lib
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
+from reft_jax.models import adapters
 
 # The ids of a prompt, and those of the answer to be learnt.
 Row = tuple[Sequence[int], Sequence[int]]
@@ -16,7 +17,7 @@ Row = tuple[Sequence[int], Sequence[int]]
 def train(
   run: Run,
   name: str,
-  policy: Any,
+  policy: Callable[[], Any],
   config: config_lib.SupervisedConfig,
   examine: loop_lib.Examine | None,
   *,
@@ -28,7 +29,7 @@ def train(
   Args:
     run: the run.
     name: the stage's.
-    policy: where it starts.
+    policy: gives the one it starts from, for each learning rate.
     config: the stage's.
     examine: as `Loop`'s.
     rows: what is learnt; the annotated solutions if None.
@@ -39,7 +40,9 @@ def train(
   take an early checkpoint of the 40-epoch schedule.
   """
   rows = annotated(run.train) if rows is None else rows
-  train_at = functools.partial(_train_at, run, policy, examine, rows, keep)
+  train_at = functools.partial(
+    _train_at, run, name, policy, examine, rows, keep
+  )
   return loop_lib.sweep(run, name, config, train_at)
 
 
@@ -53,7 +56,7 @@ def annotated(examples: Sequence[batching.Example]) -> list[Row]:
 
 
 def _train_at(
-  run, policy, examine, rows, keep, name, config
+  run, name, policy, examine, rows, keep, part, config
 ) -> loop_lib.Trained:
   """Fine-tunes at one learning rate."""
   epoch = -(-len(rows) // config.batch_size)
@@ -68,17 +71,23 @@ def _train_at(
     logit_chunk=run.config.model.logit_chunk,
   )
   schedule = optim.schedule(config.optimizer, total)
+  frozen, learnt = run.divided(policy(), name)
+  params = {"policy": learnt}
+  base = adapters.beneath(frozen, params)
   with loop_lib.Loop(
     run,
-    name,
+    part,
     steps=total,
     evaluate_every=epoch * config.evaluate_every,
     examine=examine,
     keep=keep,
+    base=base,
   ) as loop:
-    state, start = loop.restore(run.start({"policy": policy}, optimizer))
+    state = run.start(params, optimizer)
+    del learnt, params  # The state has its own.
+    state, start = loop.restore(state)
     for step in range(start, total):
-      state, metrics = update(state, batch(step))
+      state, metrics = update(state, batch(step), base=base)
       metrics["learning_rate"] = types.Mean.of(schedule(step))
       loop.end_step(step + 1, state, metrics)
     return loop.result(state, config.optimizer.learning_rate)

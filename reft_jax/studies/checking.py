@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from reft_jax import config as config_lib
-from reft_jax import errors
+from reft_jax import errors, hub
 from reft_jax.studies import evaluations, suites
 
 # Where runs would lie; what lies there now is of no interest.
@@ -97,7 +97,8 @@ def _check_evaluation(
     if (
       judge
       and judge != str(made)
-      and not (config_lib.expanded(judge) / "config.json").is_file()
+      and not hub.is_id(judge)
+      and hub.find(judge) is None
     ):
       raise errors.UserError(
         f"evaluation.reward_model={judge}: no reward model there; give its"
