@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LEVELS = (
-  ("models", "types", "ops", "errors", "files"),
+  ("models", "types", "ops", "errors", "files", "hub"),
   ("config",),
   (
     "tasks",
@@ -27,7 +27,7 @@ LEVELS = (
   ),
   ("steps", "rollout", "selection"),
   ("methods",),
-  ("train", "evaluate", "reproduce", "rate"),
+  ("train", "evaluate", "export", "reproduce", "rate"),
 )
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 
