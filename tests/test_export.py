@@ -208,6 +208,7 @@ def test_without_a_critic_there_is_none(exported):
   ],
 )
 def test_a_reward_model_is_a_classifier(source, exported, parameters):
+  pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   output = exported(source)
   _, scorer = pretrained.load_classifier(output)
