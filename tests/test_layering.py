@@ -27,7 +27,8 @@ LEVELS = (
   ),
   ("steps", "rollout", "selection"),
   ("methods",),
-  ("train", "evaluate", "export", "reproduce", "rate"),
+  ("planner",),
+  ("train", "evaluate", "export", "plan", "reproduce", "rate"),
 )
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 

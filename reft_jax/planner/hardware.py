@@ -1,0 +1,345 @@
+"""The hardware a plan can be made for: its numbers, and how it is named.
+
+All numbers are per device: a GPU, or a TPU chip (v4 and v5p have two cores,
+which jax shows as one device). Peaks are of dense products.
+
+Sources: NVIDIA's data sheets of the A100, H100, H200, L4 and T4; the GPU
+descriptions in openxla/xla, xla/backends/gpu/target_config/specs; for a T4's
+memory deviceQuery, for an L4's the least that PyTorch reports;
+docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and, for what one direction of a
+TPU's links carries, the tables of jax-ml.github.io/scaling-book/tpus.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+
+from reft_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One device.
+
+  Attributes:
+    platform: jax's name: cpu, cuda or tpu.
+    memory: bytes that its driver, or its compiler, reports.
+    peak: FLOP/s of matrix products of bfloat16 numbers.
+    peak_float32: the same of float32 ones at jax's default precision, which is
+      TF32 on NVIDIA GPUs that have it and bfloat16 on TPUs.
+    bandwidth: bytes/s of its memory.
+    link: bytes/s that it can send to its neighbours in a collective.
+    network: the same to devices of another node.
+    node: devices that share the fast links; 0: all of a slice do.
+    reserve: bytes that programs cannot have: the context, libraries' handles,
+      what a runtime keeps for itself.
+    reserve_shared: what collectives keep besides, where there are several.
+    fields: of a GPU, what its compiler must know besides.
+  """
+
+  platform: str
+  memory: int
+  peak: float
+  peak_float32: float
+  bandwidth: float
+  link: float = 0.0
+  network: float = 0.0
+  node: int = 0
+  reserve: int = 0
+  reserve_shared: int = 0
+  fields: Mapping[str, int | float | str] = dataclasses.field(
+    default_factory=dict, hash=False
+  )
+
+
+# Of what is left, a share is lost between the allocator's blocks.
+FRAGMENTS = 0.03
+# What jax takes of a GPU's memory unless it is told otherwise.
+GPU_FRACTION = 0.75
+
+
+def _gpu(memory, peak, peak_float32, bandwidth, link, network, **fields):
+  return Chip(
+    platform="cuda",
+    memory=memory,
+    peak=peak,
+    peak_float32=peak_float32,
+    bandwidth=bandwidth,
+    link=link,
+    network=network,
+    node=8,
+    # The CUDA context with cuBLAS's and cuDNN's kernels, then NCCL's buffers.
+    reserve=int(0.75 * GIB),
+    reserve_shared=GIB,
+    fields=fields,
+  )
+
+
+def _tpu(memory, peak, bandwidth, link):
+  # `memory` is what the compiler allows, without what the runtime keeps.
+  return Chip("tpu", int(memory), peak, peak, bandwidth, link)
+
+
+_A100 = {
+  "name": "NVIDIA A100-SXM4",
+  "major": 8,
+  "minor": 0,
+  "cores": 108,
+  "fpus": 64,
+  "clock": 1.41,
+  "l2": 40 << 20,
+  "shared": 164 << 10,
+  "threads": 2048,
+}
+_HOPPER = {
+  "name": "NVIDIA H100 80GB HBM3",
+  "major": 9,
+  "minor": 0,
+  "cores": 132,
+  "fpus": 128,
+  "clock": 1.98,
+  "l2": 50 << 20,
+  "shared": 228 << 10,
+  "threads": 2048,
+}
+
+GPUS = {
+  # NVLink 3: 600 GB/s both ways; 8 x 200 Gbit/s between nodes.
+  "a100-80g": _gpu(85100068864, 312e12, 156e12, 2.039e12, 300e9, 25e9, **_A100),
+  "a100-40g": _gpu(42331013120, 312e12, 156e12, 1.555e12, 300e9, 25e9, **_A100),
+  # NVLink 4: 900 GB/s both ways; 8 x 400 Gbit/s between nodes.
+  "h100": _gpu(84942979072, 989e12, 494e12, 3.35e12, 450e9, 50e9, **_HOPPER),
+  "h200": _gpu(
+    151397597184,
+    989e12,
+    494e12,
+    4.8e12,
+    450e9,
+    50e9,
+    **_HOPPER | {"name": "NVIDIA H200"},
+  ),
+  # PCIe 4.0 x16 and no NVLink; 100 Gbit/s between nodes.
+  "l4": _gpu(
+    22 * GIB,
+    121e12,
+    60e12,
+    300e9,
+    32e9,
+    12.5e9,
+    name="NVIDIA L4",
+    major=8,
+    minor=9,
+    cores=58,
+    fpus=128,
+    clock=2.04,
+    l2=48 << 20,
+    shared=100 << 10,
+    threads=1536,
+  ),
+  # PCIe 3.0 x16. Turing has no bfloat16: such products are done in float32.
+  "t4": _gpu(
+    15843721216,
+    8.1e12,
+    8.1e12,
+    320e9,
+    16e9,
+    12.5e9,
+    name="Tesla T4",
+    major=7,
+    minor=5,
+    cores=40,
+    fpus=64,
+    clock=1.59,
+    l2=4 << 20,
+    shared=64 << 10,
+    threads=1024,
+  ),
+}
+
+# A link carries 45 GB/s one way in v4 and v5e and 90 GB/s in v5p and v6e; a
+# ring uses two of a chip's. Slices of one axis or without wrap-around have
+# less, those that spread a collective over more axes have more.
+TPUS = {
+  "v4": _tpu(30.75 * GIB, 275e12, 1.228e12, 90e9),
+  "v5e": _tpu(15.75 * GIB, 197e12, 819e9, 90e9),
+  "v5p": _tpu(95.74 * GIB, 459e12, 2.765e12, 180e9),
+  "v6e": _tpu(31.25 * GIB, 918e12, 1.638e12, 180e9),
+}
+
+# By the number of chips.
+_FLAT = {
+  1: "1x1",
+  4: "2x2",
+  8: "2x4",
+  16: "4x4",
+  32: "4x8",
+  64: "8x8",
+  128: "8x16",
+  256: "16x16",
+}
+_CUBIC = {
+  4: "2x2x1",
+  8: "2x2x2",
+  16: "2x2x4",
+  32: "2x4x4",
+  64: "4x4x4",
+  128: "4x4x8",
+  256: "4x8x8",
+  512: "8x8x8",
+}
+# Generations that are named by their cores, of which a chip has two.
+_BY_CORES = ("v4", "v5p")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """Some devices of one kind.
+
+  Attributes:
+    name: as it is written, such as "h100 x8" or "v5e-8".
+    kind: its row of GPUS or TPUS, or "cpu".
+    chip: its numbers.
+    devices: how many.
+    topology: as the compiler names it: hosts x processes x GPUs, or the shape
+      of a slice.
+  """
+
+  name: str
+  kind: str
+  chip: Chip
+  devices: int
+  topology: str = ""
+
+  @property
+  def usable(self) -> int:
+    """Bytes of a device's memory that a run's arrays and programs can have."""
+    chip = self.chip
+    left = chip.memory - chip.reserve
+    if self.devices > 1:
+      left -= chip.reserve_shared
+    return int(left * (1 - FRAGMENTS))
+
+  def link(self, crosses: bool) -> float:
+    """Bytes/s a device sends in a collective, which may cross nodes."""
+    return self.chip.network if crosses else self.chip.link
+
+  def peak(self, dtype: str) -> float:
+    """FLOP/s of products in a compute dtype."""
+    bf16 = dtype == "bfloat16"
+    return self.chip.peak if bf16 else self.chip.peak_float32
+
+
+def target(text: str) -> Target:
+  """Reads the name of a target.
+
+  Raises:
+    UserError: it is none; says what there is.
+  """
+  words = text.strip().lower()
+  gpu = re.fullmatch(r"([a-z0-9-]+?)(?:\s*x\s*(\d+))?", words)
+  kind, count = gpu.groups() if gpu else (words, None)
+  if kind == "cpu":
+    devices = int(count or 1)
+    return Target(_times("cpu", devices), "cpu", _this_cpu(devices), devices)
+  if kind in GPUS:
+    devices = int(count or 1)
+    node = GPUS[kind].node
+    if not devices or (devices > node and devices % node):
+      raise UserError(
+        f"--target {text}: GPUs come {node} to a node; take 1 to {node}, or a"
+        f" multiple of {node}."
+      )
+    nodes = -(-devices // node)
+    shape = f"{nodes}x1x{devices // nodes}"
+    return Target(_times(kind, devices), kind, GPUS[kind], devices, shape)
+  tpu = re.fullmatch(r"(v\d+\w*)-(\d+)", words)
+  if tpu and tpu[1] in TPUS:
+    return _slice(text, tpu[1], int(tpu[2]))
+  known = (
+    "cpu",
+    *(f"{name} x8" for name in GPUS),
+    *(f"{name}-8" for name in TPUS),
+  )
+  raise UserError(
+    f"--target {text}: not known; a target is cpu, a GPU and how many, or a TPU"
+    f" slice: {', '.join(known)} and so on."
+  )
+
+
+def _slice(text, kind, size) -> Target:
+  halved = kind in _BY_CORES
+  shapes = _CUBIC if halved else _FLAT
+  chips, odd = divmod(size, 2) if halved else (size, 0)
+  if odd or chips not in shapes:
+    sizes = ", ".join(f"{kind}-{n * (1 + halved)}" for n in shapes)
+    counts = " (it counts cores, two a chip)" if halved else ""
+    raise UserError(f"--target {text}: {kind} slices{counts} are {sizes}.")
+  return Target(f"{kind}-{size}", kind, TPUS[kind], chips, shapes[chips])
+
+
+def larger_slices(target: Target) -> list[Target]:
+  """Slices of a TPU target's kind that have more chips."""
+  halved = target.kind in _BY_CORES
+  return [
+    _slice("", target.kind, chips * (1 + halved))
+    for chips in (_CUBIC if halved else _FLAT)
+    if chips > target.devices
+  ]
+
+
+def _times(kind: str, devices: int) -> str:
+  return f"{kind} x{devices}" if devices > 1 or kind != "cpu" else kind
+
+
+def _this_cpu(devices: int) -> Chip:
+  """This machine's memory and cores, shared by simulated devices.
+
+  Its speed is a guess: 3 GHz, 32 float32 operations a cycle and core (AVX2),
+  20 GB/s. bfloat16 is not faster.
+  """
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  peak = (os.cpu_count() or 1) * 3e9 * 32 / devices
+  return Chip(
+    platform="cpu",
+    memory=memory // devices,
+    peak=peak,
+    peak_float32=peak,
+    bandwidth=20e9 / devices,
+    link=20e9 / devices,
+    network=20e9 / devices,
+    reserve=GIB // devices,
+  )
+
+
+def description(chip: Chip) -> str:
+  """What XLA must be told of a GPU that is not here: a GpuTargetConfigProto."""
+  f = chip.fields
+  return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {f["shared"]}
+  threads_per_core_limit: {f["threads"]}
+  core_count: {f["cores"]}
+  fpus_per_core: {f["fpus"]}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {int(chip.bandwidth)}
+  l2_cache_size: {f["l2"]}
+  clock_rate_ghz: {f["clock"]}
+  device_memory_size: {chip.memory}
+  shared_memory_per_block_optin: {f["shared"] - (1024 if f["major"] > 7 else 0)}
+  cuda_compute_capability {{ major: {f["major"]} minor: {f["minor"]} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 12 }}
+runtime_version {{ major: 13 minor: 0 patch: 0 }}
+device_description_str: "{f["name"]}"
+"""

@@ -1,0 +1,328 @@
+"""What a compiled program says of itself: its collectives, by its HLO text.
+
+`Compiled.as_text()` is read line by line; no jax is needed. Loops are followed:
+what lies in the body of a `while` is counted as often as it runs.
+"""
+
+import collections
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "ragged-all-to-all",
+  "collective-permute",
+  "collective-broadcast",
+)
+
+_BITS = {
+  "pred": 8,
+  **{f"{sign}{bits}": bits for sign in "su" for bits in (2, 4, 8, 16, 32, 64)},
+  **{"bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128},
+  "f4e2m1fn": 4,
+}
+_ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,<=]*)\]")
+_NAME = re.compile(r"%([\w.\-]+)")
+_ASSIGNMENT = re.compile(r"(ROOT )?%?([\w.\-]+) = ")
+_OPENING = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line of a computation.
+
+  Attributes:
+    name: what others call its result.
+    kind: its opcode.
+    type: of its result, as text.
+    operands: the names of its arguments; a parameter's number.
+    attributes: the rest of the line.
+    root: whether it is what the computation returns.
+  """
+
+  name: str
+  kind: str
+  type: str
+  operands: tuple[str, ...]
+  attributes: str
+  root: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+  """A compiled program: its computations by name, and where it starts."""
+
+  computations: Mapping[str, Sequence[Instruction]]
+  entry: str
+  partitions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective of a program, as often as it runs.
+
+  Attributes:
+    kind: one of KINDS.
+    payload: bytes of the whole array, on one device: what is gathered, or what
+      is reduced or exchanged.
+    group: the devices of one of its groups, by number.
+    times: how often it runs.
+    bounded: whether `times` is a bound, as in a loop that may stop early.
+  """
+
+  kind: str
+  payload: int
+  group: tuple[int, ...]
+  times: int
+  bounded: bool = False
+
+  @property
+  def wire(self) -> float:
+    """Bytes a device sends when it runs once, around a ring."""
+    n = len(self.group)
+    if self.kind in ("collective-permute", "collective-broadcast"):
+      return self.payload
+    share = (n - 1) / n
+    return self.payload * share * (2 if self.kind == "all-reduce" else 1)
+
+  def crosses(self, node: int) -> bool:
+    """Whether its group spans nodes of so many devices (0: there are none)."""
+    return bool(node) and len({device // node for device in self.group}) > 1
+
+
+def size(type_text: str) -> int:
+  """Bytes of an array's type, or of all arrays of a tuple's."""
+  total = 0
+  for dtype, dims in _ARRAY.findall(type_text):
+    bits = _BITS.get(dtype, 8 if dtype.startswith("f8") else 0)
+    sizes = [int(d.strip("<=")) for d in dims.split(",") if d]
+    total += -(-bits * math.prod(sizes) // 8)
+  return total
+
+
+def parse(text: str) -> Module:
+  """Reads the text of a compiled program."""
+  computations: dict[str, list[Instruction]] = {}
+  entry, current = "", None
+  for line in text.splitlines():
+    stripped = line.strip()
+    opening = None if " = " in line[:200] else _OPENING.match(stripped)
+    if opening and not line.startswith(" "):
+      current = computations.setdefault(opening[2], [])
+      if opening[1]:
+        entry = opening[2]
+    elif stripped == "}":
+      current = None
+    elif current is not None:
+      instruction = _instruction(stripped)
+      if instruction:
+        current.append(instruction)
+  partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
+  return Module(computations, entry, int(partitions[1]) if partitions else 1)
+
+
+def _instruction(line: str) -> Instruction | None:
+  match = _ASSIGNMENT.match(line)
+  if not match:
+    return None
+  rest = line[match.end() :]
+  end = _closing(rest) if rest.startswith("(") else rest.find(" ")
+  type_text, rest = rest[:end], rest[end:].lstrip()
+  kind, opened, rest = rest.partition("(")
+  if not opened:
+    return None
+  end = _closing("(" + rest) - 1
+  inside = rest[: end - 1]
+  operands = tuple(_NAME.findall(inside)) or (inside.strip(),)
+  return Instruction(
+    name=match[2],
+    kind=kind,
+    type=type_text,
+    operands=operands,
+    attributes=rest[end:],
+    root=bool(match[1]),
+  )
+
+
+def _closing(text: str) -> int:
+  """Where the parenthesis that opens a text is closed, one past it."""
+  depth = 0
+  for place, letter in enumerate(text):
+    if letter == "(":
+      depth += 1
+    elif letter == ")":
+      depth -= 1
+      if not depth:
+        return place + 1
+  return len(text)
+
+
+def collectives(module: Module, *, open_loop: int = 1) -> list[Collective]:
+  """All that runs, loops followed.
+
+  Args:
+    module: the program.
+    open_loop: how often a loop is taken to run that does not say.
+  """
+  return list(_inside(module, module.entry, 1, False, open_loop))
+
+
+def _inside(
+  module: Module, name: str, times: int, bounded: bool, open_loop: int
+) -> Iterator[Collective]:
+  instructions = module.computations.get(name, ())
+  types = {each.name: each.type for each in instructions}
+  for each in instructions:
+    kind = each.kind.removesuffix("-start")
+    if kind in KINDS:
+      if name.startswith("all-reduce-scatter"):  # A TPU's, as one fusion.
+        kind = "reduce-scatter"
+      group = groups(each.attributes, module.partitions)
+      given = sum(size(types.get(operand, "")) for operand in each.operands)
+      payload = given * len(group) if kind == "all-gather" else given
+      if len(group) > 1:
+        yield Collective(kind, payload, group, times, bounded)
+    elif each.kind == "while":
+      count, known = trips(module, each, open_loop)
+      body = _called(each, "body")
+      condition = _called(each, "condition")
+      often = times * count
+      bound = bounded or not known
+      runs = [(x, often) for x in body]
+      runs += [(x, often + times) for x in condition]
+      for called, runs_of_it in runs:
+        yield from _inside(module, called, runs_of_it, bound, open_loop)
+    elif not each.kind.endswith(("-done", "-update")):
+      for field in ("calls", "branch_computations", "to_apply"):
+        for called in _called(each, field):
+          yield from _inside(module, called, times, bounded, open_loop)
+
+
+def _called(instruction: Instruction, field: str) -> list[str]:
+  match = re.search(
+    rf"\b{field}=(\{{[^}}]*\}}|%[\w.\-]+)", instruction.attributes
+  )
+  return _NAME.findall(match[1]) if match else []
+
+
+def trips(
+  module: Module, loop: Instruction, open_loop: int
+) -> tuple[int, bool]:
+  """How often a loop's body runs, and whether that is certain.
+
+  Read from what the compiler noted or, where it notes nothing, from a
+  condition that compares a counter, which starts at 0, with a constant.
+  """
+  noted = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
+  if noted:
+    return int(noted[1]), True
+  (condition,) = _called(loop, "condition")
+  instructions = {x.name: x for x in module.computations.get(condition, ())}
+  for each in instructions.values():
+    below = each.kind == "compare" and "direction=LT" in each.attributes
+    if each.root and below:
+      limit = instructions.get(each.operands[-1])
+      if limit is not None and limit.kind == "constant":
+        return int(limit.operands[0]), True
+  return open_loop, False
+
+
+def groups(attributes: str, partitions: int) -> tuple[int, ...]:
+  """The first of a collective's groups of devices.
+
+  In any of the ways it is written: {{0,1},{2,3}}, [2,2]<=[4],
+  [2,2]<=[2,2]T(1,0) or mesh['x'=2,'y'=2] {'x'}. Empty means all devices.
+  """
+  listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+  if listed and listed[1]:
+    return tuple(map(int, listed[1].split(",")))
+  iota = re.search(
+    r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?",
+    attributes,
+  )
+  if iota:
+    shape = list(map(int, iota[3].split(",")))
+    order = list(map(int, iota[4].split(","))) if iota[4] else range(len(shape))
+    return _numbers(shape, list(order))[: int(iota[2])]
+  mesh = re.search(
+    r"replica_groups=(?:@?\w*)?\[([^\]]*)\]\s*\{([^}]*)\}", attributes
+  )
+  if mesh:
+    return _of_axes(mesh[1], mesh[2])
+  pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
+  if pairs:
+    return tuple(dict.fromkeys(map(int, re.findall(r"\d+", pairs[1]))))
+  return tuple(range(partitions))
+
+
+def _numbers(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+  """0, 1, ... in `shape`, transposed and made flat."""
+  strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+  ranges = [range(0, shape[a] * strides[a], strides[a]) for a in order]
+  return tuple(sum(place) for place in itertools.product(*ranges))
+
+
+def _of_axes(mesh: str, axes: str) -> tuple[int, ...]:
+  """Device 0 and those it meets along some axes of a mesh, or parts of them.
+
+  'x':(2)4 is the part of axis x of size 4 with a part of size 2 before it.
+  """
+  sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
+  names = list(sizes)
+  stride_of = {
+    name: math.prod(sizes[later] for later in names[place + 1 :])
+    for place, name in enumerate(names)
+  }
+  ranges = []
+  for name, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes):
+    count, stride = sizes[name], stride_of[name]
+    if part:
+      stride *= count // (int(before) * int(part))
+      count = int(part)
+    ranges.append(range(0, count * stride, stride))
+  return tuple(sum(place) for place in itertools.product(*ranges))
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """All collectives of one kind.
+
+  Attributes:
+    kind: one of KINDS.
+    count: how many run.
+    payload: bytes of their arrays.
+    near: bytes a device sends within its node.
+    far: bytes it sends to other nodes.
+    bounded: whether these are bounds.
+  """
+
+  kind: str
+  count: int
+  payload: int
+  near: float
+  far: float
+  bounded: bool
+
+
+def by_kind(found: Sequence[Collective], node: int = 0) -> list[Traffic]:
+  """Sums of collectives by kind; `node` devices share the fast links."""
+  kinds = collections.defaultdict(list)
+  for each in found:
+    kinds[each.kind].append(each)
+  return [
+    Traffic(
+      kind=kind,
+      count=sum(each.times for each in some),
+      payload=sum(each.times * each.payload for each in some),
+      near=sum(e.times * e.wire for e in some if not e.crosses(node)),
+      far=sum(e.times * e.wire for e in some if e.crosses(node)),
+      bounded=any(each.bounded for each in some),
+    )
+    for kind, some in sorted(kinds.items())
+  ]

@@ -1,0 +1,313 @@
+"""One target's plan: memory by phase, time by phase, and what would fit."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import optax
+
+from reft_jax.errors import UserError
+from reft_jax.methods import planning, reft
+from reft_jax.planner import advice, hardware, measuring, programs, roofline
+from reft_jax.planner import subject as subjects
+
+PHASES = ("supervised", "sample", "score", "update", "evaluate")
+_STEP = ("sample", "score", "update")
+
+
+def make(
+  subject: subjects.Subject,
+  target: hardware.Target,
+  *,
+  compiled: bool,
+  search: bool,
+) -> dict[str, Any]:
+  """A plan as JSON knows it; sizes are bytes of one device, times seconds.
+
+  Args:
+    subject: what is planned.
+    target: for which hardware.
+    compiled: whether programs are compiled; if not it is arithmetic alone.
+    search: whether a change is looked for where it does not fit.
+
+  Raises:
+    UserError: the mesh or a batch does not fit the target's devices.
+  """
+  measured = measure(subject, target, PHASES if compiled else ())
+  phases = by_phase(measured)
+  if not phases:
+    raise UserError(
+      f"stages={list(subject.config.stages)}: none of them is planned; plans"
+      " are of supervised stages and of reft."
+    )
+  worst = max(phases.values(), key=lambda m: m.total)
+  over = {name for name, m in phases.items() if too_large(m, target)}
+  mesh = measuring.abstract_mesh(subject, target)
+  total, learnt = parameters(subject, target)
+  return {
+    "target": target.name,
+    "devices": target.devices,
+    "mesh": dict(mesh.shape),
+    "compiled": compiled,
+    "parameters": total,
+    "learnt": learnt,
+    "memory": {
+      "capacity": target.chip.memory,
+      "usable": target.usable,
+      "peak": worst.total,
+      "phase": worst.phase,
+      "fits": not over,
+      "phases": {
+        name: {
+          "program": m.name,
+          **m.kinds,
+          "rest": m.rest,
+          "total": m.total,
+          "fits": name not in over,
+        }
+        for name, m in phases.items()
+      },
+    },
+    "programs": [dataclasses.asdict(m) | {"total": m.total} for m in measured],
+    "time": times(subject, target, measured, total=total, learnt=learnt),
+    "advice": searched(subject, target, over, worst.total if compiled else None)
+    if over and search
+    else None,
+  }
+
+
+def measure(
+  subject: subjects.Subject,
+  target: hardware.Target,
+  phases: Collection[str],
+  limit: int | None = None,
+) -> list[measuring.Measured]:
+  """Every program of the run; those of `phases` are compiled.
+
+  Raises:
+    TooLargeError: one of them needs more than `limit` bytes.
+    UserError: as `make`.
+  """
+  mesh = measuring.abstract_mesh(subject, target)
+  planning.check_batches(subject.config, mesh)
+  if phases:
+    mesh = measuring.open_mesh(subject, target)
+  recorder = measuring.Recorder(target, mesh, phases=phases, limit=limit)
+  programs.all_of(programs.Shapes(subject, mesh), recorder)
+  return recorder.measured
+
+
+def by_phase(
+  measured: Sequence[measuring.Measured],
+) -> dict[str, measuring.Measured]:
+  """The program of each phase that needs the most memory."""
+  found = {}
+  for phase in PHASES:
+    some = [m for m in measured if m.phase == phase]
+    if some:
+      found[phase] = max(some, key=lambda m: m.total)
+  return found
+
+
+def too_large(m: measuring.Measured, target: hardware.Target) -> bool:
+  """Whether a program does not fit."""
+  return m.total > target.usable or not m.fits_alone
+
+
+def parameters(
+  subject: subjects.Subject, target: hardware.Target
+) -> tuple[int, int]:
+  """Numbers in the policy, and those of them that are learnt."""
+  shapes = programs.Shapes(subject, measuring.abstract_mesh(subject, target))
+  learner = shapes.learner(optax.identity(), critic=False)
+  learnt = programs.count(learner.state.params)
+  return programs.count(learner.policy), learnt
+
+
+# Time ------------------------------------------------------------------------
+
+
+def times(
+  subject: subjects.Subject,
+  target: hardware.Target,
+  measured: Sequence[measuring.Measured],
+  *,
+  total: int,
+  learnt: int,
+) -> dict[str, Any]:
+  """The roofline of a step's phases, of a step and of an epoch, in seconds.
+
+  What collectives send is the compiler's where it is known.
+  """
+  config = subject.config
+  dtype = config.model.compute_dtype
+  works = work(subject, target, total=total, learnt=learnt)
+  phases = {}
+  for phase, formula in works.items():
+    some = [m for m in measured if m.phase == phase]
+    done = formula
+    if some and all(m.traffic is not None for m in some):
+      done = dataclasses.replace(
+        formula,
+        near=sum(m.times * t.near for m in some for t in m.traffic),
+        far=sum(m.times * t.far for m in some for t in m.traffic),
+      )
+    took = roofline.time(done, target, dtype)
+    phases[phase] = {
+      **dataclasses.asdict(done),
+      "compute_s": took.compute,
+      "memory_s": took.memory,
+      "network_s": took.network,
+      "seconds": took.seconds,
+      "bound": took.bound,
+    }
+  found: dict[str, Any] = {"phases": phases}
+  if subject.reinforced:
+    stage = config.reft
+    step = sum(phases[name]["seconds"] for name in _STEP)
+    questions = stage.batch_size // stage.samples_per_question
+    found["reft"] = _stage(stage, step, subject.problems, questions)
+  if subject.supervised:
+    stage = getattr(config, subject.supervised)
+    step = phases["supervised"]["seconds"]
+    found[subject.supervised] = _stage(
+      stage, step, subject.problems, stage.batch_size
+    )
+  return found
+
+
+def _stage(stage, step, problems, batch) -> dict[str, Any]:
+  """Seconds of a step, an epoch and all of a stage, as far as known."""
+  found = {"step": step, "epoch": None, "all": None}
+  steps = getattr(stage, "steps", None)
+  if problems is not None:
+    found["epoch"] = step * -(-problems // batch)
+    found["all"] = found["epoch"] * stage.epochs
+  if steps:
+    found["all"] = step * steps
+  return found
+
+
+def work(
+  subject: subjects.Subject,
+  target: hardware.Target,
+  *,
+  total: int,
+  learnt: int,
+) -> dict[str, roofline.Work]:
+  """What one device does in each phase of one step, by formula."""
+  config = subject.config
+  mesh = measuring.abstract_mesh(subject, target)
+  layout = roofline.Layout(**mesh.shape, node=target.chip.node)
+  model = roofline.Model.of(
+    subject.shape,
+    total=total,
+    learnt=learnt,
+    compute_dtype=config.model.compute_dtype,
+    remat=config.model.remat,
+  )
+  P, T, S = subject.prompt_slots, subject.response_slots, subject.row_slots
+  found = {}
+  if subject.supervised:
+    stage = getattr(config, subject.supervised)
+    found["supervised"] = roofline.learn(
+      model,
+      layout,
+      rows=stage.batch_size,
+      slots=S,
+      predicted=S - 1,
+      micro=stage.micro_batch_size or stage.batch_size,
+    )
+  if subject.reinforced:
+    stage = config.reft
+    ppo = reft.ppo_numbers(stage)
+    own_trunk = ppo.critic and config.model.value == "separate"
+    questions = stage.batch_size // stage.samples_per_question
+    # As long as the longest answer may be: some row nearly always is.
+    found["sample"] = (
+      roofline.publish(model, layout)
+      + roofline.prefill(model, layout, questions, P)
+      + roofline.decode(model, layout, stage.batch_size, P + T) * T
+    )
+    rows = {"slots": P + T, "predicted": T, "micro": ppo.micro_batch_size}
+    found["score"] = roofline.read(
+      model, layout, rows=stage.batch_size, **rows
+    ) * (2 + own_trunk)
+    updates = ppo.ppo_epochs * (stage.batch_size // ppo.minibatch_size)
+    found["update"] = roofline.learn(
+      model, layout, rows=ppo.minibatch_size, **rows
+    ) * (updates * (1 + own_trunk))
+  return found
+
+
+# Advice ----------------------------------------------------------------------
+
+
+def searched(
+  subject: subjects.Subject,
+  target: hardware.Target,
+  over: Collection[str],
+  peak: int | None,
+) -> dict[str, Any]:
+  """The smallest changes that make it fit.
+
+  Args:
+    subject: what is planned.
+    target: for which hardware.
+    over: the phases that do not fit.
+    peak: what the fullest needs as it is; None where nothing is compiled
+      and what fits by arithmetic is not either.
+
+  Returns:
+    `settings` that fit, `lora`, settings with adapters that do (looked for
+    where others do not help), and `target`, a larger one of the same kind
+    that fits without changes; None for what there is not.
+  """
+  phases = over if peak else ()
+
+  def needs(settings: Mapping[str, Any]) -> float:
+    return _needs(subject.changed(dict(settings)), target, phases)
+
+  knobs = advice.knobs(subject, target, _ways(subject, target), over)
+  settings = advice.smallest(knobs, needs, target.usable, peak or math.inf)
+  adapted = larger = None
+  if settings is None:
+    lora = advice.lora(subject)
+    if lora:
+      adapted = advice.smallest([*lora, *knobs], needs, target.usable)
+    larger = _first(
+      advice.larger(target),
+      lambda other: _needs(subject, other, phases) <= other.usable,
+    )
+  return {
+    "settings": settings,
+    "lora": adapted,
+    "target": larger and larger.name,
+  }
+
+
+def _ways(subject, target) -> int:
+  shape = measuring.abstract_mesh(subject, target).shape
+  return math.prod(shape[axis] for axis in ("data", "fsdp"))
+
+
+def _first(some: Sequence[Any], holds: Callable[[Any], bool]) -> Any:
+  return next((each for each in some if holds(each)), None)
+
+
+def _needs(subject, target, phases) -> float:
+  """Bytes that the fullest phase needs.
+
+  Those of `phases` are compiled, and where they fit all are. inf where
+  arithmetic alone refuses, or a batch does not divide.
+  """
+  try:
+    found = measure(subject, target, (), limit=target.usable)
+    for compiled in (phases, PHASES) if phases else ():
+      found = measure(subject, target, compiled)
+      if any(too_large(m, target) for m in found):
+        break
+  except (measuring.TooLargeError, UserError):
+    return math.inf
+  return max(m.total for m in found)

@@ -1,0 +1,432 @@
+"""The programs of a run on shapes alone, as its methods build and call them.
+
+What lies on the devices besides a program's arguments is told with it, so that
+memory is counted as in the run: while ReFT's policy samples, its masters, their
+moments and the reference are there too (methods.reft).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from reft_jax import devices, optim, rollout, steps, types
+from reft_jax.methods import reft
+from reft_jax.models import adapters, partition
+from reft_jax.models import networks as networks_lib
+from reft_jax.planner import subject as subjects
+
+# Optimizers want a number of steps for their schedule, which is one constant.
+_STEPS = 1000
+# Which ids end and fill rows changes nothing that is counted.
+_EOS, _PAD = (2,), 0
+_WHOLE_RULES = {
+  letter: axis
+  for letter, axis in partition.DEFAULT_RULES.items()
+  if axis != "fsdp"
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """One compiled function of a run.
+
+  Attributes:
+    name: what it is called.
+    phase: the part of a step that it belongs to.
+    function: jitted.
+    arguments: jax.ShapeDtypeStruct with shardings.
+    alive: what is on the devices while it runs and outlives it, by its kind;
+      the same objects as in `arguments` where these are arguments too.
+    times: how often a step runs it.
+    keywords: further arguments.
+    makes: the kind of what it returns, if that stays.
+    guess: shardings of what it returns, where no compiler tells them.
+    open_loop: how often a loop runs that may stop early.
+  """
+
+  name: str
+  phase: str
+  function: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  alive: Mapping[str, Any]
+  times: float = 1
+  keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  makes: str | None = None
+  guess: Callable[[Any], Any] | None = None
+  open_loop: int = 1
+
+
+# Compiles a program, or not, and gives the shapes of what it returns.
+Handle = Callable[[Program], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+  """What a stage keeps on the devices.
+
+  Attributes:
+    state: what its updates change.
+    base: what they read besides (models.adapters).
+    policy: the one being learnt, whole.
+    reference: what it started from.
+  """
+
+  state: types.TrainState
+  base: Mapping[str, Any]
+  policy: Any
+  reference: Any
+
+  def alive(self, *, reference: bool) -> dict[str, Any]:
+    """By kind; the reference only where the stage keeps it."""
+    kinds = {
+      "weights": (self.state.params, self.base),
+      "optimizer": self.state.opt_state,
+    }
+    return kinds | ({"reference": self.reference} if reference else {})
+
+
+class Shapes:
+  """Shapes of a run's arrays, on a mesh whose devices need not be here."""
+
+  def __init__(self, subject: subjects.Subject, mesh: Any):
+    self.subject = subject
+    self.mesh = mesh
+    config = subject.config
+    self.networks = networks_lib.Networks(
+      config=subject.shape,
+      compute_dtype=config.model.compute_dtype,
+      remat=config.model.remat,
+      adapter_scale=config.lora.scale,
+    )
+
+  @property
+  def ways(self) -> int:
+    """Into how many parts a batch is split."""
+    return devices.batch_ways(self.mesh)
+
+  def rows(self, tree: Any) -> Any:
+    """Batches, split over the devices that share one; scalars are everywhere.
+
+    Heads of a cache are split over "tensor" where they divide.
+    """
+
+    def one(leaf):
+      spec = PartitionSpec()
+      if leaf.ndim and leaf.shape[0] % self.ways == 0:
+        spec = devices.BATCH
+      if leaf.ndim == 4 and leaf.shape[1] % self.mesh.shape["tensor"] == 0:
+        spec = PartitionSpec(*devices.BATCH, "tensor")
+      return _struct(leaf, NamedSharding(self.mesh, spec))
+
+    return jax.tree.map(one, tree)
+
+  def shards(self, tree: Any) -> Any:
+    """Parameters and optimizer state, as `devices.put` spreads them."""
+    return jax.tree.map(_struct, tree, devices.shardings(self.mesh, tree))
+
+  def whole(self, tree: Any) -> Any:
+    """Published parameters: split over "tensor" alone."""
+    specs = partition.specs(tree, self.mesh.shape, _WHOLE_RULES)
+    return jax.tree.map(
+      lambda leaf, spec: _struct(leaf, NamedSharding(self.mesh, spec)),
+      tree,
+      specs,
+    )
+
+  def key(self) -> Any:
+    """A random key."""
+    return self.rows(jax.eval_shape(lambda: jax.random.key(0)))
+
+  def number(self, dtype: Any) -> Any:
+    """A scalar."""
+    return self.rows(jax.ShapeDtypeStruct((), dtype))
+
+  def array(self, dtype: Any, *shape: int) -> Any:
+    """Rows."""
+    return self.rows(jax.ShapeDtypeStruct(shape, dtype))
+
+  def prompts(self, questions: int) -> types.Prompts:
+    """As `Run.prompts` makes them, with the longest that may be."""
+    return types.Prompts(
+      tokens_BP=self.array(jnp.int32, questions, self.subject.prompt_slots),
+      lengths_B=self.array(jnp.int32, questions),
+      requests_B=self.array(jnp.uint32, questions),
+      real_B=self.array(jnp.bool_, questions),
+    )
+
+  def rollout(self, rows: int) -> types.Rollout:
+    """As a sampler makes it."""
+    P, T = self.subject.prompt_slots, self.subject.response_slots
+    return types.Rollout(
+      prompt_BP=self.array(jnp.int32, rows, P),
+      prompt_lengths_B=self.array(jnp.int32, rows),
+      response_BT=self.array(jnp.int32, rows, T),
+      response_lengths_B=self.array(jnp.int32, rows),
+      ended_B=self.array(jnp.bool_, rows),
+      logprobs_BT=self.array(jnp.float32, rows, T),
+    )
+
+  def learner(self, optimizer: Any, *, critic: bool) -> Learner:
+    """What `Run.divided` and `Run.start` make of a policy."""
+    config, lora = self.subject.config, self.subject.config.lora
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    policy = self.shards(jax.eval_shape(self.networks.init, key))
+    frozen, learnt = {}, policy
+    if lora.rank:
+      init = functools.partial(
+        adapters.init,
+        self.subject.shape,
+        rank=lora.rank,
+        targets=lora.targets,
+      )
+      frozen, learnt = policy, self.shards(jax.eval_shape(init, key))
+    params = {"policy": learnt}
+    if critic:
+      init = functools.partial(
+        self.networks.init_value, kind=config.model.value
+      )
+      params["value"] = self.shards(jax.eval_shape(init, learnt))
+    base = adapters.beneath(frozen, params)
+    init = functools.partial(steps.init_state, optimizer=optimizer)
+    state = self.shards(jax.eval_shape(init, params))
+    return Learner(
+      state=state,
+      base=base,
+      policy=adapters.join(base, state.params)["policy"],
+      reference=adapters.join(base, {"policy": learnt})["policy"],
+    )
+
+
+def _struct(leaf, sharding):
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def all_of(shapes: Shapes, handle: Handle) -> None:
+  """Hands over every program of a run, in the order in which they run."""
+  subject = shapes.subject
+  learner = published = None
+  if subject.supervised:
+    learner = supervised(shapes, subject.supervised, handle)
+  if subject.reinforced:
+    learner, published = reinforced(shapes, handle)
+  if learner:
+    evaluation(shapes, learner, handle, published)
+
+
+def supervised(shapes: Shapes, name: str, handle: Handle) -> Learner:
+  """A stage that imitates, as methods.sft runs it."""
+  config, stage = shapes.subject.config, getattr(shapes.subject.config, name)
+  optimizer = optim.build(stage.optimizer, _STEPS)
+  learner = shapes.learner(optimizer, critic=False)
+  update = steps.supervised(
+    shapes.networks,
+    optimizer,
+    micro_batch_size=stage.micro_batch_size or stage.batch_size,
+    logit_chunk=config.model.logit_chunk,
+  )
+  B, S = stage.batch_size, shapes.subject.row_slots
+  batch = types.SupervisedBatch(
+    tokens_BS=shapes.array(jnp.int32, B, S),
+    lengths_B=shapes.array(jnp.int32, B),
+    targets_BS=shapes.array(jnp.bool_, B, S),
+  )
+  handle(
+    Program(
+      name=name,
+      phase="supervised",
+      function=update,
+      arguments=(learner.state, batch),
+      keywords={"base": learner.base},
+      alive=learner.alive(reference=False),
+    )
+  )
+  return learner
+
+
+def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
+  """A step of methods.reft: sample, score, update.
+
+  Returns:
+    What the stage keeps, and its policy as it is sampled from.
+  """
+  config, stage = shapes.subject.config, shapes.subject.config.reft
+  ppo = reft.ppo_numbers(stage)
+  optimizer = optim.build(stage.optimizer, _STEPS)
+  learner = shapes.learner(optimizer, critic=ppo.critic)
+  alive = learner.alive(reference=True)
+  sampler = rollout.Sampler(
+    shapes.networks,
+    response_tokens=shapes.subject.response_slots,
+    eos_ids=_EOS,
+    pad_id=_PAD,
+    temperature=stage.temperature,
+    samples=stage.samples_per_question,
+  )
+  questions = stage.batch_size // stage.samples_per_question
+  published = _published(shapes, learner.policy, alive, handle, phase="sample")
+  _sampled(shapes, published, alive, sampler, questions, handle, phase="sample")
+
+  by_action, values = steps.readers(
+    shapes.networks, ppo, logit_chunk=config.model.logit_chunk
+  )
+  sampled = shapes.rollout(stage.batch_size)
+  critic = learner.state.params.get("value", {"head": None})
+  critic = adapters.join(learner.base, {"value": critic})["value"]
+  own = "trunk" in critic
+  head = None if own else critic["head"]
+  # The policy's and its reference's are one executable, called twice.
+  handle(
+    Program(
+      name="assess",
+      phase="score",
+      function=by_action,
+      arguments=((learner.policy, head), sampled),
+      alive=alive,
+      times=2,
+    )
+  )
+  if own:
+    handle(
+      Program(
+        name="assess values",
+        phase="score",
+        function=values,
+        arguments=(critic, sampled),
+        alive=alive,
+      )
+    )
+  update = steps.ppo_update(
+    shapes.networks, optimizer, ppo, logit_chunk=config.model.logit_chunk
+  )
+  handle(
+    Program(
+      name="update",
+      phase="update",
+      function=update,
+      arguments=(
+        learner.state,
+        _experience(shapes, ppo, sampled),
+        shapes.key(),
+      ),
+      keywords={"base": learner.base},
+      alive=alive,
+    )
+  )
+  return learner, published
+
+
+def _experience(shapes, ppo, sampled) -> types.Experience:
+  rows, slots = sampled.response_BT.shape
+  by_action = shapes.array(jnp.float32, rows, slots)
+  assessment = steps.Assessment(
+    logprobs_BT=by_action,
+    reference_logprobs_BT=by_action,
+    values_BT=by_action if ppo.critic else None,
+  )
+  experience, _ = jax.eval_shape(
+    steps.score(ppo),
+    sampled,
+    assessment,
+    shapes.array(jnp.float32, rows),
+    shapes.number(jnp.float32),
+  )
+  return shapes.rows(experience)
+
+
+def evaluation(
+  shapes: Shapes, learner: Learner, handle: Handle, published: Any = None
+) -> None:
+  """Answers to dev questions while a stage goes on (methods.answering).
+
+  `published` is ReFT's policy, published already; None: it is another stage's,
+  which has no reference.
+  """
+  config = shapes.subject.config
+  alive = learner.alive(reference=published is not None)
+  if published is None:
+    published = _published(
+      shapes, learner.policy, alive, handle, phase="evaluate"
+    )
+  rows = max(config.evaluation.batch_size, shapes.ways)
+  sampler = rollout.Sampler(
+    shapes.networks,
+    response_tokens=shapes.subject.response_slots,
+    eos_ids=_EOS,
+    pad_id=_PAD,
+    temperature=0.0,
+  )
+  questions = rows // shapes.ways * shapes.ways
+  _sampled(
+    shapes, published, alive, sampler, questions, handle, phase="evaluate"
+  )
+
+
+def _published(shapes, policy, alive, handle, *, phase):
+  """Publishes a policy."""
+  return handle(
+    Program(
+      name="publish",
+      phase=phase,
+      function=jax.jit(shapes.networks.publish),
+      arguments=(policy,),
+      alive=alive,
+      makes="published",
+      guess=shapes.whole,
+    )
+  )
+
+
+def _sampled(shapes, published, alive, sampler, questions, handle, *, phase):
+  """Samples one batch from a published policy."""
+  alive = alive | {"published": published}
+  rows = handle(
+    Program(
+      name="prefill",
+      phase=phase,
+      function=sampler.prefill,
+      arguments=(published, shapes.prompts(questions), shapes.key()),
+      alive=alive,
+      makes="cache",
+      guess=shapes.rows,
+    )
+  )
+  chunk = rollout.CHUNK
+  handle(
+    Program(
+      name="decode",
+      phase=phase,
+      function=sampler.decode,
+      arguments=(published, rows, shapes.number(jnp.int32)),
+      alive=alive | {"cache": rows},
+      # A chunk is one call; the last one may be shorter.
+      times=shapes.subject.response_slots / chunk,
+      open_loop=chunk,
+    )
+  )
+
+
+def device_bytes(tree: Any, but: Any = ()) -> int:
+  """Bytes of a tree on each device; what is in it twice counts once.
+
+  What is in `but` too does not count.
+  """
+  seen = {id(leaf) for leaf in jax.tree.leaves(but)}
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    if id(leaf) not in seen:
+      seen.add(id(leaf))
+      shape = leaf.sharding.shard_shape(leaf.shape)
+      total += math.prod(shape) * leaf.dtype.itemsize
+  return total
+
+
+def count(tree: Any) -> int:
+  """Numbers in a tree; what is in it twice counts once."""
+  leaves = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}
+  return sum(leaf.size for leaf in leaves.values())

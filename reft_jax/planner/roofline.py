@@ -1,0 +1,347 @@
+"""The least time that a step can take: FLOPs, bytes and links, by formula.
+
+Everything is per device and counts what the program computes, padding and
+masked attention included: rows have all their slots, a query meets every
+column. A phase takes at least as long as its products at the chip's peak, as
+its traffic at the memory's bandwidth and as its collectives at the links'; the
+longest of the three is its bound, as if the others hid behind it. Launching
+kernels, waiting for the host and imperfect kernels come on top: good programs
+reach about half of it, small models less.
+
+Letters are those of models.config.
+"""
+
+import dataclasses
+
+from reft_jax.models import config as configs
+from reft_jax.planner import hardware
+
+_ADAM_BYTES = 28  # A float32 gradient, weight and two moments; three written.
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How work is spread.
+
+  Attributes:
+    data: copies of the weights.
+    fsdp: shards of the weights that share the batch.
+    tensor: shards of heads, hidden units and vocabulary.
+    node: devices that share fast links; 0: all do.
+  """
+
+  data: int = 1
+  fsdp: int = 1
+  tensor: int = 1
+  node: int = 0
+
+  @property
+  def ways(self) -> int:
+    """Into how many parts a batch is split."""
+    return self.data * self.fsdp
+
+  @property
+  def devices(self) -> int:
+    """All of them."""
+    return self.ways * self.tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """What of a model costs time.
+
+  Attributes:
+    block: weights of all blocks that meet every token.
+    head: weights that meet every hidden state whose logits are wanted.
+    embedding: weights that are looked up and not multiplied.
+    total: all weights.
+    learnt: those with a gradient.
+    layers: L.
+    width: D.
+    heads: N.
+    queries: N x H.
+    keys: K x H.
+    ffn: F.
+    vocab: V.
+    number: bytes of one in the compute dtype.
+    remat: what the backward pass computes again (models.networks).
+  """
+
+  block: int
+  head: int
+  embedding: int
+  total: int
+  learnt: int
+  layers: int
+  width: int
+  heads: int
+  queries: int
+  keys: int
+  ffn: int
+  vocab: int
+  number: int = 2
+  remat: str = "none"
+
+  @classmethod
+  def of(
+    cls,
+    shape: configs.ModelConfig,
+    *,
+    total: int,
+    learnt: int | None = None,
+    compute_dtype: str = "bfloat16",
+    remat: str = "none",
+  ) -> "Model":
+    """That of an architecture; `total` weights, `learnt` with a gradient."""
+    D, F = shape.width, shape.ffn
+    queries = shape.heads * shape.head_size
+    keys = shape.kv_heads * shape.head_size
+    layer = 2 * D * queries + 2 * D * keys + (2 + shape.gated) * D * F
+    head = shape.vocab_size * (shape.embed_size or D)
+    return cls(
+      block=shape.layers * layer,
+      head=head,
+      embedding=0 if shape.tied_head else head,
+      total=total,
+      learnt=total if learnt is None else learnt,
+      layers=shape.layers,
+      width=D,
+      heads=shape.heads,
+      queries=queries,
+      keys=keys,
+      ffn=F,
+      vocab=shape.vocab_size,
+      number=2 if compute_dtype == "bfloat16" else 4,
+      remat=remat,
+    )
+
+  @property
+  def adapted(self) -> bool:
+    """Whether most weights have no gradient (LoRA)."""
+    return self.learnt < self.total
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What one device has to do: FLOPs, bytes of memory, bytes sent."""
+
+  flops: float = 0.0
+  memory: float = 0.0
+  near: float = 0.0
+  far: float = 0.0
+
+  def __add__(self, other: "Work") -> "Work":
+    return Work(
+      self.flops + other.flops,
+      self.memory + other.memory,
+      self.near + other.near,
+      self.far + other.far,
+    )
+
+  def __mul__(self, times: float) -> "Work":
+    return Work(*(times * value for value in dataclasses.astuple(self)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Time:
+  """Seconds that each resource needs for some work."""
+
+  compute: float
+  memory: float
+  network: float
+
+  @property
+  def seconds(self) -> float:
+    """The least that the work takes."""
+    return max(self.compute, self.memory, self.network)
+
+  @property
+  def bound(self) -> str:
+    """What takes that long."""
+    names = {
+      "compute": self.compute,
+      "memory": self.memory,
+      "network": self.network,
+    }
+    return max(names, key=names.get)
+
+
+def time(work: Work, target: hardware.Target, dtype: str) -> Time:
+  """How long a target needs at least, products being in `dtype`."""
+  network = 0.0
+  if work.near:
+    network += work.near / target.link(crosses=False)
+  if work.far:
+    network += work.far / target.link(crosses=True)
+  return Time(
+    compute=work.flops / target.peak(dtype),
+    memory=work.memory / target.chip.bandwidth,
+    network=network,
+  )
+
+
+def forward_flops(model: Model, tokens: int, columns: int) -> float:
+  """2 x weights a token, and 4 x N H L a token and column it attends to."""
+  attention = 4 * columns * model.queries * model.layers
+  return tokens * (2 * model.block + attention)
+
+
+def head_flops(model: Model, tokens: int) -> float:
+  """2 x V D a token whose logits are wanted."""
+  return 2 * model.head * tokens
+
+
+def cache_bytes(model: Model, rows: int, columns: int) -> int:
+  """Keys and values of all layers."""
+  return 2 * model.layers * rows * columns * model.keys * model.number
+
+
+def activation_bytes(model: Model, tokens: int, columns: int) -> float:
+  """Traffic of one forward: what its products, norms and softmax pass on.
+
+  9 D + 3 N H + 2 K H + 6 F numbers a token and layer are written or read, and
+  N scores for each column: float32 written and read, then the same in the
+  compute dtype.
+  """
+  numbers = 9 * model.width + 3 * model.queries + 2 * model.keys + 6 * model.ffn
+  scores = model.heads * columns * (8 + 2 * model.number)
+  return model.layers * tokens * (numbers * model.number + scores)
+
+
+def publish(model: Model, layout: Layout) -> Work:
+  """Masters to what the sampler reads: cast, and gathered along fsdp."""
+  whole = model.total * model.number / layout.tensor
+  shards = layout.fsdp * layout.tensor
+  return Work(memory=4 * model.total / shards + whole) + _gathered(
+    whole, layout
+  )
+
+
+def prefill(model: Model, layout: Layout, rows: int, slots: int) -> Work:
+  """Prompts read once."""
+  tokens = rows * slots
+  return Work(
+    flops=forward_flops(model, tokens, slots) / layout.devices,
+    memory=(
+      model.total * model.number + cache_bytes(model, rows, slots) / layout.ways
+    )
+    / layout.tensor
+    + activation_bytes(model, tokens, slots) / layout.devices,
+  ) + _summed(model, layout, tokens, 1)
+
+
+def decode(model: Model, layout: Layout, rows: int, columns: int) -> Work:
+  """One token of each row; all columns of the cache are read."""
+  weights = (model.total - model.embedding) * model.number
+  logits = 3 * 4 * rows * model.vocab
+  cache = cache_bytes(model, rows, columns)
+  return Work(
+    flops=(forward_flops(model, rows, columns) + head_flops(model, rows))
+    / layout.devices,
+    memory=weights / layout.tensor + (cache + logits) / layout.devices,
+  ) + _summed(model, layout, rows, 1)
+
+
+def read(
+  model: Model,
+  layout: Layout,
+  *,
+  rows: int,
+  slots: int,
+  predicted: int,
+  micro: int,
+) -> Work:
+  """One forward over whole rows, `predicted` tokens of each with logits."""
+  tokens = rows * slots
+  flops = forward_flops(model, tokens, slots)
+  flops += head_flops(model, rows * predicted)
+  traffic = activation_bytes(model, tokens, slots) / layout.devices
+  traffic += _head_bytes(model, layout, rows * predicted)
+  passes = max(1, rows // micro)
+  return Work(
+    flops=flops / layout.devices,
+    memory=traffic + passes * _weight_bytes(model, layout),
+  ) + (
+    _gathered(model.total * model.number / layout.tensor, layout) * passes
+    + _summed(model, layout, tokens, 1)
+  )
+
+
+def learn(
+  model: Model,
+  layout: Layout,
+  *,
+  rows: int,
+  slots: int,
+  predicted: int,
+  micro: int,
+) -> Work:
+  """Forward, backward and optimizer, `rows` being one update's.
+
+  The backward pass is two forwards, or one where weights have no gradient;
+  another where blocks are computed again, of which products are spared with
+  remat=dots; logits are always computed again (ops.logprobs).
+  """
+  tokens = rows * slots
+  backward = 1 if model.adapted else 2
+  again = {"none": 0, "dots": 0, "block": 1}[model.remat]
+  blocks = forward_flops(model, tokens, slots) * (1 + backward + again)
+  if model.remat == "dots":
+    blocks += tokens * 4 * slots * model.queries * model.layers
+  head = head_flops(model, rows * predicted) * (2 + backward)
+  forwards = 3 + (model.remat != "none")
+  traffic = forwards * activation_bytes(model, tokens, slots) / layout.devices
+  traffic += 3 * _head_bytes(model, layout, rows * predicted)
+  passes = max(1, rows // micro)
+  traffic += passes * forwards * _weight_bytes(model, layout)
+  shards = layout.fsdp * layout.tensor
+  # Gradients are written, and added to those before; then the optimizer.
+  traffic += (4 + 12 * (passes - 1)) * model.learnt / shards
+  traffic += _ADAM_BYTES * model.learnt / shards
+  gathers = _gathered(model.total * model.number / layout.tensor, layout)
+  return (
+    Work(flops=(blocks + head) / layout.devices, memory=traffic)
+    + gathers * (2 * passes)
+    + _scattered(4 * model.learnt / layout.tensor, layout) * passes
+    + _summed(model, layout, tokens, 2 + (model.remat != "none"))
+  )
+
+
+def _weight_bytes(model, layout) -> float:
+  """Reading shards of masters, and gathered weights, in one pass."""
+  shards = layout.fsdp * layout.tensor
+  whole = model.total * model.number / layout.tensor
+  cast = 0.0 if layout.fsdp == 1 and model.number == 4 else whole
+  return 4 * model.total / shards + cast + whole
+
+
+def _head_bytes(model, layout, tokens) -> float:
+  """Logits in float32: written, and read for the sum and for the choice."""
+  return 3 * 4 * tokens * model.vocab / layout.devices
+
+
+def _gathered(whole: float, layout: Layout) -> Work:
+  """An all-gather of an array of `whole` bytes along fsdp."""
+  return _sent(whole * (layout.fsdp - 1) / layout.fsdp, layout, layout.fsdp)
+
+
+def _scattered(whole: float, layout: Layout) -> Work:
+  """Gradients: summed and scattered along fsdp, then summed along data."""
+  scattered = _gathered(whole, layout)
+  share = 2 * (layout.data - 1) / layout.data
+  return scattered + _sent(share * whole / layout.fsdp, layout, layout.ways)
+
+
+def _summed(model: Model, layout: Layout, tokens: int, forwards: int) -> Work:
+  """Two all-reduces of the stream a layer along tensor."""
+  share = 2 * (layout.tensor - 1) / layout.tensor
+  stream = tokens / layout.ways * model.width * model.number
+  sent = 2 * model.layers * share * stream * forwards
+  return _sent(sent, layout, layout.tensor)
+
+
+def _sent(sent: float, layout: Layout, span: int) -> Work:
+  """`tensor` is the innermost axis of a mesh, so nodes split fsdp first."""
+  reach = span if span == layout.tensor else span * layout.tensor
+  far = bool(layout.node) and reach > layout.node
+  return Work(far=sent) if far else Work(near=sent)

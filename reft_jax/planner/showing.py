@@ -1,0 +1,211 @@
+"""Plans as tables and sentences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reft_jax import terminal
+from reft_jax.planner import hardware
+
+_GIB = 2**30
+_COLUMNS = ("weights", "optimizer", "reference", "published", "cache", "rest")
+_NOTES = (
+  "rest: temporaries (gradients, activations), batches and results;"
+  " published: the copy that is sampled from"
+)
+
+
+def show(plan: Mapping[str, Any], screen: terminal.Terminal) -> None:
+  """One target: its memory by phase, its time by phase, its verdict."""
+  mesh = " x ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
+  screen.line(f"{plan['target']}, mesh {mesh}", style="bold")
+  if plan.get("install"):
+    screen.line(
+      f"its compiler is not here; to have the programs compiled for it:"
+      f" {plan['install']}"
+    )
+  if not plan["compiled"]:
+    screen.line(
+      "arithmetic alone: temporaries are gradients and no more, so the memory"
+      " needed is more than this"
+    )
+  unit, size = _unit([plan["memory"]["peak"]])
+  screen.table(
+    f"{unit} of a device by phase",
+    ["phase", *_COLUMNS, "total"],
+    [
+      [
+        name if row["fits"] else f"{name} (too large)",
+        *(_size(row.get(column), size) for column in (*_COLUMNS, "total")),
+      ]
+      for name, row in plan["memory"]["phases"].items()
+    ],
+  )
+  screen.line(_NOTES)
+  screen.table(
+    "the least a step can take, by phase",
+    [
+      "phase",
+      "TFLOP a device",
+      "GB of memory",
+      "GB sent",
+      "seconds",
+      "bound by",
+    ],
+    [
+      [
+        name,
+        row["flops"] / 1e12,
+        row["memory"] / 1e9,
+        (row["near"] + row["far"]) / 1e9,
+        row["seconds"],
+        row["bound"],
+      ]
+      for name, row in plan["time"]["phases"].items()
+    ],
+  )
+  traffic = list(_traffic(plan))
+  if traffic:
+    screen.table(
+      "collectives of a step, by program",
+      ["program", "kind", "how many", "GB of arrays", "GB sent a device"],
+      traffic,
+    )
+  for name in (name for name in plan["time"] if name != "phases"):
+    screen.line(_duration(name, plan["time"][name]))
+  screen.line(verdict(plan), style="bold")
+  for line in _advice(plan):
+    screen.line(line)
+
+
+def compare(
+  plans: Sequence[Mapping[str, Any]], screen: terminal.Terminal
+) -> None:
+  """Several targets, a row each."""
+  unit, size = _unit([plan["memory"]["peak"] for plan in plans])
+  screen.table(
+    f"{unit} of a device at its fullest, and the least time",
+    [
+      *("target", "fits", "fullest in", "needs", "of"),
+      *("ReFT step", "epoch", "bound by", "supervised step"),
+    ],
+    [_row(plan, size) for plan in plans],
+  )
+
+
+def _row(plan, size) -> list[Any]:
+  memory, times = plan["memory"], plan["time"]
+  reft = times.get("reft", {})
+  supervised = times["phases"].get("supervised", {})
+  bounds = dict.fromkeys(
+    row["bound"]
+    for name, row in times["phases"].items()
+    if name != "supervised"
+  )
+  return [
+    plan["target"],
+    _fits(plan),
+    memory["phase"],
+    _size(memory["peak"], size),
+    _size(memory["usable"], size),
+    _span(reft.get("step")),
+    _span(reft.get("epoch")),
+    ", ".join(bounds) or None,
+    _span(supervised.get("seconds")),
+  ]
+
+
+def _fits(plan) -> str:
+  if not plan["memory"]["fits"]:
+    return "no"
+  return "yes" if plan["compiled"] else "perhaps"
+
+
+def verdict(plan: Mapping[str, Any]) -> str:
+  """Whether it fits, in a sentence."""
+  memory = plan["memory"]
+  peak, usable = memory["peak"], memory["usable"]
+  where = f"{memory['phase']} needs {_text(peak)} of a device"
+  room = f"{_text(usable)} of its {_text(memory['capacity'])}"
+  if not memory["fits"]:
+    by = _text(peak - usable)
+    return f"does not fit: {where}, {by} more than the usable {room}"
+  if not plan["compiled"]:
+    return f"may fit: {where}, temporaries not counted; usable are {room}"
+  return (
+    f"fits: {where}; usable are {room}, which leaves {_text(usable - peak)}"
+  )
+
+
+def _advice(plan):
+  memory = plan["memory"]
+  kind = plan["target"].split(" x")[0]
+  share = memory["peak"] / memory["capacity"]
+  if kind in hardware.GPUS and memory["fits"] and share > hardware.GPU_FRACTION:
+    yield (
+      f"jax takes {hardware.GPU_FRACTION:.0%} of a GPU's memory unless told"
+      " otherwise: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
+    )
+  found = plan["advice"]
+  if found is None:
+    return
+  fits = "fits" if plan["compiled"] else "may fit"
+  if found["settings"] is not None:
+    yield f"the smallest change that {fits}: {_settings(found['settings'])}"
+    return
+  yield "no change of batches, remat, dtype or mesh makes it fit"
+  if found["lora"] is not None:
+    yield (
+      f"with adapters instead of weights, another method, it {fits}:"
+      f" {_settings(found['lora'])}"
+    )
+  if found["target"] is not None:
+    yield f"as it is, it {fits} {found['target']}"
+
+
+def _settings(settings) -> str:
+  return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _traffic(plan):
+  for program in plan["programs"]:
+    for row in program["traffic"] or ():
+      bound = "≤ " * row["bounded"]
+      times = program["times"]
+      yield [
+        f"{program['phase']}: {program['name']}",
+        row["kind"],
+        f"{bound}{row['count'] * times:,.0f}",
+        row["payload"] * times / 1e9,
+        (row["near"] + row["far"]) * times / 1e9,
+      ]
+
+
+def _duration(name, times) -> str:
+  text = f"{name}: a step takes {_span(times['step'])} at least"
+  if times["epoch"] is not None:
+    text += f", an epoch {_span(times['epoch'])}"
+  if times["all"] is not None:
+    text += f", all of it {_span(times['all'])}"
+  return text
+
+
+def _span(seconds: float | None) -> str:
+  if seconds is None:
+    return "-"
+  if seconds < 9.95:
+    return f"{terminal.number(seconds)}s"
+  return terminal.duration(seconds)
+
+
+def _unit(sizes: Sequence[float]) -> tuple[str, int]:
+  """One in which the largest of some sizes can be read."""
+  return ("GiB", _GIB) if max(sizes) > _GIB / 10 else ("MiB", 2**20)
+
+
+def _size(value: float | None, size: int) -> str | None:
+  return None if not value else f"{value / size:.1f}"
+
+
+def _text(value: float) -> str:
+  unit, size = _unit([abs(value)])
+  return f"{value / size:.1f} {unit}"

@@ -1,0 +1,171 @@
+"""What is planned: settings, an architecture, and how much there is to learn.
+
+The architecture is that of a published model, by a name of `published.json` or
+by the hub's name in model.path, or is read from model.path's folder; weights
+and tokenizers are not needed.
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+import pathlib
+from typing import Any
+
+from reft_jax import batching, hub
+from reft_jax import config as config_lib
+from reft_jax.errors import UserError
+from reft_jax.methods import building
+from reft_jax.methods import run as run_lib
+from reft_jax.models import config as configs
+from reft_jax.models import families, pretrained
+from reft_jax.tasks import embedded
+
+# Training problems in the files of github.com/lqtrung1998/mwp_ReFT, by the
+# names that the packaged experiments have for them.
+_PUBLISHED_PROBLEMS = {
+  "gsm8k_nl": 7465,
+  "gsm8k_python_sdp": 7356,
+  "svamp_nl": 3076,
+  "svamp_python_sdp": 3043,
+  "mathqa_nl": 14862,
+  "mathqa_python_sdp": 15250,
+  "mathqa-numeric_nl": 8955,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What a plan is made for, beside the hardware.
+
+  Attributes:
+    config: the run's settings.
+    shape: the model's architecture.
+    model: what it is called.
+    problems: how many there are to learn from; None: that is not known.
+  """
+
+  config: config_lib.Config
+  shape: configs.ModelConfig
+  model: str
+  problems: int | None
+
+  @property
+  def prompt_slots(self) -> int:
+    """P of a run: its longest prompt may be as long as it is allowed to."""
+    return batching.round_up(self.config.data.max_prompt_tokens)
+
+  @property
+  def response_slots(self) -> int:
+    """T of a run."""
+    return self.config.data.max_response_tokens
+
+  @property
+  def row_slots(self) -> int:
+    """S of a supervised batch."""
+    data = self.config.data
+    return batching.round_up(data.max_prompt_tokens + data.max_response_tokens)
+
+  @property
+  def supervised(self) -> str | None:
+    """The stage that stands for all that imitate, None if there is none."""
+    names = [n for n in config_lib.SUPERVISED if n in self.config.stages]
+
+    def rows(name):
+      stage = getattr(self.config, name)
+      return stage.micro_batch_size or stage.batch_size
+
+    # Those that hold most in memory; of equal ones the longest.
+    return max(
+      names,
+      key=lambda name: (rows(name), getattr(self.config, name).epochs),
+      default=None,
+    )
+
+  @property
+  def reinforced(self) -> bool:
+    """Whether the run has a ReFT stage."""
+    return "reft" in self.config.stages
+
+  def changed(self, settings: dict[str, Any]) -> "Subject":
+    """The same with other settings, by their dotted keys."""
+    config = self.config
+    for key, value in settings.items():
+      config = _with(config, key.split("."), value)
+    return dataclasses.replace(self, config=config)
+
+
+def _with(node: Any, path: list[str], value: Any) -> Any:
+  name, *rest = path
+  if rest:
+    value = _with(getattr(node, name), rest, value)
+  return dataclasses.replace(node, **{name: value})
+
+
+@functools.cache
+def published() -> dict[str, dict[str, Any]]:
+  """Models by their names: the hub's name, and config.json as it is there."""
+  file = pathlib.Path(__file__).with_name("published.json")
+  return json.loads(file.read_text())
+
+
+def read_shape(name: str) -> configs.ModelConfig:
+  """The architecture of a published model."""
+  fields = published()[name]["config"]
+  return families.BY_TYPE[fields["model_type"]].read_config(fields)
+
+
+def subject(config: config_lib.Config, model: str | None) -> Subject:
+  """What is planned, by the settings and --model.
+
+  Raises:
+    UserError: there is no such model.
+  """
+  name, shape = _architecture(config, model)
+  return Subject(config, shape, name, _problems(config))
+
+
+def _architecture(config, model) -> tuple[str, configs.ModelConfig]:
+  if model is not None:
+    name = model.lower()
+    if name not in published():
+      close = difflib.get_close_matches(name, published()) or published()
+      raise UserError(
+        f"--model {model}: not one of those whose shape is kept here; did you"
+        f" mean {', '.join(close)}? Of others, give model.path, a folder."
+      )
+    return name, read_shape(name)
+  path = config.model.path
+  if path is None:
+    return f"base ({config.base.family})", building.open_model(config)[1].config
+  if hub.is_id(path) and hub.find(path) is None:
+    bare = path.partition("@")[0].lower()
+    for name, row in published().items():
+      if row["hub"].lower() == bare:
+        return name, read_shape(name)
+    raise UserError(
+      f"model.path={path}: it is not here, nor is its shape; download it, or"
+      f" name a shape with --model: {', '.join(published())}."
+    )
+  folder = hub.find(path)
+  if folder is None:
+    raise UserError(
+      f"model.path={path}: no folder of a model; or name a shape with --model:"
+      f" {', '.join(published())}."
+    )
+  return path, pretrained.read_config(folder)
+
+
+def _problems(config: config_lib.Config) -> int | None:
+  """Training problems: counted where they are, else as published."""
+  data = config.data
+  if data.train == embedded.NAME:
+    count = config.embedded.questions
+  elif config_lib.expanded(data.train).is_file():
+    count = len(run_lib.problems(config)["train"].problems)
+  else:
+    stem = pathlib.PurePath(data.train).stem
+    if stem not in _PUBLISHED_PROBLEMS:
+      return None
+    count = _PUBLISHED_PROBLEMS[stem] - data.dev_size
+  return min(count, data.train_limit or count)
