@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from reft_jax.errors import UserError
@@ -34,12 +35,15 @@ def make_mesh(
   """
   devices = jax.devices() if devices is None else devices
   sizes = axis_sizes(data=data, fsdp=fsdp, tensor=tensor, count=len(devices))
-  return jax.make_mesh(
-    tuple(sizes.values()),
-    AXES,
-    axis_types=(AxisType.Auto,) * len(AXES),
-    devices=devices,
-  )
+  shape, kinds = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
+  try:
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+  except NotImplementedError:
+    # A TPU's axes, such as 4 x 4 x 4, that no axis of 8 is a product of.
+    split = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
+    return Mesh(split, AXES, axis_types=kinds)
 
 
 def axis_sizes(

@@ -113,7 +113,10 @@ def test_no_cycles():
 
 @pytest.mark.parametrize(
   "module",
-  below("tasks", "selection", "config", "studies", "rate", "reproduce"),
+  below(
+    *("tasks", "selection", "config", "studies", "rate", "reproduce"),
+    *("planner.hardware", "planner.hlo", "planner.roofline"),
+  ),
 )
 def test_host_code_does_not_reach_jax(module):
   for name in reached(module):

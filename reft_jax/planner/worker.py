@@ -113,6 +113,8 @@ def environment(target: hardware.Target) -> dict[str, str]:
       ours["XLA_FLAGS"] = _XLA_FLAGS["cuda"]
     case "tpu":
       ours["TPU_SKIP_MDS_QUERY"] = "1"
+      # It compiles alone, beside others and beside a run on a TPU.
+      ours["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
   return ours
 
 
