@@ -7,9 +7,11 @@ called and end as they are told to.
 import fnmatch
 import glob
 import json
+import math
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,10 @@ import jax
 import nbclient
 import nbformat
 import pytest
+import yaml
+
+from reft_jax import config as configs
+from reft_jax import processes
 
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -235,6 +241,465 @@ def test_one_machine_stopped_lets_the_program_save(machine, number):
   assert starts(machine, "python") == 1
 
 
+STEP = [
+  *("srun", "--ntasks-per-node=1", "--cpu-bind=none", "--label"),
+  *("--kill-on-bad-exit=0", "--wait=600", "env"),
+  "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7",
+  *("XLA_PYTHON_CLIENT_MEM_FRACTION=0.9", "python", *PROGRAM),
+]
+
+
+def test_slurm_prints_its_commands(machine):
+  code, said, _ = machine.run("slurm.sh", "--dry-run", *ARGUMENTS)
+  assert (code, said.splitlines()) == (
+    0,
+    [
+      f"sbatch --nodes=2 {LAUNCH}/slurm.sh {TYPED}",
+      f"{' '.join(STEP)} {TYPED}",
+      "# after exit code 75",
+      "scontrol requeue JOB",
+    ],
+  )
+  assert not machine.calls
+
+
+def test_slurm_submits_itself(machine):
+  assert machine.run("slurm.sh", *ARGUMENTS, NODES="4")[0] == 0
+  script = str(LAUNCH / "slurm.sh")
+  assert machine.calls == [["sbatch", "--nodes=4", script, *ARGUMENTS]]
+
+
+def test_slurm_reads_its_directives():
+  # SLURM stops reading them at the first command.
+  head = (LAUNCH / "slurm.sh").read_text().partition("set -euo pipefail")[0]
+  directives = re.findall(r"^#SBATCH (.*)$", head, re.M)
+  assert {
+    *("--ntasks-per-node=1", "--gpus-per-node=8", "--signal=TERM@120"),
+    *("--requeue", "--open-mode=append"),
+  } <= set(directives)
+  assert "#SBATCH" not in (LAUNCH / "slurm.sh").read_text()[len(head) :]
+
+
+def test_slurm_trains_with_the_gpus_of_the_job(machine):
+  job = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4"}
+  assert machine.run("slurm.sh", *ARGUMENTS, **job)[0] == 0
+  (call,) = machine.calls
+  assert "JAX_LOCAL_DEVICE_IDS=0,1,2,3" in call
+  assert call[-len(ARGUMENTS) :] == ARGUMENTS
+
+
+def test_slurm_requeues_when_the_time_is_up(machine):
+  machine.replies("srun", ends=75)
+  code, _, _ = machine.run(
+    "slurm.sh", *ARGUMENTS, SLURM_JOB_ID="7", SLURM_RESTART_COUNT="9"
+  )
+  assert code == 75
+  requeue = ["scontrol", "requeue", "7"]
+  assert machine.calls == [[*STEP, *ARGUMENTS], requeue]
+
+
+def test_slurm_requeues_a_bounded_number_of_times(machine):
+  machine.replies("srun", ends=75)
+  job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "3", "REQUEUES": "3"}
+  assert machine.run("slurm.sh", **job)[0] == 75
+  assert starts(machine, "scontrol") == 0
+
+
+def test_slurm_says_what_cannot_be_requeued(machine):
+  machine.replies("srun", ends=75)
+  machine.replies("scontrol", ends=1)
+  code, _, complained = machine.run("slurm.sh", SLURM_JOB_ID="7")
+  assert code == 75
+  assert "cannot be requeued" in complained
+
+
+@pytest.mark.parametrize("code", [0, 2, 4])
+def test_slurm_ends(machine, code):
+  machine.replies("srun", ends=code)
+  assert machine.run("slurm.sh", SLURM_JOB_ID="7")[0] == code
+  assert machine.calls == [STEP]
+
+
+def test_slurm_starts_again_after_a_crash(machine):
+  machine.replies("srun", ends=134)
+  assert machine.run("slurm.sh", SLURM_JOB_ID="7", PAUSE="5")[0] == 0
+  assert machine.calls == [STEP, ["sleep", "5"], STEP]
+
+
+def test_slurm_gives_up(machine):
+  for _ in range(4):
+    machine.replies("srun", ends=137)
+  assert machine.run("slurm.sh", SLURM_JOB_ID="7", RESTARTS="1")[0] == 137
+  assert starts(machine, "srun") == 2
+  assert starts(machine, "scontrol") == 0
+
+
+CLOUD = {"ZONE": "us-x1-a", "STORAGE": "gs://bucket"}
+TPU = ["gcloud", "compute", "tpus", "tpu-vm"]
+ZONE = "--zone=us-x1-a"
+
+
+def on_workers(command: str) -> list[str]:
+  return [*TPU, "ssh", "reft", ZONE, "--worker=all", f"--command={command}"]
+
+
+DESCRIBE = [*TPU, "describe", "reft", ZONE, "--format=value(state)"]
+DELETE = [*TPU, "delete", "reft", ZONE, "--quiet"]
+CREATE = [
+  *(*TPU, "create", "reft", ZONE, "--accelerator-type=v5litepod-16"),
+  *("--version=v2-alpha-tpuv5-lite", "--spot"),
+]
+WORKER = "source/launch/tpu_worker.sh"
+INSTALL = [
+  on_workers(
+    f"if test -x {WORKER}; then {WORKER} stop; fi && rm -rf source"
+    " && mkdir source"
+  ),
+  [
+    *(*TPU, "scp", "--recurse"),
+    *(
+      str(LAUNCH.parent / name)
+      for name in (
+        *("pyproject.toml", "requirements.txt", "README.md", "LICENSE"),
+        *("reft_jax", "models", "launch"),
+      )
+    ),
+    *("reft:source", ZONE, "--worker=all"),
+  ],
+  on_workers(f"{WORKER} install gs://bucket"),
+]
+TRAIN = on_workers(f"{WORKER} train {TYPED}")
+
+
+def test_tpu_prints_its_commands(machine):
+  code, said, _ = machine.run("tpu_vm.sh", "--dry-run", *ARGUMENTS, **CLOUD)
+  assert code == 0
+  printed = [shlex.split(line) for line in said.splitlines()]
+  assert printed == [CREATE, *INSTALL, TRAIN, DELETE]
+  assert not machine.calls
+
+
+def test_tpu_sends_existing_files(machine):
+  sent = [part for part in INSTALL[1] if part.startswith(str(LAUNCH.parent))]
+  assert len(sent) == 7
+  assert all(map(os.path.exists, sent))
+
+
+def test_tpu_worker_gets_the_arguments():
+  (command,) = [part for part in TRAIN if part.startswith("--command=")]
+  _, _, typed = command.partition("=")
+  assert shlex.split(typed) == [WORKER, "train", *ARGUMENTS]
+
+
+def test_tpu_creates_trains_and_deletes(machine):
+  machine.replies("describe", ends=1)  # There is no such slice.
+  machine.replies("describe", says="READY\n")
+  assert machine.run("tpu_vm.sh", *ARGUMENTS, **CLOUD)[0] == 0
+  assert machine.calls == [
+    *(DESCRIBE, CREATE, *INSTALL, TRAIN, DESCRIBE, DELETE)
+  ]
+
+
+def test_tpu_goes_on_in_a_new_slice(machine):
+  for state in ("", "PREEMPTED", "READY"):
+    machine.replies("describe", says=state)
+  machine.replies("train", ends=255)
+  code, _, complained = machine.run("tpu_vm.sh", *ARGUMENTS, PAUSE="9", **CLOUD)
+  assert code == 0
+  assert "PREEMPTED" in complained
+  assert machine.calls == [
+    *(DESCRIBE, CREATE, *INSTALL, TRAIN, ["sleep", "9"]),
+    *(DESCRIBE, DELETE, CREATE, *INSTALL, TRAIN, DESCRIBE, DELETE),
+  ]
+
+
+def test_tpu_takes_the_slice_that_is_there(machine):
+  for _ in range(3):
+    machine.replies("describe", says="READY\n")
+  machine.replies("train", ends=1)
+  assert machine.run("tpu_vm.sh", *ARGUMENTS, PAUSE="1", **CLOUD)[0] == 0
+  once = [DESCRIBE, *INSTALL, TRAIN]
+  assert machine.calls == [*once, ["sleep", "1"], *once, DESCRIBE, DELETE]
+
+
+@pytest.mark.parametrize("code", [2, 4])
+def test_tpu_ends(machine, code):
+  machine.replies("train", ends=code)
+  machine.replies("describe")
+  machine.replies("describe", says="READY\n")
+  assert machine.run("tpu_vm.sh", *ARGUMENTS, **CLOUD)[0] == code
+  assert machine.calls.count(TRAIN) == 1
+  assert machine.calls[-1] == DELETE
+
+
+def test_tpu_gives_up(machine):
+  for _ in range(3):
+    machine.replies("train", ends=75)
+  for _ in range(4):
+    machine.replies("describe", says="READY\n")
+  assert machine.run("tpu_vm.sh", *ARGUMENTS, RESTARTS="2", **CLOUD)[0] == 75
+  assert machine.calls.count(TRAIN) == 3
+  assert machine.calls[-1] == DELETE
+
+
+@pytest.mark.parametrize("broken", [("create",), ("scp",), ("install",)])
+def test_tpu_that_cannot_be_prepared_is_tried_again(machine, broken):
+  machine.replies(*broken, ends=2)
+  assert machine.run("tpu_vm.sh", *ARGUMENTS, **CLOUD)[0] == 0
+  assert machine.calls.count(CREATE) == 2
+  assert machine.calls.count(TRAIN) == 1
+
+
+def test_tpu_on_demand_that_is_kept(machine):
+  for _ in range(2):
+    machine.replies("describe", says="CREATING\n")
+  settings = {"SPOT": "0", "KEEP": "1", "SLICE": "mine", "TYPE": "v6e-8"}
+  assert machine.run("tpu_vm.sh", **CLOUD, **settings)[0] == 0
+  (create,) = [call for call in machine.calls if "create" in call]
+  assert "mine" in create
+  assert "--accelerator-type=v6e-8" in create
+  assert "--spot" not in create
+  assert "delete" not in machine.calls[-1]
+
+
+@pytest.mark.parametrize(
+  ("settings", "arguments", "said"),
+  [
+    ({"ZONE": ""}, [], "set ZONE"),
+    ({"STORAGE": ""}, [], "set STORAGE"),
+    ({"STORAGE": "/mnt/disk"}, [], "set STORAGE"),
+    ({"STORAGE": "gs://bucket/folder"}, [], "the bucket alone"),
+    ({}, ["output=/tmp/run"], "output=/tmp/run"),
+    ({}, ["--config", "smoke", "output=gs://bucket/run"], "output=gs://"),
+    ({}, ["output=~/run"], "output=~/run"),
+  ],
+)
+def test_tpu_refuses_what_would_be_lost(machine, settings, arguments, said):
+  code, _, complained = machine.run(
+    "tpu_vm.sh", *arguments, **(CLOUD | settings)
+  )
+  assert code == 2
+  assert said in complained
+  assert not machine.calls
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_tpu_stopped_saves_and_deletes(machine, number):
+  machine.replies("describe")
+  machine.replies("describe", says="READY\n")
+  stop = f"{WORKER} stop"
+  machine.replies("train", until=stop, ends=75)
+  assert machine.run_until(number, "tpu_vm.sh", *ARGUMENTS, **CLOUD)[0] == 75
+  assert machine.calls.count(TRAIN) == 1
+  assert machine.calls[-3:] == [on_workers(stop), DESCRIBE, DELETE]
+
+
+@pytest.fixture
+def worker(machine):
+  """A worker of a slice, new but for the programs that it plays."""
+  machine.play(machine.home / ".local" / "bin" / "uv")
+  machine.play(machine.home / "reft" / "bin" / "python")
+  return machine
+
+
+def installs(worker) -> list[list[str]]:
+  python = str(worker.home / "reft" / "bin" / "python")
+  return [
+    ["uv", "venv", "--quiet", "--clear", "--python", "3.12", python[:-11]],
+    [
+      *("uv", "pip", "install", "--quiet", "--python", python),
+      f"{LAUNCH.parent}[tpu]",
+    ],
+  ]
+
+
+def test_worker_mounts_a_bucket_and_installs(worker):
+  worker.replies("mountpoint", ends=1)
+  storage = str(worker.home / "storage")
+  assert worker.run("tpu_worker.sh", "install", "gs://bucket")[0] == 0
+  assert worker.calls == [
+    ["mountpoint", "--quiet", storage],
+    [
+      *("gcsfuse", "--implicit-dirs", "--rename-dir-limit=100000"),
+      *("--metadata-cache-ttl-secs=0", "bucket", storage),
+    ],
+    *installs(worker),
+  ]
+  assert pathlib.Path(storage).is_dir()
+
+
+def test_worker_mounts_a_share(worker):
+  worker.replies("mountpoint", ends=1)
+  assert worker.run("tpu_worker.sh", "install", "10.0.0.2:/share")[0] == 0
+  storage = str(worker.home / "storage")
+  mount = ["sudo", "mount", "-t", "nfs", "-o", "lookupcache=positive"]
+  assert [*mount, "10.0.0.2:/share", storage] in worker.calls
+
+
+def test_worker_mounts_once(worker):
+  assert worker.run("tpu_worker.sh", "install", "gs://bucket")[0] == 0
+  assert worker.calls[1:] == installs(worker)
+
+
+def test_worker_prints_what_a_new_one_would_do(machine):
+  machine.replies("lsb_release", says="jammy\n")
+  code, said, _ = machine.run(
+    "tpu_worker.sh", "--dry-run", "install", "gs://bucket"
+  )
+  assert code == 0
+  printed = [shlex.split(line) for line in said.splitlines()]
+  assert [call[0] for call in printed] == [
+    *("mkdir", "sudo", "sudo", "sudo", "sudo", "gcsfuse", "sh"),
+    *(str(machine.home / ".local/bin/uv"),) * 2,
+  ]
+  assert "gcsfuse-jammy main" in said
+  assert "https://astral.sh/uv/install.sh" in said
+  assert machine.calls == [["lsb_release", "--short", "--codename"]]
+
+
+def test_worker_trains_on_storage(worker):
+  (worker.home / "storage").mkdir()
+  worker.replies("python", ends=75)
+  assert worker.run("tpu_worker.sh", "train", *ARGUMENTS)[0] == 75
+  assert worker.calls == [["python", *PROGRAM, *ARGUMENTS]]
+  code, said, _ = worker.run("tpu_worker.sh", "--dry-run", "train", *ARGUMENTS)
+  assert (code, said.splitlines()) == (
+    0,
+    [
+      f"cd {worker.home}/storage",
+      f"exec {worker.home}/reft/bin/python -m reft_jax.train {TYPED}",
+    ],
+  )
+
+
+PATTERN = "[-]m reft_jax[.]train"
+
+
+def test_worker_waits_for_what_it_stops(worker):
+  worker.replies("pgrep")
+  worker.replies("pgrep", ends=1)  # It is gone.
+  worker.replies("KILL", ends=1)
+  assert worker.run("tpu_worker.sh", "stop")[0] == 0
+  assert worker.calls == [
+    ["pkill", "--signal", "TERM", "--full", PATTERN],
+    ["pgrep", "--full", PATTERN],
+    ["sleep", "2"],
+    ["pgrep", "--full", PATTERN],
+    ["pkill", "--signal", "KILL", "--full", PATTERN],
+  ]
+
+
+def test_worker_has_nothing_to_stop(worker):
+  worker.replies("pkill", ends=1)
+  assert worker.run("tpu_worker.sh", "stop")[0] == 0
+  assert starts(worker, "pkill") == 1
+
+
+def test_worker_stops_training_and_not_itself():
+  program = "/home/me/reft/bin/python -m reft_jax.train --config smoke"
+  assert re.search(PATTERN, program)
+  assert not re.search(PATTERN, f"pkill --signal TERM --full {PATTERN}")
+
+
+@pytest.mark.parametrize("arguments", [[], ["rest"], ["install", "/disk"]])
+def test_worker_refuses_the_rest(worker, arguments):
+  worker.replies("mountpoint", ends=1)
+  assert worker.run("tpu_worker.sh", *arguments)[0] == 2
+
+
+MANIFEST = LAUNCH / "kubernetes.yaml"
+
+
+def manifests() -> dict[str, dict]:
+  sets = list(yaml.safe_load_all(MANIFEST.read_text()))
+  return {each["metadata"]["labels"]["accelerator"]: each for each in sets}
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
+def test_jobset(accelerator):
+  jobset = manifests()[accelerator]
+  assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+  assert jobset["kind"] == "JobSet"
+  # All start again when one ends, but not after bad input or divergence.
+  assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+  (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+  assert rule["action"] == "FailJobSet"
+  assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+  (job,) = jobset["spec"]["replicatedJobs"]
+  spec = job["template"]["spec"]
+  assert job["replicas"] == 1
+  assert spec["parallelism"] == spec["completions"] > 1
+  assert spec["backoffLimit"] == 0
+  (policy,) = spec["podFailurePolicy"]["rules"]
+  assert policy["action"] == "FailJob"
+  pod = spec["template"]["spec"]
+  (container,) = pod["containers"]
+  assert policy["onExitCodes"] == {
+    "containerName": container["name"],
+    "operator": "In",
+    "values": [2, 4],
+  }
+  assert pod["restartPolicy"] == "Never"
+  assert pod["terminationGracePeriodSeconds"] >= 120
+  # The image's entry point is the program.
+  assert "command" not in container
+  command = configs.parse(container["args"])
+  configs.validate(command.config)
+  mounts = {
+    each["mountPath"]: each["name"] for each in container["volumeMounts"]
+  }
+  volumes = {each["name"]: each for each in pod["volumes"]}
+  assert set(mounts.values()) == set(volumes)
+  assert "persistentVolumeClaim" in volumes[mounts["/storage"]]
+  data = command.config.data
+  for path in (command.config.output, data.train, data.test):
+    assert path.startswith("/storage/")
+  assert f"--selector accelerator={accelerator}" in MANIFEST.read_text()
+
+
+def test_jobset_of_gpus_tells_its_processes_of_each_other():
+  jobset = manifests()["gpu"]
+  name = jobset["metadata"]["name"]
+  (job,) = jobset["spec"]["replicatedJobs"]
+  pod = job["template"]["spec"]["template"]["spec"]
+  (container,) = pod["containers"]
+  variables = {each["name"]: each for each in container["env"]}
+  first = f"{name}-{job['name']}-0-0.{name}:"
+  assert variables[processes.COORDINATOR]["value"].startswith(first)
+  pods = job["template"]["spec"]["completions"]
+  assert variables[processes.COUNT]["value"] == str(pods)
+  field = variables[processes.INDEX]["valueFrom"]["fieldRef"]["fieldPath"]
+  index = "batch.kubernetes.io/job-completion-index"
+  assert field == f"metadata.annotations['{index}']"
+  assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+  assert pod["securityContext"]["runAsNonRoot"] is True
+  (memory,) = [each for each in pod["volumes"] if "emptyDir" in each]
+  assert memory["emptyDir"] == {"medium": "Memory"}
+
+
+def test_jobset_of_tpus_is_a_slice():
+  jobset = manifests()["tpu"]
+  (job,) = jobset["spec"]["replicatedJobs"]
+  spec = job["template"]["spec"]
+  pod = spec["template"]["spec"]
+  topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+  chips = pod["containers"][0]["resources"]["limits"]["google.com/tpu"]
+  assert math.prod(map(int, topology.split("x"))) == chips * spec["completions"]
+
+
+def test_all_take_the_same_share_of_a_gpu():
+  name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+  shares = {}
+  for path in [*SCRIPTS, MANIFEST, LAUNCH / "Dockerfile"]:
+    found = re.findall(
+      rf"{name}(?::?=|\n +value: \")(0\.\d+)", path.read_text()
+    )
+    shares[path.name] = set(found)
+  for where in ("one_machine.sh", "slurm.sh", MANIFEST.name, "Dockerfile"):
+    assert shares.pop(where) == {"0.9"}
+  assert not any(shares.values())
+
+
 def copied() -> list[str]:
   """What the Dockerfile takes from the repository."""
   lines = re.findall(r"^COPY (?!--from)(.+)$", dockerfile(), re.M)
@@ -330,6 +795,9 @@ def test_notebook_holds_no_outputs(book):
   (form,) = settings
   assert form.metadata.cellView == "form"
   assert 'EXPERIMENT = "embedded"' in form.source
+  (start,) = [cell for cell in book.cells if cell.id == "train"]
+  assert '"distributed=off"' in start.source
+  assert configs.parse(["distributed=off"]).config.distributed == "off"
 
 
 @pytest.mark.parametrize(
