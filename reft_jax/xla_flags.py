@@ -1,0 +1,252 @@
+"""Compiler flags that a run may opt in to: `xla_flags=fast`.
+
+They have collectives run beside computation, and many small ones together. XLA
+reads them from the environment when jax starts, and ends the process over one
+that it does not know; names come and go between versions. So a process of its
+own tries them first, once for each version, and those unknown are left out.
+
+Sources: openxla.org/xla/flags_guidance; of GPUs xla/debug_options_flags.cc in
+openxla/xla, which has the defaults; of TPUs benchmarks/xla_flags_library.py in
+AI-Hypercomputer/maxtext.
+"""
+
+import glob
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+
+from reft_jax import files
+
+# In bfloat16 a layer of a 7B model has 0.4 GB; small arrays add up to this much
+# before they are sent.
+_COMBINED = 512 << 20
+
+# By jax's platform, each with what it does.
+FLAGS: Mapping[str, Mapping[str, str]] = {
+  "cuda": {
+    "--xla_gpu_enable_latency_hiding_scheduler=true": (
+      "orders work so that collectives run beside computation"
+    ),
+    "--xla_gpu_enable_pipelined_all_gather=true": (
+      "gathers the next layer's weights during this layer"
+    ),
+    "--xla_gpu_enable_pipelined_all_reduce=true": (
+      "sums a layer's gradients during the next layer"
+    ),
+    "--xla_gpu_enable_pipelined_reduce_scatter=true": (
+      "the same where weights are sharded; on already in recent versions"
+    ),
+    f"--xla_gpu_all_gather_combine_threshold_bytes={_COMBINED}": (
+      "gathers a layer's weights at once; the default is 30 MiB"
+    ),
+    f"--xla_gpu_all_reduce_combine_threshold_bytes={_COMBINED}": (
+      "sums that many gradients at once"
+    ),
+    f"--xla_gpu_reduce_scatter_combine_threshold_bytes={_COMBINED}": (
+      "the same where weights are sharded"
+    ),
+  },
+  "tpu": {
+    "--xla_enable_async_all_gather=true": (
+      "gathers weights beside computation, not only where XLA thinks it best"
+    ),
+    "--xla_enable_async_all_reduce=true": "sums gradients beside computation",
+    "--xla_tpu_enable_async_collective_fusion=true": (
+      "has a product and a collective run as one; on already"
+    ),
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true": (
+      "of gathers; on already"
+    ),
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true": (
+      "of sums of gradients"
+    ),
+    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true": (
+      "over several products, where one is too short for the collective"
+    ),
+    "--xla_tpu_overlap_compute_collective_tc=true": (
+      "overlaps the two on the core that multiplies"
+    ),
+    "--xla_tpu_enable_data_parallel_all_reduce_opt=true": (
+      "sums gradients between slices beside computation"
+    ),
+    "--xla_tpu_data_parallel_opt_different_sized_ops=true": (
+      "does so across layers, even if sizes differ"
+    ),
+  },
+}
+
+_VARIABLES = {"cuda": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
+_COMPILERS = {"cuda": "jaxlib", "tpu": "libtpu"}
+# Programs that end badly over an unknown flag, and touch no accelerator.
+_TRIALS = {
+  "cuda": "import jax; jax.numpy.zeros(1)",
+  "tpu": (
+    "from jax.experimental import topologies as t;"
+    " t.get_topology_desc(platform='tpu', topology_name='v5e:2x4')"
+  ),
+}
+_TRIAL_SECONDS = 300
+_UNKNOWN = re.compile(
+  r"Unknown (?:flags? in XLA_FLAGS: (.*)|command line flag '(.*?)')"
+)
+
+CACHE = "~/.cache/reft_jax/xla_flags"
+
+
+def use(wanted: str, say: Callable[[str], None]) -> None:
+  """Sets the flags that this machine's compiler knows.
+
+  To be called before jax starts: later they have no effect. What the user set
+  stays, and wins over a flag here.
+
+  Args:
+    wanted: `none`, or `fast`.
+    say: is told in one line what was set, and what was left out.
+  """
+  if wanted == "none":
+    return
+  kind = platform()
+  if kind is None:
+    say(f"xla_flags={wanted}: there are none for what this runs on")
+    return
+  variable = _VARIABLES[kind]
+  theirs = os.environ.get(variable, "").strip()
+  if theirs and not theirs.startswith("-"):
+    say(f"xla_flags={wanted}: none are set, since {variable} names a file")
+    return
+  try:
+    left_out = unknown(kind, tuple(FLAGS[kind]))
+  except TrialError as error:
+    say(f"xla_flags={wanted}: none are set, they could not be tried ({error})")
+    return
+  named = {_name(flag) for flag in theirs.split()}
+  ours = [
+    flag for flag in FLAGS[kind] if _name(flag) not in {*named, *left_out}
+  ]
+  # The last of a kind counts.
+  os.environ[variable] = " ".join([*ours, theirs]).strip()
+  text = f"xla_flags={wanted}: {len(ours)} flags added to {variable}"
+  if left_out:
+    text += (
+      f"; left out, unknown to this {_COMPILERS[kind]}:"
+      f" {', '.join(f'--{name}' for name in left_out)}"
+    )
+  say(text)
+
+
+def platform() -> str | None:
+  """`cuda` or `tpu` if jax will run on it, told without starting jax."""
+  asked = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
+  if asked:
+    return {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(asked)
+  chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+  if chips and importlib.util.find_spec("libtpu"):
+    return "tpu"
+  gpus = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+  if any(map(os.path.exists, gpus)) and _plugins():
+    return "cuda"
+  return None
+
+
+class TrialError(Exception):
+  """Flags could not be tried; one line."""
+
+
+def unknown(kind: str, flags: Sequence[str]) -> list[str]:
+  """The names of those flags that a platform's compiler does not know.
+
+  What was found once for a version is remembered.
+
+  Args:
+    kind: cuda or tpu.
+    flags: as they are written in the environment.
+
+  Raises:
+    TrialError: the process that tries them failed for another reason.
+  """
+  versions = [
+    f"{name} {metadata.version(name)}"
+    for name in ("jaxlib", *(["libtpu"] if kind == "tpu" else _plugins()))
+  ]
+  tried = {"versions": versions, "flags": list(flags)}
+  key = hashlib.sha256(json.dumps(tried).encode()).hexdigest()[:16]
+  file = pathlib.Path(CACHE).expanduser() / f"{kind}-{key}.json"
+  try:
+    return json.loads(file.read_text())["unknown"]
+  except (OSError, ValueError, KeyError):
+    pass
+  found = _tried(kind, flags)
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.replace(file, json.dumps(tried | {"unknown": found}, indent=1))
+  except OSError:
+    pass  # The next start tries them again.
+  return found
+
+
+def _tried(kind: str, flags: Sequence[str]) -> list[str]:
+  """As `unknown`, by a process that is given the flags."""
+  environment = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in _VARIABLES.values()
+  } | {
+    # Neither takes an accelerator, nor asks the cloud, nor minds another run.
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "0",
+    _VARIABLES[kind]: " ".join(flags),
+  }
+  try:
+    done = subprocess.run(
+      [sys.executable, "-c", _TRIALS[kind]],
+      env=environment,
+      capture_output=True,
+      text=True,
+      errors="replace",
+      timeout=_TRIAL_SECONDS,
+      check=False,
+    )
+  except (OSError, subprocess.TimeoutExpired) as error:
+    raise TrialError(f"{error:.200}") from error
+  if not done.returncode:
+    return []
+  named = [
+    _name(flag)
+    for several, single in _UNKNOWN.findall(done.stderr)
+    for flag in (several or single).split()
+  ]
+  known = {_name(flag) for flag in flags}
+  if not named or not known.issuperset(named):
+    last = done.stderr.strip().rpartition("\n")[2]
+    raise TrialError(f"exit code {done.returncode}: {last:.200}")
+  return named
+
+
+def _name(flag: str) -> str:
+  return flag.lstrip("-").partition("=")[0]
+
+
+def _plugins() -> list[str]:
+  """What compiles for NVIDIA GPUs and is installed."""
+  return [
+    f"jax-cuda{version}-plugin"
+    for version in (12, 13)
+    if _installed(f"jax-cuda{version}-plugin")
+  ]
+
+
+def _installed(distribution: str) -> bool:
+  try:
+    metadata.version(distribution)
+  except metadata.PackageNotFoundError:
+    return False
+  return True
