@@ -434,7 +434,7 @@ def save(
     config: the architecture.
     policy: the parameters, in host or device memory. A tensor is fetched when
       it is written; the host holds one at a time. If several processes hold
-      them, each must call this, with a folder of its own.
+      them, one calls this and the others `hand_over`.
     extra: more fields of config.json; the tokenizer's `bos_token_id`,
       `eos_token_id` and `pad_token_id` belong here, and are null otherwise.
       generation_config.json repeats these.
@@ -449,6 +449,27 @@ def save(
   special = {name: fields[name] for name in _SPECIAL}
   _write_json(folder / _GENERATION, special | dict(generation or {}))
   _write_json(folder / _CONFIG, fields)
+
+
+def hand_over(
+  config: configs.ModelConfig,
+  params: Mapping[str, Any],
+  *,
+  classifier: bool = False,
+  dtype: str = "float32",
+) -> None:
+  """What a process does while another one saves what all of them hold.
+
+  Arguments are as those of `save` or, with `classifier`, `save_classifier`.
+  """
+  rows = (
+    _classifier_tensors(config)
+    if classifier
+    else families.BY_TYPE[config.family].tensors(config)
+  )
+  shapes, array_of = _tensors(config, rows, params, dtype)
+  for name in shapes:
+    array_of(name)
 
 
 def save_classifier(
@@ -549,11 +570,16 @@ def _write_json(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
 
 
 def _write(folder, config, rows, params, dtype, max_shard_bytes) -> None:
-  """The weights that the rows of a family's table name.
+  """The weights that the rows of a family's table name."""
+  shapes, array_of = _tensors(config, rows, params, dtype)
+  weights.write(folder, shapes, DTYPES[dtype], array_of, max_shard_bytes)
+
+
+def _tensors(config, rows, params, dtype):
+  """The shapes of the stored tensors, and what fetches one by its name.
 
   Tables first, then layer by layer, as readers go through them.
   """
-  stored_as = DTYPES[dtype]
   params = dict(table.walk(params))
   parts: dict[str, list[tuple[table.Tensor, int | None]]] = {}
   for row in rows:
@@ -566,7 +592,7 @@ def _write(folder, config, rows, params, dtype, max_shard_bytes) -> None:
 
   def array_of(name: str) -> np.ndarray:
     shape = parts[name][0][0].stored_shape(config.sizes)
-    array = np.zeros(shape, weights.DTYPES[stored_as])
+    array = np.zeros(shape, weights.DTYPES[DTYPES[dtype]])
     for row, layer in parts[name]:
       piece = _fetched(params[row.path], layer, array.dtype)
       row.to_stored(piece, config.sizes, array)
@@ -575,7 +601,7 @@ def _write(folder, config, rows, params, dtype, max_shard_bytes) -> None:
   shapes = {
     name: some[0][0].stored_shape(config.sizes) for name, some in parts.items()
   }
-  weights.write(folder, shapes, stored_as, array_of, max_shard_bytes)
+  return shapes, array_of
 
 
 def _fetched(param, layer, dtype) -> np.ndarray:

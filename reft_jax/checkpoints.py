@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from reft_jax import processes
 from reft_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Checkpoints:
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
+    return _Manager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
@@ -38,7 +39,8 @@ class Checkpoints:
   def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
     """Saves in the background; durable after `wait`, `close` or a next save.
 
-    Steps must rise. The state may be donated as soon as this returns.
+    Steps must rise. The state may be donated as soon as this returns. All
+    processes call this with their shards; the notes are the first one's.
     """
     saved = self._manager.save(
       step,
@@ -82,12 +84,15 @@ class Checkpoints:
     Newer ones are set aside once an older one is read. If none can be, as
     when a program has changed, nothing is touched.
     """
-    unread: dict[int, Exception] = {}
+    unread: dict[int, str] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
+      found, reason = None, ""
       try:
         found = self._manager.restore(step, args=ocp.args.Composite(**parts))
       except Exception as error:  # Orbax has no common type for damage.
-        unread[step] = error
+        reason = str(error) or type(error).__name__
+      if reason := max(processes.gather(reason)):  # Of any of them.
+        unread[step] = reason
         continue
       for damaged, error in unread.items():
         _log.warning(
@@ -99,7 +104,7 @@ class Checkpoints:
         self._set_aside(damaged)
       return found
     if unread:
-      reason = str(next(iter(unread.values()))).partition("\n")[0]
+      reason = next(iter(unread.values())).partition("\n")[0]
       raise UserError(
         f"{self._directory}: none of the checkpoints {list(unread)} can be "
         f"read ({reason:.200}); remove the run's folder to start over."
@@ -108,8 +113,11 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> None:
     self._manager.close()
-    name = f"damaged-{self._directory.name}-{step}-{int(time.time())}"
-    (self._directory / str(step)).rename(self._directory.parent / name)
+    processes.wait("closed")
+    if processes.first():
+      name = f"damaged-{self._directory.name}-{step}-{int(time.time())}"
+      (self._directory / str(step)).rename(self._directory.parent / name)
+    processes.wait("set aside")
     self._manager = self._open()
 
   def wait(self) -> None:
@@ -119,6 +127,18 @@ class Checkpoints:
   def close(self) -> None:
     """Waits, then releases Orbax's threads."""
     self._manager.close()
+
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, but that it never asks whether to stop.
+
+  Our loops do, with numbers of their own: jax has processes agree on such a
+  number, and would miss it if Orbax asked for other numbers in between.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """No."""
+    return False
 
 
 def shapes(folder: pathlib.Path) -> Any:

@@ -20,6 +20,7 @@ interrupted.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import pathlib
@@ -30,7 +31,7 @@ from typing import Any
 
 import jax
 
-from reft_jax import batching, devices, hub, terminal
+from reft_jax import batching, devices, hub, processes, terminal, xla_flags
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
@@ -46,6 +47,10 @@ PROGRAM = "reft_jax.evaluate MODEL..."
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv`; returns the exit code."""
+  return processes.run(functools.partial(_main, argv))
+
+
+def _main(argv: Sequence[str]) -> int:
   screen = terminal.Terminal()
   try:
     paths, arguments = divide(argv)
@@ -64,14 +69,14 @@ def main(argv: Sequence[str]) -> int:
         "---\n".join(config_lib.to_yaml(c.config) for c in commands), end=""
       )
       return 0
-    evaluate(
-      models,
-      [command.config for command in commands],
-      screen,
-      dry=commands[0].action == "dry-run",
-    )
+    dry = commands[0].action == "dry-run"
+    if not dry:
+      xla_flags.use(commands[0].config.xla_flags, screen.line)
+      processes.join(commands[0].config.distributed)
+      screen = terminal.Terminal(quiet=not processes.first())
+    evaluate(models, [command.config for command in commands], screen, dry=dry)
   except (UserError, pretrained.UnsupportedModelError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    processes.complain(error)
     return 2
   except executor_lib.LostWorkerError as error:
     print(f"error: {error}; the same command goes on.", file=sys.stderr)
@@ -161,8 +166,9 @@ def evaluate(
   All are checked before the first is asked anything; with `dry` that is all,
   and nothing is downloaded for it.
   """
-  check(configs)
-  directories = places(models, configs)
+  with processes.together():
+    check(configs)
+    directories = places(models, configs)
   if dry and (absent := list(missing(models, configs))):
     for name in dict.fromkeys(absent):
       screen.line(f"missing: {name}, to be downloaded from {hub.page(name)}")
@@ -172,14 +178,15 @@ def evaluate(
   building.use_compilation_cache()
   with contextlib.ExitStack() as exits:
     # First: their processes are started before jax has threads and devices.
-    graders = open_graders(configs, exits)
-    prepared = [
-      prepare(*each, screen)
-      for each in zip(models, configs, directories, graders, strict=True)
-    ]
-    if not dry:
-      for directory in directories:
-        claim(directory)
+    with processes.together():
+      graders = open_graders(configs, exits)
+      prepared = [
+        prepare(*each, screen)
+        for each in zip(models, configs, directories, graders, strict=True)
+      ]
+      if not dry and processes.first():
+        for directory in directories:
+          claim(directory)
     summaries = {}
     for evaluation in prepared:
       introduce(evaluation, screen)
@@ -236,6 +243,9 @@ def prepare(
     model = dataclasses.replace(model, folder=hub.folder(str(model.folder)))
   tokenizer, network = building.open_model(config)
   building.check_lengths(config, network)
+  laid_out = building.lay_out(config, network)
+  mesh, sampling_mesh = devices.meshes(laid_out)
+  network = dataclasses.replace(network, gather=laid_out.gather)
   problems = read_problems(config, tokenizer)
   split = config.evaluation.split
   if not problems.examples:
@@ -247,9 +257,8 @@ def prepare(
   run = run_lib.Run(
     config=config,
     directory=directory,
-    mesh=devices.make_mesh(
-      data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
-    ),
+    mesh=mesh,
+    sampling_mesh=sampling_mesh,
     networks=network,
     tokenizer=tokenizer,
     **{"train": (), "dev": (), "test": (), split: problems.examples},

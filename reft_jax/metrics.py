@@ -16,7 +16,8 @@ class Recorder:
   """Writes a run's metrics into its folder.
 
   A row is a JSON object: `stage`, `step` (steps done in that stage) and
-  the metrics, as plain numbers. JSON knows no nan or inf; they become null.
+  the metrics, as plain numbers. JSON knows no nan or inf; they become null. Of
+  several processes the first alone has one; the others have `Silent`.
   """
 
   def __init__(
@@ -64,6 +65,19 @@ class Recorder:
     self._file.close()
     if self._board:
       self._board.close()
+
+
+class Silent:
+  """The recorder of a process that writes nothing."""
+
+  def log(self, step: int, values: Mapping[str, float], *, stage: str) -> None:
+    """As `Recorder.log`."""
+
+  def rewind(self, stage: str, next_step: int) -> None:
+    """As `Recorder.rewind`."""
+
+  def close(self) -> None:
+    """As `Recorder.close`."""
 
 
 def read(directory: str | os.PathLike[str]) -> list[dict]:

@@ -56,17 +56,19 @@ class Solution:
 
 
 class Terminal:
-  """Prints to `file`, standard output if None."""
+  """Prints to `file`, standard output if None; a quiet one prints nothing."""
 
-  def __init__(self, file: TextIO | None = None):
+  def __init__(self, file: TextIO | None = None, *, quiet: bool = False):
     self._console = rich.console.Console(
-      file=file, highlight=False, markup=False, emoji=False
+      file=file, quiet=quiet, highlight=False, markup=False, emoji=False
     )
     # A completion may hold letters that the terminal's encoding lacks.
     with contextlib.suppress(AttributeError):
       self._console.file.reconfigure(errors="replace")
     self._live = (
-      self._console.is_terminal and not self._console.is_dumb_terminal
+      self._console.is_terminal
+      and not self._console.is_dumb_terminal
+      and not quiet
     )
 
   def line(self, text: str, style: str | None = None) -> None:

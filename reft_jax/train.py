@@ -3,11 +3,14 @@
 Without arguments it runs the embedded experiment, which needs no download.
 Exit codes: 0 done, 2 bad input, 3 programs can no longer be run, 4 diverged,
 75 stopped by SIGTERM with everything saved (the same command goes on), 130
-interrupted.
+interrupted. Several processes of one run (distributed=...) end with the same
+one, unless one of them fails alone.
 """
 
 import contextlib
+import dataclasses
 import datetime
+import functools
 import json
 import logging
 import operator
@@ -20,7 +23,17 @@ from importlib import metadata
 
 import jax
 
-from reft_jax import batching, devices, files, metrics, plots, terminal
+from reft_jax import (
+  batching,
+  devices,
+  files,
+  layout,
+  metrics,
+  plots,
+  processes,
+  terminal,
+  xla_flags,
+)
 from reft_jax import config as config_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import (
@@ -66,7 +79,7 @@ _FAILURES_SHOWN = 5
 # What may differ when a run is taken up again: not what is learnt.
 _MAY_CHANGE = (
   *("resume", "output", "logging.", "checkpoint.", "mesh.", "stages"),
-  "programs.workers",
+  *("distributed", "xla_flags", "programs.workers"),
   # What reft_jax.evaluate alone reads.
   *("evaluation.split", "evaluation.samples", "evaluation.at"),
   *("evaluation.reward_model", "evaluation.resamples"),
@@ -75,6 +88,10 @@ _MAY_CHANGE = (
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv`; returns the exit code."""
+  return processes.run(functools.partial(_main, argv))
+
+
+def _main(argv: Sequence[str]) -> int:
   screen = terminal.Terminal()
   try:
     command = config_lib.parse(argv)
@@ -88,10 +105,12 @@ def main(argv: Sequence[str]) -> int:
         planning.show(command.config, screen)
       case "run":
         config_lib.validate(command.config)
-        config_lib.check_files(command.config)
+        xla_flags.use(command.config.xla_flags, screen.line)
+        processes.join(command.config.distributed)
+        screen = terminal.Terminal(quiet=not processes.first())
         train(command.config, screen)
   except (UserError, pretrained.UnsupportedModelError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    processes.complain(error)
     return 2
   except executor_lib.LostWorkerError as error:
     print(
@@ -100,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     )
     return 3
   except loop.DivergedError as error:
-    print(f"error: {error}", file=sys.stderr)
+    processes.complain(error)
     return 4
   except loop.PreemptedError as reason:
     screen.line(f"{reason}; the same command goes on from there.")
@@ -116,37 +135,45 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
   logging.getLogger("absl").setLevel(logging.WARNING)
   building.use_compilation_cache()
   with contextlib.ExitStack() as exits:
-    # First: its processes are started before jax has threads and devices.
-    grader = building.open_grader(config, exits)
-    mesh = devices.make_mesh(**vars(config.mesh))
-    planning.check_batches(config, mesh)
-    tokenizer, network = building.open_model(config)
-    building.check_lengths(config, network)
-    building.check_lora(config, network)
-    building.check_warmup(config, tokenizer, network)
-    splits = run_lib.encoded(config, tokenizer)
-    planning.check_rationales(config, splits["train"])
-    failures = gold.check(grader, tokenizer, splits, config.reft)
-    policies = building.open_policies(config, mesh, network.config.vocab_size)
-
+    with processes.together():
+      config_lib.check_files(config)
+      grader = building.open_grader(config, exits)
+      tokenizer, network = building.open_model(config)
+      laid_out = building.lay_out(config, network)
+      mesh, sampling_mesh = devices.meshes(laid_out)
+      network = dataclasses.replace(network, gather=laid_out.gather)
+      building.check_lengths(config, network)
+      building.check_lora(config, network)
+      building.check_warmup(config, tokenizer, network)
+      splits = run_lib.encoded(config, tokenizer)
+      planning.check_rationales(config, splits["train"])
+      failures = gold.check(grader, tokenizer, splits, config.reft)
+      policies = building.open_policies(config, mesh, network.config.vocab_size)
+    inputs = {
+      "tokenizer": tokenizer.fingerprint,
+      "problems": batching.fingerprint(splits),
+    }
+    settings = {
+      f"setting {key}": repr(value)
+      for key, _, value in config_lib.settings(config)
+    }
+    processes.check_alike(settings | inputs)
     directory = config_lib.run_directory(config)
-    claim(
-      directory,
-      config,
-      {
-        "tokenizer": tokenizer.fingerprint,
-        "problems": batching.fingerprint(splits),
-      },
-    )
+    with processes.together():
+      if processes.first():
+        claim(directory, config, inputs)
     recorder = exits.enter_context(
       contextlib.closing(
         metrics.Recorder(directory, tensorboard=config.logging.tensorboard)
+        if processes.first()
+        else metrics.Silent()
       )
     )
     run = run_lib.Run(
       config=config,
       directory=directory,
       mesh=mesh,
+      sampling_mesh=sampling_mesh,
       networks=network,
       tokenizer=tokenizer,
       **{name: split.examples for name, split in splits.items()},
@@ -154,20 +181,28 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
       recorder=recorder,
       terminal=screen,
     )
-    introduce(run, splits)
-    list_failures(run, failures)
+    introduce(run, splits, laid_out)
+    if processes.first():
+      list_failures(run, failures)
     exits.enter_context(loop.stopping_on_sigterm())
     exits.enter_context(jax.set_mesh(mesh))
     results = pipeline.Pipeline(run)(policies)
-    report(run, results, splits)
+    if processes.first():
+      report(run, results, splits)
 
 
-def introduce(run: run_lib.Run, splits: Mapping[str, batching.Encoded]) -> None:
+def introduce(
+  run: run_lib.Run,
+  splits: Mapping[str, batching.Encoded],
+  laid_out: layout.Layout,
+) -> None:
   """Says what is about to be run, on what and with what."""
   config, line = run.config, run.terminal.line
   line(f"{config.name}, seed {config.seed}: {run.directory}", style="bold")
   line(planning.describe_problems(splits))
-  line(planning.describe_devices(run.mesh))
+  line(planning.describe_devices(laid_out))
+  for filling in planning.describe_filling(config, run.mesh, run.sampling_mesh):
+    line(filling)
   executor = run.grader.executor
   if executor is not None:
     line(f"programs: run by {', then '.join(executor.tiers)}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from reft_jax import batching, files
+from reft_jax import batching, files, processes
 from reft_jax.errors import UserError
 from reft_jax.methods import answering
 from reft_jax.methods import loop as loop_lib
@@ -84,18 +84,20 @@ class Collection:
     Raises:
       PreemptedError: after SIGTERM, when a batch is on disk.
     """
-    self._path.parent.mkdir(parents=True, exist_ok=True)
     kept = self._lines()  # Without a line that a crash has torn.
     rules = self._rules()
     graded = self._about().get(_GRADED, rules) if kept else rules
-    about = {**self._identity, _GRADED: graded}
-    files.replace(self._beside, json.dumps(about, indent=2) + "\n")
-    files.replace(self._path, (line.encode() for line in kept))
+    processes.wait("read")
+    if processes.first():
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      about = {**self._identity, _GRADED: graded}
+      files.replace(self._beside, json.dumps(about, indent=2) + "\n")
+      files.replace(self._path, (line.encode() for line in kept))
     batches = self._answerer.batches(
       policy, self._examples, key, start=len(kept)
     )
     with (
-      self._path.open("a", encoding="utf-8") as file,
+      processes.appending(self._path) as file,
       self._run.terminal.stage(
         self._path.stem, len(self._examples), len(kept)
       ) as progress,
@@ -109,6 +111,7 @@ class Collection:
           f"{self._path.stem}: {progress.done} of {len(self._examples)}"
           " questions are sampled"
         )
+    processes.wait("drawn")  # What one has written all will read.
 
   def answers(self) -> list[list[answering.Answer]]:
     """All completions, graded by the rules of the run's grader.

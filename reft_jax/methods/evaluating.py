@@ -21,6 +21,7 @@ from reft_jax import (
   files,
   hub,
   pages,
+  processes,
   selection,
 )
 from reft_jax.errors import UserError
@@ -145,6 +146,8 @@ class Evaluation:
   def write(self, answered: Answered) -> dict[str, Any]:
     """Writes evaluation.json and report.html; returns what the first holds."""
     summary = self._summary(answered)
+    if not processes.first():
+      return summary
     directory = self.run.directory
     page = pages.render("report", report(summary, answered))
     files.replace(directory / "report.html", page)
@@ -208,10 +211,12 @@ class Evaluation:
     if len(kept) < len(sampled):
       begin = time.monotonic()
       judge = reward_model.open_judge(self.run, self._judge_folder)
-      files.replace(file, "".join(kept))
-      files.replace(about, json.dumps(identity, indent=2) + "\n")
+      processes.wait("read")
+      if processes.first():
+        files.replace(file, "".join(kept))
+        files.replace(about, json.dumps(identity, indent=2) + "\n")
       with (
-        file.open("a") as out,
+        processes.appending(file) as out,
         self.run.terminal.stage("rewards", len(sampled), len(kept)) as progress,
       ):
         for start in range(len(kept), len(sampled), _QUESTIONS_JUDGED_AT_ONCE):

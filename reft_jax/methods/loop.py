@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from reft_jax import checkpoints, terminal, types
+from reft_jax import checkpoints, processes, terminal, types
 from reft_jax.methods import answering
 from reft_jax.methods.run import Run
 from reft_jax.models import adapters
@@ -36,7 +36,17 @@ _stop = threading.Event()
 
 @contextlib.contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
-  """Inside, SIGTERM saves and stops at the end of the step under way."""
+  """Inside, SIGTERM saves and stops at the end of the step under way.
+
+  Processes that are joined stop together, at a step that jax has them agree on:
+  there the signal is jax's, and a handler of our own would take it away.
+  """
+  if processes.joined():
+    try:
+      yield
+    finally:
+      _stop.clear()
+    return
   before = signal.signal(signal.SIGTERM, lambda *_: _stop.set())
   try:
     yield
@@ -45,12 +55,19 @@ def stopping_on_sigterm() -> Iterator[None]:
     _stop.clear()
 
 
+def _asked_to_stop() -> bool:
+  """Once a step, in all processes."""
+  if processes.asked_to_stop():
+    _stop.set()
+  return _stop.is_set()
+
+
 def stop_if_asked(what: str) -> None:
   """Outside of loops: raises PreemptedError if SIGTERM has come.
 
   `what` says what is on disk by now.
   """
-  if _stop.is_set():
+  if _asked_to_stop():
     raise PreemptedError(f"stopped by a signal; {what}")
 
 
@@ -232,9 +249,10 @@ class Loop:
       self._samples.write(step, sampled, show=True)
     if last or step % self._evaluate_every == 0:
       self._evaluate(step, state)
-    if last or _stop.is_set() or step % self._run.config.checkpoint.every == 0:
+    stop = _asked_to_stop()
+    if last or stop or step % self._run.config.checkpoint.every == 0:
       self._save(step, state)
-    if _stop.is_set() and not last:
+    if stop and not last:
       self._latest.wait()
       raise PreemptedError(
         f"stopped by a signal; {self._name} step {step} is saved"
@@ -327,18 +345,25 @@ class Loop:
 
 
 class Samples:
-  """Completions of one stage with their verdicts, as JSON lines."""
+  """Completions of one stage with their verdicts, as JSON lines.
+
+  Of several processes the first alone writes them.
+  """
 
   def __init__(self, run: Run, name: str):
     self._run = run
     self._name = name
     self._path = run.directory / "samples" / f"{name}.jsonl"
-    self._path.parent.mkdir(parents=True, exist_ok=True)
+    self._writes = processes.first()
+    if self._writes:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
 
   def write(
     self, step: int, sampled: Sequence[answering.Answer], *, show: bool
   ) -> None:
     """Appends completions of a step; the first is shown if asked to."""
+    if not self._writes:
+      return
     with self._path.open("a", encoding="utf-8") as file:
       file.writelines(
         json.dumps({"step": step, **answer.row()}) + "\n" for answer in sampled
@@ -355,6 +380,8 @@ class Samples:
 
   def replace(self, answered: Sequence[answering.Answer]) -> None:
     """Makes these the file's only rows."""
+    if not self._writes:
+      return
     self._path.write_text(
       "".join(json.dumps(answer.row()) + "\n" for answer in answered),
       encoding="utf-8",
@@ -362,7 +389,7 @@ class Samples:
 
   def rewind(self, next_step: int) -> None:
     """Drops the rows of steps that will be done again, and a torn line."""
-    if self._path.exists():
+    if self._writes and self._path.exists():
       lines = self._path.read_text(encoding="utf-8").splitlines(True)
       whole = [line for line in lines if line.endswith("\n")]
       kept = [line for line in whole if json.loads(line)["step"] < next_step]

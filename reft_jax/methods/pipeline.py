@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reft_jax import batching, devices, files, hub
+from reft_jax import batching, devices, files, hub, processes
 from reft_jax import config as config_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import (
@@ -135,15 +135,18 @@ class Pipeline:
     self._policies = policies
     for name in self._run.config.stages:
       self._stage(name, starts_from(self._run.config, name))
-    reports = {name: self._report(name) for name in config_lib.STAGES}
-    return {
-      name: Result(**json.loads(report.read_text()))
-      for name, report in reports.items()
-      if report.exists()
-    }
+    results = {name: self._result(name) for name in config_lib.STAGES}
+    return {name: result for name, result in results.items() if result}
 
   def _report(self, name: str) -> pathlib.Path:
     return loop_lib.stage_directory(self._run, name) / "result.json"
+
+  def _result(self, name: str) -> Result | None:
+    """A stage's result if it is finished, as the first process reads it."""
+    report = self._report(name)
+    read = processes.first() and report.exists()
+    text = processes.told(report.read_text() if read else None)
+    return Result(**json.loads(text)) if text else None
 
   def _model(self, name: str) -> pathlib.Path:
     return self._run.directory / "models" / name
@@ -160,12 +163,12 @@ class Pipeline:
 
   def _stage(self, name: str, start: str | None) -> None:
     """Runs a stage unless it is finished."""
-    run, report = self._run, self._report(name)
-    if report.exists():
-      before = Result(**json.loads(report.read_text())).start
-      if before != start:
+    run, finished = self._run, self._result(name)
+    if finished:
+      if finished.start != start:
         raise UserError(
-          f"{run.directory} holds a {name} stage that started from {before}, "
+          f"{run.directory} holds a {name} stage that started from "
+          f"{finished.start}, "
           f"and stages={list(run.config.stages)} would start it from {start}; "
           "set output to another folder."
         )
@@ -204,10 +207,11 @@ class Pipeline:
       test_seconds=round(time.monotonic() - begin, 1),
       cached=cached,
     )
-    report.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(
-      report, json.dumps(dataclasses.asdict(result), indent=2) + "\n"
-    )
+    if processes.first():
+      report = self._report(name)
+      report.parent.mkdir(parents=True, exist_ok=True)
+      text = json.dumps(dataclasses.asdict(result), indent=2)
+      files.replace(report, text + "\n")
     if name in ("base", "warmup"):  # Others start from these.
       self._held = {name: trained.model}
 

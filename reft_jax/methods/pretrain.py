@@ -10,7 +10,7 @@ import json
 import pathlib
 
 from reft_jax import config as config_lib
-from reft_jax import devices, optim, steps, types
+from reft_jax import devices, optim, processes, steps, types
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods import run as run_lib
 from reft_jax.methods import sft
@@ -59,10 +59,13 @@ def cached(config: config_lib.Config) -> pathlib.Path:
 
 
 def train_once(run: Run, name: str) -> tuple[loop_lib.Trained, bool]:
-  """The base model and whether it was in the cache; it is there afterwards."""
+  """The base model and whether it was in the cache; it is there afterwards.
+
+  Each machine has a cache of its own: where one lacks the model all train it.
+  """
   folder = cached(run.config)
   notes = folder / "training.json"
-  if notes.exists():
+  if not processes.agree(not notes.exists()):
     run.terminal.line(f"{name}: taken from {folder}")
     _, policy = pretrained.load(folder, devices.place(run.mesh))
     return loop_lib.Trained(model=policy, **json.loads(notes.read_text())), True

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from reft_jax import processes
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.models import config as configs
 from reft_jax.models import peft, pretrained
@@ -24,6 +25,8 @@ def write(
 ) -> None:
   """Writes a folder in one move, whole or not at all.
 
+  All processes that hold the model call this, and the first one writes.
+
   Args:
     folder: replaced if it exists.
     shape: the architecture.
@@ -34,6 +37,15 @@ def write(
     texts: what else the folder holds, by file name.
     **options: as those of `fill`.
   """
+  if not processes.first():
+    pretrained.hand_over(
+      shape,
+      model,
+      classifier=classifier,
+      dtype=options.get("dtype", "float32"),
+    )
+    processes.wait("model written")
+    return
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
     new = pathlib.Path(scratch) / folder.name
@@ -46,6 +58,7 @@ def write(
     if folder.exists():
       shutil.rmtree(folder)
     new.rename(folder)
+  processes.wait("model written")
 
 
 def fill(

@@ -1,0 +1,253 @@
+"""Several processes that run one program: they join, agree and exchange.
+
+Each process drives the devices of its machine, and all of them run the same
+lines in the same order: an array on the mesh is theirs together. What a host
+does by itself is shared out here. The first process alone writes and prints;
+text is graded by all, each its share; what one process finds out, the others
+are told. With a single process every function here is the identity.
+"""
+
+import contextlib
+import glob
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from reft_jax.errors import UserError
+from reft_jax.models.errors import UnsupportedModelError
+
+# How processes find each other where nothing else tells them.
+COORDINATOR, COUNT, INDEX = "REFT_COORDINATOR", "REFT_PROCESSES", "REFT_PROCESS"
+
+# Exit codes of what one process does not share: a crash, a worker lost, Ctrl-C.
+ALONE = (1, 3, 130)
+
+_LEAST_BYTES = 1 << 12  # Few sizes of messages, few compilations.
+
+_looks = itertools.count(1)
+
+
+def join(how: str) -> None:
+  """Joins the other processes of this run, if there are any.
+
+  To be called before jax has devices. `auto` takes, in this order,
+  REFT_COORDINATOR (HOST:PORT of the first process), REFT_PROCESSES (how many)
+  and REFT_PROCESS (which one this is, from 0); what SLURM's srun or Open MPI's
+  mpirun tell their tasks; what a TPU slice tells its workers. Without any of
+  these there is one process.
+
+  Args:
+    how: `auto`; `off`, one process whatever the environment says; or HOST:PORT,
+      in the place of REFT_COORDINATOR.
+
+  Raises:
+    UserError: the environment says half of it, or the others cannot be found.
+  """
+  if how == "off":
+    return
+  coordinator = os.environ.get(COORDINATOR) if how == "auto" else how
+  try:
+    if coordinator:
+      jax.distributed.initialize(
+        coordinator,
+        _number(COUNT),
+        _number(INDEX),
+        cluster_detection_method="deactivate",  # It would choose devices.
+      )
+    elif _in_cluster():
+      jax.distributed.initialize()
+  except (RuntimeError, ValueError, OSError) as error:
+    reason = str(error).partition("\n")[0]
+    raise UserError(
+      f"distributed={how}: the processes of this run did not find each other "
+      f"({reason:.200}); set {COORDINATOR}=HOST:PORT, {COUNT} and {INDEX}, or "
+      "distributed=off for this process alone."
+    ) from error
+
+
+def _number(name: str) -> int:
+  text = os.environ.get(name, "")
+  if not text.isdecimal():
+    raise UserError(
+      f"{name}={text!r}: with {COORDINATOR} or distributed=HOST:PORT, {COUNT} "
+      f"must say how many processes there are, and {INDEX} which of them this "
+      "is, from 0."
+    )
+  return int(text)
+
+
+def _in_cluster() -> bool:
+  """Whether jax's own detection will find other processes."""
+  environ = os.environ
+  counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+  if any(int(environ.get(name, "1")) > 1 for name in counts):
+    return True
+  if environ.get("JAX_PLATFORMS", "tpu") not in ("", "tpu", "tpu,cpu"):
+    return False
+  if "," in environ.get("TPU_WORKER_HOSTNAMES", ""):
+    return True
+  # A Cloud TPU VM asks its metadata server, which notebooks do not have.
+  on_tpu = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+  return bool(
+    on_tpu
+    and importlib.util.find_spec("libtpu")
+    and environ.get("TPU_WORKER_HOSTNAMES") is None
+    and "COLAB_RELEASE_TAG" not in environ
+  )
+
+
+def joined() -> bool:
+  """Whether `join` has joined anything, if only this process."""
+  return jax.distributed.is_initialized()
+
+
+def several() -> bool:
+  """Whether there are other processes."""
+  return joined() and jax.process_count() > 1
+
+
+def first() -> bool:
+  """Whether this is the process that writes and prints."""
+  return not several() or jax.process_index() == 0
+
+
+def run(program: Callable[[], int]) -> int:
+  """Runs a program that may `join`, and leaves the others; its exit code.
+
+  Where it fails alone, with one of ALONE or an exception, the others wait for
+  it in vain: this process ends at once, so that they notice.
+  """
+  try:
+    code = program()
+  except Exception:
+    if not several():
+      raise
+    traceback.print_exc()
+    code = 1
+  if several() and code in ALONE:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  if joined():
+    jax.distributed.shutdown()
+  return code
+
+
+def complain(error: Exception) -> None:
+  """Prints an error, once, however many processes know of it."""
+  if first():
+    print(f"error: {error}", file=sys.stderr)
+
+
+def gather(value: Any) -> list[Any]:
+  """What each process has to say, told to all; whatever JSON can hold."""
+  if not several():
+    return [value]
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(data.size))
+  room = max(_LEAST_BYTES, 1 << int(sizes.max() - 1).bit_length())
+  texts = multihost_utils.process_allgather(np.pad(data, (0, room - data.size)))
+  return [
+    json.loads(text[:size].tobytes())
+    for text, size in zip(texts, sizes, strict=True)
+  ]
+
+
+def told(value: Any) -> Any:
+  """What the first process says."""
+  return gather(value if first() else None)[0]
+
+
+def agree(flag: bool) -> bool:
+  """Whether any process says so."""
+  return any(gather(bool(flag)))
+
+
+def shares(rows: int) -> list[range]:
+  """Which of some rows are whose to grade, process by process."""
+  count = jax.process_count() if several() else 1
+  return [range(index, rows, count) for index in range(count)]
+
+
+def share(rows: int) -> range:
+  """Which of some rows are this process's to grade."""
+  return shares(rows)[jax.process_index() if several() else 0]
+
+
+def whole(tree: Any) -> Any:
+  """Arrays of the mesh in each process's memory, with all their rows."""
+  if not several():
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def wait(what: str) -> None:
+  """Returns when all processes have come here, so that files can be read."""
+  if several():
+    multihost_utils.sync_global_devices(what)
+
+
+def appending(path: pathlib.Path) -> TextIO:
+  """A text file to be added to; what others than the first add goes nowhere."""
+  where = path if first() else os.devnull
+  return open(where, "a", encoding="utf-8")
+
+
+def asked_to_stop() -> bool:
+  """Whether all are to stop now, since one of them got SIGTERM.
+
+  True once, and in the same step of all: each step must ask. Where nothing is
+  joined, SIGTERM is not listened to here.
+  """
+  return joined() and multihost_utils.reached_preemption_sync_point(
+    next(_looks)
+  )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """What is bad input for one process ends all of them.
+
+  Inside, nothing else here may be called.
+
+  Raises:
+    UserError: also where it was raised in another process.
+  """
+  mine: Exception | None = None
+  try:
+    yield
+  except (UserError, UnsupportedModelError) as error:
+    mine = error
+  texts = gather(mine and str(mine))
+  if mine is not None:
+    raise mine
+  for index, text in enumerate(texts):
+    if text is not None:
+      raise UserError(f"process {index}: {text}")
+
+
+def check_alike(facts: Mapping[str, str]) -> None:
+  """All processes must have been given the same.
+
+  Raises:
+    UserError: names the first fact that differs.
+  """
+  told = gather(dict(facts))
+  for name in facts:
+    by_process = [theirs[name] for theirs in told]
+    if len(set(by_process)) > 1:
+      raise UserError(
+        f"the processes of this run differ in their {name} "
+        f"({', '.join(by_process)[:200]}); start all of them with the same "
+        "arguments, on the same files."
+      )
