@@ -14,6 +14,7 @@ Params = dict[str, Any]
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 REMATS = ("none", *transformer.REMAT_POLICIES)
+GATHERS = ("layer", "step")
 VALUE_KINDS = ("shared", "separate")
 
 
@@ -43,16 +44,20 @@ class Networks:
       "none" keeps everything, "dots" the results of matrix products, "block"
       nothing but the block's input.
     adapter_scale: multiplies what adapters add.
+    gather: "layer", a training pass gathers each layer's weights along "fsdp"
+      where it uses them; "step", it reads a `working_copy`.
   """
 
   config: configs.ModelConfig
   compute_dtype: str = "float32"
   remat: str = "none"
   adapter_scale: float = 1.0
+  gather: str = "layer"
 
   def __post_init__(self):
     _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
     _check_choice("remat", self.remat, REMATS)
+    _check_choice("gather", self.gather, GATHERS)
     _check_choice("activation", self.config.activation, layers.ACTIVATIONS)
     for rope in (self.config.rope, self.config.local_rope):
       if rope is not None:
@@ -164,6 +169,24 @@ class Networks:
       partition.gather(self._score_name, scorer[self._score_name]),
       precision=jax.lax.Precision.HIGHEST,
     )
+
+  def working_copy(self, params: Any) -> Any:
+    """Parameters as the passes of one optimizer step read them.
+
+    With gather="step" the blocks in the compute dtype and whole along "fsdp",
+    whatever the number of micro-batches (ZeRO-2, Rajbhandari et al. 2020).
+    Tables and heads stay as they are: their gradients add up in fp32.
+    """
+    if self.gather == "layer":
+      return params
+
+    def one(path, master):
+      if not any(getattr(key, "key", None) == "blocks" for key in path):
+        return master
+      copy = master.astype(self.compute_dtype)
+      return partition.gather(path[-1].key, copy)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
   def publish(self, policy: Params) -> Params:
     """The policy as the sampler reads it, to be jitted by the caller.

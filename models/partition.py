@@ -6,6 +6,7 @@ them) and "tensor" (heads, feed-forward and vocabulary).
 
 import functools
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,13 +69,39 @@ def pin(x: jax.Array) -> jax.Array:
   not divide.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if not _has_rows(mesh):
-    return x
-  rows = mesh.shape["data"] * mesh.shape["fsdp"]
-  if x.ndim == 0 or x.shape[0] % rows:
+  if not _has_rows(mesh) or x.ndim == 0 or x.shape[0] % ways():
     return x
   rest = [P.UNCONSTRAINED] * (x.ndim - 1)
   return jax.lax.with_sharding_constraint(x, P(_ROWS, *rest))
+
+
+def spread(x: jax.Array) -> jax.Array:
+  """`pin` for what a program returns: whole where the rows do not divide.
+
+  The partitioner would be free to leave such rows unevenly spread, which no
+  array outside a program can be.
+  """
+  if x.ndim and x.shape[0] % ways():
+    return whole(x)
+  return pin(x)
+
+
+def ways() -> int:
+  """Into how many parts the mesh that is set splits a batch; 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if not _has_rows(mesh):
+    return 1
+  return math.prod(mesh.shape[axis] for axis in _ROWS)
+
+
+def whole(x: jax.Array) -> jax.Array:
+  """Asks for a small array whole on every device, for the host to read.
+
+  The identity where no mesh is set.
+  """
+  if not _has_rows(jax.sharding.get_abstract_mesh()):
+    return x
+  return jax.lax.with_sharding_constraint(x, P())
 
 
 def gather(name: str, weight: jax.Array) -> jax.Array:
@@ -91,6 +118,19 @@ def gather(name: str, weight: jax.Array) -> jax.Array:
   )
 
 
+def scatter(tree: Any) -> Any:
+  """Asks for gradients where their parameters lie, which sums them there.
+
+  The identity where no mesh is set.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not _has_rows(mesh):
+    return tree
+  return jax.tree.map(
+    jax.lax.with_sharding_constraint, tree, specs(tree, mesh.shape)
+  )
+
+
 def _has_rows(mesh: jax.sharding.AbstractMesh) -> bool:
   return not mesh.empty and set(_ROWS) <= set(mesh.axis_names)
 
@@ -104,13 +144,17 @@ def _spec(name, shape, axis_sizes, rules) -> P:
   entries: list[str | None] = [None] * stacked
   for letter, size in zip(letters, shape[stacked:], strict=True):
     axis = rules.get(letter)
-    if axis not in axis_sizes or axis in entries:
+    if axis_sizes.get(axis, 1) == 1 or axis in entries:
       entries.append(None)
     elif size % axis_sizes[axis]:
       _log_replicated(name, letter, size, axis, axis_sizes[axis])
       entries.append(None)
     else:
       entries.append(axis)
+  # As jax writes what its programs return: the same array has the same spec,
+  # and a step that gets it back is not compiled again.
+  while entries and entries[-1] is None:
+    entries.pop()
   return P(*entries)
 
 

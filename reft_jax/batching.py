@@ -7,7 +7,7 @@ alone, so resuming needs no iterator state.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -128,6 +128,14 @@ def fingerprint(splits: Mapping[str, Encoded]) -> str:
 def round_up(size: int, multiple: int = 8) -> int:
   """The next multiple: few distinct widths, few compilations."""
   return -(-size // multiple) * multiple
+
+
+def width(lengths: Iterable[int], *, bucket: int, most: int) -> int:
+  """Slots for rows of these lengths: a multiple of `bucket`, or `most`.
+
+  Few distinct widths, few compilations, and little padding.
+  """
+  return min(round_up(max(lengths), bucket), most)
 
 
 def supervised(

@@ -13,6 +13,7 @@ import math
 import operator
 import os
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -116,6 +117,9 @@ class DataConfig:
   max_response_tokens: int = _setting(
     400, "response slots; sampling ends there", _POSITIVE
   )
+  length_bucket: int = _setting(
+    128, "rows learnt from are filled up to a multiple of this", _POSITIVE
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,11 +211,20 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """How the devices are laid out; -1 takes those that are left."""
+  """How the devices are laid out; null: as fits the model's size.
 
-  data: int = _setting(1, "copies of the weights, batch split", _AXIS)
-  fsdp: int = _setting(-1, "shards of the weights, batch split", _AXIS)
-  tensor: int = _setting(1, "shards of heads and hidden units", _AXIS)
+  Of the axes -1 takes the devices that are left.
+  """
+
+  data: int | None = _setting(None, "copies of the weights, batch split", _AXIS)
+  fsdp: int | None = _setting(None, "shards of the weights, batch split", _AXIS)
+  tensor: int | None = _setting(None, "shards of heads and hidden units", _AXIS)
+  gather: Literal["auto", "step", "layer"] = _setting(
+    "auto", "weights: a copy gathered once an optimizer step, or layer by layer"
+  )
+  sampler_tensor: int | None = _setting(
+    None, "shards of heads and hidden units where it samples", _POSITIVE
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -499,6 +512,12 @@ class Config:
   resume: Literal["auto", "never"] = _setting(
     "auto", "auto goes on where the run folder's last checkpoint ends"
   )
+  distributed: str = _setting(
+    "auto", "processes of one run: auto joins those it finds; off; HOST:PORT"
+  )
+  xla_flags: Literal["none", "fast"] = _setting(
+    "none", "fast: compiler flags for GPUs and TPUs that overlap collectives"
+  )
   stages: tuple[Stage, ...] = _setting(
     ("base", "warmup", "sft", "reft"), "what is run, in this order"
   )
@@ -644,6 +663,10 @@ def validate(config: Config) -> None:
   """
   # Sizes are compared only once each is known to be a sensible number.
   problems = list(_out_of_range(config)) or list(_misfits(config))
+  if not re.fullmatch(r"auto|off|\S+:\d+", config.distributed):
+    problems.append(
+      f"distributed={config.distributed} is none of auto, off and HOST:PORT"
+    )
   if problems:
     raise errors.UserError("; ".join(problems))
 
@@ -835,10 +858,11 @@ def _overlay(
         f"{where}: {key} is a group, set {key}.{_names(kind)[0]} and so on"
       )
     nullable = types.NoneType in typing.get_args(kind)
+    meant = None if nullable and value in ("None", "none") else value
+    if key == "distributed" and value is False:
+      meant = "off"  # YAML takes the word for a boolean.
     try:
-      omegaconf.OmegaConf.update(
-        tree, key, None if nullable and value in ("None", "none") else value
-      )
+      omegaconf.OmegaConf.update(tree, key, meant)
     except omegaconf.errors.OmegaConfBaseException as error:
       raise errors.UserError(
         f"{where}: {key}={_show(value)} should be {_expected(kind)}"

@@ -6,7 +6,8 @@ device is a mesh of one. The number of devices changes speed, not results.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from reft_jax.errors import UserError
+from reft_jax import layout, processes
 from reft_jax.models import partition
 
-AXES = ("data", "fsdp", "tensor")
+AXES = layout.AXES
+_KINDS = (AxisType.Auto,) * len(AXES)
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
@@ -34,40 +36,48 @@ def make_mesh(
     UserError: if the axes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = axis_sizes(data=data, fsdp=fsdp, tensor=tensor, count=len(devices))
-  shape, kinds = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
+  sizes = layout.axis_sizes(
+    data=data, fsdp=fsdp, tensor=tensor, count=len(devices)
+  )
+  shape = tuple(sizes.values())
   try:
-    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    return jax.make_mesh(shape, AXES, axis_types=_KINDS, devices=devices)
   except NotImplementedError:
     # A TPU's axes, such as 4 x 4 x 4, that no axis of 8 is a product of.
     split = mesh_utils.create_device_mesh(
       shape, devices, allow_split_physical_axes=True
     )
-    return Mesh(split, AXES, axis_types=kinds)
+    return Mesh(split, AXES, axis_types=_KINDS)
 
 
-def axis_sizes(
-  *, data: int, fsdp: int, tensor: int, count: int
-) -> dict[str, int]:
-  """The size of each axis of a mesh over `count` devices, with no -1 left.
+def meshes(
+  laid_out: layout.Layout, devices: Sequence[jax.Device] | None = None
+) -> tuple[Mesh, Mesh]:
+  """The mesh to learn on, and the one to sample on.
 
-  Raises:
-    UserError: as `make_mesh`.
+  They are one and the same where the sampler has no layout of its own; else
+  they have the same devices in the same order, so that jitted functions take
+  arrays from one to the other.
   """
-  sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-  free = [name for name, size in sizes.items() if size == -1]
-  given = int(np.prod([size for size in sizes.values() if size != -1]))
-  if len(free) > 1:
-    raise UserError(f"mesh: only one axis may be -1, not {' and '.join(free)}.")
-  if free and given and count % given == 0:
-    sizes[free[0]] = count // given
-  if int(np.prod(list(sizes.values()))) != count:
-    shape = " x ".join(f"{name}={size}" for name, size in sizes.items())
-    raise UserError(
-      f"mesh: {shape} does not use all of the {count} devices; set one axis "
-      "to -1 to give it the rest."
-    )
-  return sizes
+  mesh = make_mesh(
+    data=laid_out.data,
+    fsdp=laid_out.fsdp,
+    tensor=laid_out.tensor,
+    devices=devices,
+  )
+  if laid_out.sampler_tensor == laid_out.tensor:
+    return mesh, mesh
+  grid = mesh.devices.reshape(-1, 1, laid_out.sampler_tensor)
+  return mesh, Mesh(grid, AXES, axis_types=_KINDS)
+
+
+def present() -> layout.Devices:
+  """The devices of this run, all processes together."""
+  ours = jax.local_devices()
+  told = ours[0].memory_stats() or {}
+  # TPUs of a slice are all linked; GPUs are, inside of a machine.
+  node = len(ours) if ours[0].platform == "gpu" else jax.device_count()
+  return layout.Devices(jax.device_count(), node, told.get("bytes_limit"))
 
 
 def batch_ways(mesh: Mesh) -> int:
@@ -75,15 +85,14 @@ def batch_ways(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_divides(mesh: Mesh, sizes: Mapping[str, int]) -> None:
-  """Raises a UserError for the first batch size the mesh cannot split."""
+def shared_alike(mesh: Mesh, rows: int, samples: int = 1) -> int:
+  """The least rows, not fewer than these, that the devices share alike.
+
+  With several `samples` of each row it is these that are shared.
+  """
   ways = batch_ways(mesh)
-  for name, size in sizes.items():
-    if size % ways:
-      raise UserError(
-        f"{name}={size} must be a multiple of the {ways} devices that share "
-        f"a batch (mesh data x fsdp); try {-(-size // ways) * ways}."
-      )
+  multiple = ways // math.gcd(ways, samples)
+  return -(-rows // multiple) * multiple
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
@@ -97,8 +106,19 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def put(mesh: Mesh, tree: Any) -> Any:
-  """Parameters or state onto their shards."""
-  return jax.device_put(tree, shardings(mesh, tree))
+  """Parameters or state onto their shards.
+
+  What lies on the host, or on one of its devices, is the same in all processes.
+  """
+  return jax.tree.map(_put, tree, shardings(mesh, tree))
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+  ours = not isinstance(x, jax.Array) or x.is_fully_addressable
+  if processes.several() and ours:
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+  return jax.device_put(x, sharding)
 
 
 def place(mesh: Mesh) -> Callable[[Any], Any]:
@@ -107,5 +127,15 @@ def place(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-  """Host rows onto the devices that share a batch."""
-  return jax.device_put(batch, NamedSharding(mesh, BATCH))
+  """Host rows onto the devices that share a batch.
+
+  All processes have all rows, and each takes those of its devices. Rows that
+  the devices cannot share alike lie whole on each of them: steps fill them up
+  where they compute them.
+  """
+
+  def one(x):
+    alike = x.shape[0] % batch_ways(mesh) == 0
+    return _put(x, NamedSharding(mesh, BATCH if alike else PartitionSpec()))
+
+  return jax.tree.map(one, batch)

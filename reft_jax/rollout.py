@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reft_jax import types
+from reft_jax import processes, types
 from reft_jax.models import cache as cache_lib
 from reft_jax.models import networks as networks_lib
 from reft_jax.models import partition
@@ -27,7 +27,10 @@ from reft_jax.ops import sampling
 
 @chex.dataclass(frozen=True)
 class Progress:
-  """What has been sampled up to now, for the host: no cache, no log-probs."""
+  """What has been sampled up to now, for the host: no cache, no log-probs.
+
+  Whole on every device, so that each process may look at all rows.
+  """
 
   response_BT: chex.Array
   lengths_B: chex.Array
@@ -127,7 +130,7 @@ class Sampler:
     """
     state = self.prefill(published, prompts, key)
     # Filler rows end before they start, which is no news.
-    told_B = ~np.repeat(jax.device_get(prompts.real_B), self.samples)
+    told_B = ~np.repeat(processes.whole(prompts.real_B), self.samples)
     before = None
     for start in range(0, self._response_tokens, self._chunk):
       upto = min(start + self._chunk, self._response_tokens)
@@ -228,4 +231,4 @@ def _decode_chunk(
     lengths_B=state.lengths_B,
     ended_B=state.ended_B,
   )
-  return state, progress
+  return state, jax.tree.map(partition.whole, progress)

@@ -4,7 +4,9 @@ Each builder binds what is static (networks, numbers from the config) and
 returns functions of arrays alone. States are donated; metrics are `Mean`s.
 A minibatch may be computed a micro-batch at a time: losses are sums whose
 terms are weighted by what the whole minibatch holds, so the gradient is the
-same whatever the split over micro-batches and devices.
+same whatever the split over micro-batches and devices. Rows that these cannot
+share alike are filled up with copies that count for nothing, and only where
+they are computed: what a step takes and returns has its own rows.
 
 What updates a state takes a `base` too: parameters beside the state's, which
 are no part of it. They are read, and nothing else happens to them: no gradient,
@@ -21,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reft_jax import types
+from reft_jax import batching, types
 from reft_jax.models import adapters, partition
 from reft_jax.models import networks as networks_lib
 from reft_jax.ops import advantages, kl, logprobs, losses, masked, sequences
@@ -38,6 +40,8 @@ class PPO:
     minibatch_size: rows in an update.
     micro_batch_size: rows computed at a time.
     samples_per_question: rows in a group, which are consecutive.
+    response_slots: what the aggregation "constant" divides by, whatever a
+      rollout was trimmed to; None: the rollout's.
     temperature: the sampler's.
     advantages: "gae" with a critic, or one of advantages.GROUP_RELATIVE
       without: then `params` and experience have no values.
@@ -63,6 +67,7 @@ class PPO:
   minibatch_size: int = 32
   micro_batch_size: int = 32
   samples_per_question: int = 1
+  response_slots: int | None = None
   temperature: float = 1.0
   advantages: str = "gae"
   gamma: float = 1.0
@@ -162,6 +167,7 @@ def supervised(
   def gradient(params, batch, base, share):
     targets = jnp.maximum(jnp.sum(batch.targets_BS[:, 1:]), 1)
     return _gradient(
+      networks,
       functools.partial(loss_fn, base=base, weight=share / targets),
       params,
       batch,
@@ -170,6 +176,8 @@ def supervised(
 
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state, *batches, base=None):
+    batches = [_filled_up(batch, micro_batch_size) for batch in batches]
+    base = networks.working_copy(base)
     weights = shares or (1 / len(batches),) * len(batches)
     grads, means = zip(
       *(
@@ -212,7 +220,25 @@ def imitations(
     lengths_B=rollout.lengths_B,
     targets_BS=sampled_BS & correct_B[:, None],
   )
-  return jax.tree.map(partition.pin, batch)
+  return jax.tree.map(partition.spread, batch)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def trimmed(rollout: types.Rollout, slots: int) -> types.Rollout:
+  """A rollout with its first `slots` response slots, if others are unused."""
+  return rollout.replace(
+    response_BT=partition.spread(rollout.response_BT[:, :slots]),
+    logprobs_BT=partition.spread(rollout.logprobs_BT[:, :slots]),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def some_rows(tree: Any, first: chex.Numeric, count: int) -> Any:
+  """`count` rows of each array, from `first` on, spread over the devices."""
+  rows = functools.partial(
+    jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=count
+  )
+  return jax.tree.map(lambda x: partition.spread(rows(x)), tree)
 
 
 # Classifier ------------------------------------------------------------------
@@ -248,7 +274,10 @@ def classify(
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state, batch, base=None):
     rows = jnp.maximum(jnp.sum(batch.real_B), 1)
+    batch = _filled_up(batch, micro_batch_size)
+    base = networks.working_copy(base)
     grads, metrics = _gradient(
+      networks,
       functools.partial(loss_fn, base=base, rows=rows),
       state.params,
       batch,
@@ -400,7 +429,7 @@ def _score(rollout, assessment, scores_B, kl_coef, *, ppo):
     returns_BT=returns_BT,
     counts_B=counts_B,
   )
-  return jax.tree.map(partition.pin, experience), metrics
+  return jax.tree.map(partition.spread, experience), metrics
 
 
 @chex.dataclass(frozen=True)
@@ -433,7 +462,8 @@ def ppo_loss(
   log_ratio_BT = logprobs_BT - old_logprobs_BT
   ratio_BT = jnp.exp(log_ratio_BT)
   # A minibatch's losses are the sums over its micro-batches, each a share.
-  share = mask_BT.shape[0] / ppo.minibatch_size
+  filled = _rows_of_batches(ppo.minibatch_size, ppo.micro_batch_size)
+  share = mask_BT.shape[0] / filled
   metrics = {
     "ratio/mean": _masked_mean(ratio_BT, mask_BT),
     "ratio/kl": _masked_mean(ratio_BT - 1.0 - log_ratio_BT, mask_BT),
@@ -544,8 +574,12 @@ def ppo_update(
     def one(state, xs):
       indices, first = xs
       rows = jax.tree.map(lambda x: partition.pin(x[indices]), experience)
-      weights_BT = losses.weights(rows.mask_BT, ppo.aggregation)
+      rows = _filled_up(rows, ppo.micro_batch_size)
+      weights_BT = losses.weights(
+        rows.mask_BT, ppo.aggregation, ppo.response_slots
+      )
       grads, metrics = _gradient(
+        networks,
         functools.partial(
           loss_fn, base=base, kl_coef=state.kl_coef, first=first
         ),
@@ -555,6 +589,7 @@ def ppo_update(
       )
       return _apply(optimizer, state, grads, metrics, frozen)
 
+    base = networks.working_copy(base)
     first = jnp.arange(minibatches.shape[0]) == 0
     state, metrics = jax.lax.scan(one, state, (minibatches, first))
     if ppo.kl_target is not None:
@@ -613,6 +648,31 @@ def _token_logprobs(networks, policy, hidden_BTD, rollout, ppo, chunk):
   )
 
 
+def _at_once(rows: int, micro: int) -> int:
+  """Rows of a micro-batch: the devices that share it have as many each."""
+  return batching.round_up(min(micro, rows), partition.ways())
+
+
+def _rows_of_batches(rows: int, micro: int) -> int:
+  """Rows of whole micro-batches that hold at least `rows`."""
+  return batching.round_up(rows, _at_once(rows, micro))
+
+
+def _filled_up(rows, micro: int):
+  """Rows as whole micro-batches: behind them copies that count for nothing.
+
+  A copy of the first row can be read as that can.
+  """
+  size = jax.tree.leaves(rows)[0].shape[0]
+  missing = _rows_of_batches(size, micro) - size
+  if not missing:
+    return rows
+  copies = jax.tree.map(lambda x: jnp.repeat(x[:1], missing, axis=0), rows)
+  return jax.tree.map(
+    lambda *parts: partition.pin(jnp.concatenate(parts)), rows, copies.blank()
+  )
+
+
 def _split(tree, micro: int):
   """Rows as [micro-batches, micro, ...]; each takes rows of every device."""
 
@@ -626,29 +686,47 @@ def _split(tree, micro: int):
 def _map_rows(function, params, rows, *, micro: int):
   """function(params, rows), a micro-batch at a time."""
   size = jax.tree.leaves(rows)[0].shape[0]
+  rows = _filled_up(rows, micro)
+  micro, filled = _at_once(size, micro), _rows_of_batches(size, micro)
+  if micro >= filled:
+    out = function(params, rows)
+  else:
+    out = jax.lax.map(functools.partial(function, params), _split(rows, micro))
+    out = jax.tree.map(
+      lambda x: x.swapaxes(0, 1).reshape(filled, *x.shape[2:]), out
+    )
+  if filled == size:
+    return out
+  return jax.tree.map(lambda x: partition.spread(x[:size]), out)
+
+
+def _gradient(networks, loss_fn, params, rows, micro: int):
+  """Gradient and metrics of a sum over rows, a micro-batch at a time.
+
+  The rows are those of whole micro-batches (`_filled_up`). Gradients are fp32
+  and lie where their parameters do.
+  """
+  copy = networks.working_copy(params)
+
+  def grad_fn(rows):
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(copy, rows)
+    if copy is not params:
+      grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+      grads = partition.scatter(grads)
+    return grads, metrics
+
+  size = jax.tree.leaves(rows)[0].shape[0]
+  micro = _at_once(size, micro)
   if micro >= size:
-    return function(params, rows)
-  out = jax.lax.map(functools.partial(function, params), _split(rows, micro))
-  return jax.tree.map(
-    lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:]), out
-  )
-
-
-def _gradient(loss_fn, params, rows, micro: int):
-  """Gradient and metrics of a sum over rows, a micro-batch at a time."""
-  grad_fn = jax.grad(loss_fn, has_aux=True)
-  if micro >= jax.tree.leaves(rows)[0].shape[0]:
-    return grad_fn(params, rows)
+    return grad_fn(rows)
   micro_batches = _split(rows, micro)
 
   def add(total, rows):
-    return jax.tree.map(jnp.add, total, grad_fn(params, rows)), None
+    return jax.tree.map(jnp.add, total, grad_fn(rows)), None
 
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(
-      grad_fn, params, jax.tree.map(lambda x: x[0], micro_batches)
-    ),
+    jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], micro_batches)),
   )
   total, _ = jax.lax.scan(add, zeros, micro_batches)
   return total

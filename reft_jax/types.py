@@ -49,6 +49,10 @@ class SupervisedBatch:
   lengths_B: chex.Array
   targets_BS: chex.Array
 
+  def blank(self) -> "SupervisedBatch":
+    """The same rows as filler."""
+    return self.replace(targets_BS=jnp.zeros_like(self.targets_BS))
+
 
 @chex.dataclass(frozen=True)
 class LabelledBatch:
@@ -63,6 +67,10 @@ class LabelledBatch:
   lengths_B: chex.Array
   labels_B: chex.Array
   real_B: chex.Array
+
+  def blank(self) -> "LabelledBatch":
+    """The same rows as filler."""
+    return self.replace(real_B=jnp.zeros_like(self.real_B))
 
 
 @chex.dataclass(frozen=True)
@@ -107,6 +115,12 @@ class Rollout:
     """Tokens of prompt and response together."""
     return self.prompt_lengths_B + self.response_lengths_B
 
+  def blank(self) -> "Rollout":
+    """The same prompts without a response."""
+    return self.replace(
+      response_lengths_B=jnp.zeros_like(self.response_lengths_B)
+    )
+
 
 @chex.dataclass(frozen=True)
 class Experience:
@@ -129,6 +143,10 @@ class Experience:
   def mask_BT(self) -> jax.Array:
     """True at the actions that are learnt from."""
     return self.rollout.mask_BT & self.counts_B[:, None]
+
+  def blank(self) -> "Experience":
+    """The same rows, left out."""
+    return self.replace(counts_B=jnp.zeros_like(self.counts_B))
 
 
 @chex.dataclass(frozen=True)

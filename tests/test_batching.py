@@ -331,3 +331,15 @@ def test_round_up_is_the_next_multiple(size, multiple):
   rounded = batching.round_up(size, multiple)
   assert rounded % multiple == 0
   assert size <= rounded < size + multiple
+
+
+@hypothesis.given(
+  lengths=st.lists(st.integers(1, 90), min_size=1, max_size=8),
+  bucket=st.integers(1, 50),
+  most=st.integers(90, 100),
+)
+def test_a_batch_is_as_wide_as_it_must_be(lengths, bucket, most):
+  width = batching.width(lengths, bucket=bucket, most=most)
+  assert max(lengths) <= width <= most
+  assert width < max(lengths) + bucket
+  assert width % bucket == 0 or width == most

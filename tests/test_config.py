@@ -311,7 +311,7 @@ def test_binary_and_missing_files(tmp_path):
     (["sft.learning_rates=[]"], "must hold a number"),
     (["data.dev_size=0"], "chosen on dev"),
     (["embedded.min_events=5"], "embedded.max_events=4"),
-    (["mesh.data=-1"], "only one axis"),
+    (["mesh.data=-1", "mesh.fsdp=-1"], "only one axis"),
     (["mesh.tensor=0"], "mesh.tensor=0 must be above 0, or -1"),
     (["base.heads=3", "base.kv_heads=3"], "base.width=64 must be a multiple"),
     (["base.kv_heads=3"], "base.heads=4 must be a multiple"),
@@ -353,7 +353,9 @@ def test_settings_that_do_not_fit(overrides, message):
 
 def test_all_problems_are_told_at_once():
   with pytest.raises(errors.UserError) as caught:
-    config.validate(small("name=/", "mesh.data=-1", "stages=[warmup]"))
+    config.validate(
+      small("name=/", "mesh.data=-1", "mesh.fsdp=-1", "stages=[warmup]")
+    )
   first, second, third = str(caught.value).split("; ")
   assert first.startswith("name='/'")
   assert second.startswith("model.path=null needs the base stage")

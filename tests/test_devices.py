@@ -75,27 +75,22 @@ def test_a_mesh_that_does_not_fit_is_refused(shape, words):
     assert word in message
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
+@pytest.mark.parametrize("samples", [1, 2, 3, 8, 12])
+def test_rows_are_filled_up_to_the_least_that_are_shared_alike(samples):
   mesh = mesh_of(2, 2, 2)  # The tensor axis does not split a batch.
-  devices.check_divides(mesh, {"a": 4, "b": 12, "c": 400})
-  with pytest.raises(UserError) as error:
-    devices.check_divides(mesh, {"a": 4, "sft.batch_size": 30, "c": 5})
-  assert str(error.value) == (
-    "sft.batch_size=30 must be a multiple of the 4 devices that share a batch "
-    "(mesh data x fsdp); try 32."
-  )
+  for rows in range(1, 20):
+    alike = devices.shared_alike(mesh, rows, samples)
+    want = next(n for n in range(rows, 40) if n * samples % 4 == 0)
+    assert alike == want
 
 
-@pytest.mark.parametrize("size", range(1, 40))
-def test_the_size_that_is_suggested_divides(size):
-  mesh = mesh_of(1, 8, 1)
-  if size % 8 == 0:
-    return devices.check_divides(mesh, {"size": size})
-  with pytest.raises(UserError) as error:
-    devices.check_divides(mesh, {"size": size})
-  suggested = int(str(error.value).rpartition("try ")[2].rstrip("."))
-  assert suggested - 8 < size < suggested
-  devices.check_divides(mesh, {"size": suggested})
+def test_rows_that_are_not_shared_alike_lie_on_every_device():
+  mesh = mesh_of(2, 4, 1)
+  host = {"rows": np.arange(6), "more": np.ones((16, 2))}
+  placed = devices.put_batch(mesh, host)
+  chex.assert_trees_all_equal(jax.device_get(placed), host)
+  assert placed["rows"].sharding.spec == P()
+  assert placed["more"].sharding.spec == devices.BATCH
 
 
 @pytest.mark.parametrize("shape", SHAPES)

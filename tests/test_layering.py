@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LEVELS = (
   ("models", "types", "ops", "errors", "files", "hub"),
-  ("config",),
+  ("config", "processes", "xla_flags"),
+  ("layout",),
   (
     "tasks",
     "tokenizer",

@@ -38,9 +38,9 @@ def test_letters_choose_the_mesh_axes():
   assert specs["lm_DV"] == P("fsdp", "tensor")
   assert specs["trunk"]["embed_VD"] == P("tensor", "fsdp")
   blocks = specs["trunk"]["blocks"]
-  assert blocks["attention"]["q_DNH"] == P(None, "fsdp", "tensor", None)
+  assert blocks["attention"]["q_DNH"] == P(None, "fsdp", "tensor")
   assert blocks["attention"]["o_NHD"] == P(None, "tensor", None, "fsdp")
-  assert blocks["attention"]["k_bias_KH"] == P(None, "tensor", None)
+  assert blocks["attention"]["k_bias_KH"] == P(None, "tensor")
   assert blocks["mlp"]["down_FD"] == P(None, "tensor", "fsdp")
 
 
@@ -58,7 +58,7 @@ def test_unstacked_layers_have_the_specs_of_one_layer():
   published = jax.eval_shape(NETWORKS.publish, shapes())
   specs = partition.specs(published, SIZES)
   for block in specs["trunk"]["blocks"]:
-    assert block["attention"]["q_DNH"] == P("fsdp", "tensor", None)
+    assert block["attention"]["q_DNH"] == P("fsdp", "tensor")
 
 
 def test_optimizer_state_lies_where_its_parameters_do():
@@ -75,8 +75,16 @@ def test_a_mesh_axis_is_used_once_for_a_parameter():
   rules = {"D": "fsdp", "F": "fsdp"}
   leaf = jax.ShapeDtypeStruct((8, 8), jnp.float32)
   assert partition.specs({"gate_DF": leaf}, SIZES, rules) == {
-    "gate_DF": P("fsdp", None)
+    "gate_DF": P("fsdp")
   }
+
+
+def test_axes_of_one_device_are_left_out():
+  """As jax leaves them out of what a program returns."""
+  leaf = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+  sizes = {"data": 1, "fsdp": 1, "tensor": 2}
+  specs = partition.specs({"gate_DF": leaf, "down_FD": leaf}, sizes)
+  assert specs == {"gate_DF": P(None, "tensor"), "down_FD": P("tensor")}
 
 
 def test_what_does_not_divide_is_replicated_and_logged_once(caplog):
@@ -85,7 +93,7 @@ def test_what_does_not_divide_is_replicated_and_logged_once(caplog):
   with caplog.at_level(logging.WARNING):
     for _ in range(2):
       specs = partition.specs({"odd_DNH": leaf}, sizes)
-  assert specs == {"odd_DNH": P(None, "fsdp", None, None)}
+  assert specs == {"odd_DNH": P(None, "fsdp")}
   assert [record.getMessage() for record in caplog.records] == [
     "odd_DNH: N=6 does not divide by the mesh axis tensor=4; replicated there."
   ]

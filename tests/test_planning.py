@@ -1,9 +1,10 @@
 """The plan of a run: steps, starts and rollouts by hand."""
 
+import jax
 import pytest
 
 from reft_jax import config as configs
-from reft_jax import devices, errors
+from reft_jax import devices
 from reft_jax.methods import planning
 
 ALL = "stages=[base,warmup,sft,offline_st,online_st,reft,reward_model]"
@@ -86,34 +87,44 @@ def test_what_is_not_known_is_not_told():
   assert plan(counts=counts)["sft"]["steps"] == "≤ 30"
 
 
+def filling(*settings: str, fsdp: int = 8) -> list[str]:
+  mesh = devices.make_mesh(
+    data=1, fsdp=fsdp, tensor=1, devices=jax.devices()[:fsdp]
+  )
+  config = configs.load(["embedded"], [ALL, *settings])
+  return planning.describe_filling(config, mesh, mesh)
+
+
 @pytest.mark.parametrize(
-  "setting",
+  ("setting", "filled"),
   [
-    "base.batch_size=12",
-    "offline_st.batch_size=12",
-    "offline_st.micro_batch_size=12",
-    "reward_model.batch_size=12",
-    "reward_model.micro_batch_size=12",
-    "online_st.micro_batch_size=4",
+    ("base.batch_size=12", 16),
+    ("offline_st.batch_size=12", 16),
+    ("offline_st.micro_batch_size=12", 16),
+    ("reward_model.batch_size=30", 32),
+    ("reward_model.micro_batch_size=12", 16),
+    ("online_st.micro_batch_size=4", 8),
+    ("reft.minibatch_size=4", 8),
   ],
 )
-def test_batches_of_all_stages_are_shared_by_the_devices(setting):
-  config = configs.load(
-    ["embedded"], [ALL, "offline_st.batch_size=48", setting]
-  )
-  mesh = devices.make_mesh(data=1, fsdp=8, tensor=1)
-  with pytest.raises(errors.UserError, match=f"^{setting} must be a multiple"):
-    planning.check_batches(config, mesh)
-
-
-def test_questions_are_shared_by_the_devices():
-  settings = [
-    ALL,
-    "online_st.batch_size=32",
-    "online_st.samples_per_question=8",
+def test_a_batch_that_is_filled_up_is_told_of(setting, filled):
+  assert filling(setting) == [
+    f"{setting} is filled up to {filled} rows for 8 devices; results stay the"
+    " same"
   ]
-  mesh = devices.make_mesh(data=1, fsdp=8, tensor=1)
-  with pytest.raises(errors.UserError) as caught:
-    planning.check_batches(configs.load(["embedded"], settings), mesh)
-  expected = "online_st.batch_size / online_st.samples_per_question=4 must be"
-  assert str(caught.value).startswith(expected)
+  assert filling(setting, fsdp=2) == filling(setting, fsdp=1) == []
+
+
+def test_several_are_told_of_in_one_line():
+  (line,) = filling("base.batch_size=12", "reft.minibatch_size=4")
+  assert "base.batch_size=12 is filled up to 16 rows, reft.mini" in line
+
+
+def test_rollouts_are_filled_up_with_questions():
+  online = "online_st.batch_size=24"
+  assert not filling(online, "online_st.samples_per_question=4")
+  assert not filling(online, "online_st.samples_per_question=8")
+  (line,) = filling(
+    "online_st.batch_size=30", "online_st.samples_per_question=6"
+  )
+  assert "online_st.batch_size=30 is filled up to 48 rows" in line

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import tokenizers
 import transformers
+from hypothesis import given, settings, strategies
 from tokenizers import models, pre_tokenizers
 
 from reft_jax import batching, devices, optim, steps, types
@@ -123,6 +124,19 @@ def losses_of(rollout, rows=None, scores=SCORES, **options):
   )
   kept = ("policy/loss", "value/loss", "grad_norm", "kl", "entropy")
   return {k: means[k] for k in kept if k in means}, jax.device_get(state.params)
+
+
+def test_slots_that_no_row_uses_may_be_cut_off():
+  some = tiny.sample()
+  wide = tiny.widen(some, prompt=0)
+  chex.assert_trees_all_equal(steps.trimmed(wide, tiny.RESPONSE_SLOTS), some)
+
+
+def test_a_constant_does_not_follow_the_width_of_a_rollout():
+  numbers = {"aggregation": "constant", "response_slots": 11}
+  wide, _ = losses_of(tiny.widen(tiny.sample()), numbers=numbers)
+  narrow, _ = losses_of(tiny.sample(), numbers=numbers)
+  assert wide == pytest.approx(narrow, rel=1e-4)
 
 
 @functools.cache
@@ -513,6 +527,82 @@ def test_an_entropy_bonus_raises_the_entropy():
   assert means["entropy"] > plain_losses()[0]["entropy"] + 0.05
 
 
+# Rows that the devices, or micro-batches, cannot share alike: six of them, in
+# updates of three or of all.
+UNEVEN = {
+  "gae": {"minibatch_size": 3, "kl_target": 2.0, "kl_horizon": 40},
+  "rloo": OBJECTIVES["dropped"]
+  | {"aggregation": "token_mean", "entropy_coef": 0.3, "minibatch_size": 6},
+}
+
+
+def learn_uneven(objective, micro, mesh=None):
+  """All metrics of a step, and the state after it."""
+  ppo = dataclasses.replace(PPO, micro_batch_size=micro, **UNEVEN[objective])
+  inputs = {
+    "params": params_of("separate" if ppo.critic else None),
+    "reference": tiny.policy(1),
+  }
+  rows = tiny.take((tiny.sample(), PAIR_SCORES), range(6))
+  if mesh is not None:
+    inputs, rows = devices.put(mesh, inputs), devices.put_batch(mesh, rows)
+  rollout, scores = rows
+  experience, state, means = learn(
+    rollout=rollout, scores=scores, ppo=ppo, **inputs
+  )
+  assert experience.advantages_BT.shape[0] == 6
+  return means, jax.device_get((state.params, state.kl_coef, state.step))
+
+
+@functools.cache
+def uneven(objective):
+  """The same, of whole minibatches on one device."""
+  return learn_uneven(objective, UNEVEN[objective]["minibatch_size"])
+
+
+@pytest.mark.parametrize(
+  ("objective", "micro", "shape"),
+  [
+    ("gae", 2, None),
+    ("gae", 1, (1, 2, 1)),
+    ("gae", 2, (2, 4, 1)),
+    ("rloo", 4, None),
+    ("rloo", 2, (1, 4, 2)),
+  ],
+)
+def test_rows_that_do_not_divide_change_no_step(objective, micro, shape):
+  plain, changed = uneven(objective)
+  if shape is None:
+    same, same_changed = learn_uneven(objective, micro)
+  else:
+    mesh = tiny.mesh(shape)
+    with jax.set_mesh(mesh):
+      same, same_changed = learn_uneven(objective, micro, mesh)
+  assert same == pytest.approx(plain, rel=1e-5, abs=1e-5)
+  chex.assert_trees_all_close(same_changed, changed, atol=1e-5)
+  assert plain["reward/mean"] == pytest.approx(PAIR_SCORES[:6].mean())
+
+
+@given(
+  rows=strategies.integers(1, 40),
+  micro=strategies.integers(1, 48),
+  fsdp=strategies.sampled_from([1, 2, 4, 8]),
+)
+@settings(max_examples=200)
+def test_filled_up_rows_are_whole_micro_batches(rows, micro, fsdp):
+  mesh = jax.sharding.AbstractMesh((1, fsdp, 1), devices.AXES)
+  with jax.sharding.use_abstract_mesh(mesh):
+    at_once = steps._at_once(rows, micro)
+    filled = steps._rows_of_batches(rows, micro)
+  # No more than they must be, and the same number from every device.
+  assert at_once % fsdp == 0
+  assert min(rows, micro) <= at_once < min(rows, micro) + fsdp
+  assert filled % at_once == 0
+  assert rows <= filled < rows + at_once
+  if rows % fsdp == micro % fsdp == rows % min(rows, micro) == 0:
+    assert (filled, at_once) == (rows, min(rows, micro))
+
+
 # Supervised ------------------------------------------------------------------
 
 
@@ -644,6 +734,35 @@ def test_imitated_are_the_actions_of_correct_rows():
   assert imitate(batch, micro=8)[0] == pytest.approx(mean, abs=1e-5)
 
 
+def imitate_parts(mesh=None):
+  """The parameters after two minibatches, of three rows of a rollout each."""
+  params, rollout = (
+    {"policy": tiny.policy()},
+    tiny.take(tiny.sample(), range(6)),
+  )
+  rows = (rollout, np.array([True, True, False] * 2), imitation())
+  if mesh is not None:
+    params, rows = devices.put(mesh, params), devices.put_batch(mesh, rows)
+  rollout, correct_B, gold = rows
+  batches = (steps.imitations(rollout, correct_B), gold)
+  state = started(params, DESCENT)
+  held = []
+  for first in (0, 3):
+    some = steps.some_rows(batches, first, 3)
+    held.append(jax.device_get(some))
+    state, _ = update_parts(state, *some)
+  return held, jax.device_get(state.params)
+
+
+def test_minibatches_hold_the_same_rows_on_any_number_of_devices():
+  held, params = imitate_parts()
+  mesh = tiny.mesh((1, 4, 1))
+  with jax.set_mesh(mesh):
+    same_held, same_params = imitate_parts(mesh)
+  chex.assert_trees_all_equal(same_held, held)
+  chex.assert_trees_all_close(same_params, params, atol=1e-6)
+
+
 def test_gradients_are_clipped_and_updates_counted():
   largest = 0.01
   config = config_lib.OptimizerConfig(
@@ -665,15 +784,18 @@ def test_gradients_are_clipped_and_updates_counted():
     assert norm == pytest.approx(largest, rel=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 8, 1)])
-def test_devices_change_no_supervised_loss(shape):
-  batch = imitation(rows=8)
-  loss, params = imitate(batch, micro=8)
+@pytest.mark.parametrize(
+  ("rows", "micro", "shape"),
+  [(8, 8, (1, 2, 1)), (8, 8, (1, 8, 1)), (6, 4, (1, 4, 1)), (6, 4, (2, 4, 1))],
+)
+def test_devices_change_no_supervised_loss(rows, micro, shape):
+  batch = imitation(rows)
+  loss, params = imitate(batch, micro=rows)
   mesh = tiny.mesh(shape)
   with jax.set_mesh(mesh):
     sharded, sharded_params = imitate(
       devices.put_batch(mesh, batch),
-      micro=8,
+      micro=micro,
       policy=devices.put(mesh, tiny.policy()),
     )
   assert sharded == pytest.approx(loss, rel=1e-6)
@@ -733,13 +855,16 @@ def test_micro_batches_and_fillers_change_no_classifier(micro, fillers):
   chex.assert_trees_all_close(params, same_params, atol=1e-6)
 
 
-def test_devices_change_no_classifier():
-  means, params = judge(labelled(rows=8), micro=4)
-  mesh = tiny.mesh((1, 2, 2))
+@pytest.mark.parametrize(
+  ("rows", "micro", "shape"), [(8, 4, (1, 2, 2)), (6, 3, (1, 4, 1))]
+)
+def test_devices_change_no_classifier(rows, micro, shape):
+  means, params = judge(labelled(rows), micro=rows)
+  mesh = tiny.mesh(shape)
   with jax.set_mesh(mesh):
     same, sharded = judge(
-      devices.put_batch(mesh, labelled(rows=8)),
-      micro=4,
+      devices.put_batch(mesh, labelled(rows)),
+      micro=micro,
       params=devices.put(mesh, scorer()),
     )
   assert same == pytest.approx(means, rel=1e-5)

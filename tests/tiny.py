@@ -79,6 +79,7 @@ def run(problems, *settings: str, executor=None) -> run_lib.Run:
     config=options,
     directory=pathlib.Path(),
     mesh=mesh((1, 2, 1)),
+    sampling_mesh=mesh((1, 2, 1)),
     networks=networks.Networks(
       dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, layers=1)
     ),

@@ -8,7 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from reft_jax import batching, devices, rollout, selection, terminal, types
+from reft_jax import (
+  batching,
+  devices,
+  processes,
+  rollout,
+  selection,
+  steps,
+  terminal,
+  types,
+)
 from reft_jax import config as config_lib
 from reft_jax.methods.run import Run
 from reft_jax.tasks import answers, choices, grading
@@ -109,7 +118,7 @@ class Verdicts:
 
   It is given to a sampler as `on_ended`: programs of rows that have ended run
   while others are sampled and, until `answers` is called, while the device
-  goes on with something else.
+  goes on with something else. Of several processes each grades its share.
 
   Args:
     run: the run.
@@ -119,6 +128,7 @@ class Verdicts:
   def __init__(self, run: Run, examples: Sequence[batching.Example]):
     self._run = run
     self._examples = examples
+    self._share = processes.share(len(examples))
     self._started: dict[int, grading.Started] = {}
 
   def __call__(self, rows: Sequence[int], sampled: rollout.Progress) -> None:
@@ -130,31 +140,53 @@ class Verdicts:
 
   def answers(self, sampled: types.Rollout) -> list[Answer]:
     """One answer for each example; waits for programs that still run."""
-    response_BT, lengths_B, ended_B = jax.device_get(
+    response_BT, lengths_B, ended_B = processes.whole(
       (sampled.response_BT, sampled.response_lengths_B, sampled.ended_B)
     )
-    self._start(range(len(ended_B)), response_BT, lengths_B)
-    return [
-      Answer(
-        example,
-        self._started[row].completion,
-        self._started[row].grade(),
+    self._start(self._share, response_BT, lengths_B)
+    mine = {
+      row: Answer(
+        self._examples[row],
+        started.completion,
+        started.grade(),
         bool(ended_B[row]),
-        self._started[row].result(),
+        started.result(),
+      )
+      for row, started in self._started.items()
+    }
+    told = processes.gather([mine[row].judgement() for row in self._share])
+    judgements = {
+      row: judgement
+      for rows, theirs in zip(
+        processes.shares(len(self._examples)), told, strict=True
+      )
+      for row, judgement in zip(rows, theirs, strict=True)
+    }
+    return [
+      mine[row]
+      if row in mine
+      else Answer.recalled(
+        example,
+        self._completion(row, response_BT, lengths_B),
+        bool(ended_B[row]),
+        judgements[row],
       )
       for row, example in enumerate(self._examples)
     ]
+
+  def _completion(
+    self, row: int, response_BT: np.ndarray, lengths_B: np.ndarray
+  ) -> str:
+    return self._run.tokenizer.decode(response_BT[row, : lengths_B[row]])
 
   def _start(
     self, rows: Sequence[int], response_BT: np.ndarray, lengths_B: np.ndarray
   ) -> None:
     for row in rows:
-      if row < len(self._examples) and row not in self._started:
-        completion = self._run.tokenizer.decode(
-          response_BT[row, : lengths_B[row]]
-        )
+      if row in self._share and row not in self._started:
         self._started[row] = self._run.grader.start(
-          self._examples[row].problem, completion
+          self._examples[row].problem,
+          self._completion(row, response_BT, lengths_B),
         )
 
 
@@ -259,7 +291,7 @@ class Answerer:
     self, run: Run, *, samples: int, temperature: float, top_k: int = 0
   ):
     self._run = run
-    ways = devices.batch_ways(run.mesh)
+    ways = devices.batch_ways(run.sampling_mesh)
     rows = max(run.config.evaluation.batch_size, ways)
     # So many samples at a time that they fit a batch, in equal passes.
     at_once = max(
@@ -302,7 +334,9 @@ class Answerer:
         )
         rows = [each for each in some for _ in range(self._sample.samples)]
         verdicts = Verdicts(self._run, [examples[row] for row in rows])
-        sampled = self._sample(published, prompts, key, on_ended=verdicts)
+        sampled = self._run.sample(
+          self._sample, published, prompts, key, verdicts
+        )
         for row, answer in zip(rows, verdicts.answers(sampled), strict=True):
           groups[row - first].append(answer)
       yield groups
@@ -328,6 +362,7 @@ class Rollouts:
   ):
     self._run = run
     self._name = name
+    self._rows = config.batch_size
     self._questions = config.batch_size // config.samples_per_question
     self.steps = config.steps or config.epochs * -(
       -len(run.train) // self._questions
@@ -344,7 +379,11 @@ class Rollouts:
   def __call__(
     self, policy: Any, step: int
   ) -> tuple[types.Rollout, list[batching.Example], Verdicts]:
-    """A step's rollout, each row's question, and its verdicts under way."""
+    """A step's rollout, each row's question, and its verdicts under way.
+
+    The rollout is as wide as its longest response, in steps of
+    `data.length_bucket`.
+    """
     run = self._run
     requests = batching.stream_requests(
       len(run.train),
@@ -353,13 +392,27 @@ class Rollouts:
       batch=self._questions,
     )
     examples = [run.train[number % len(run.train)] for number in requests]
-    prompts = run.prompts(examples, requests, self._questions)
+    batch = devices.shared_alike(
+      run.sampling_mesh, self._questions, self._sample.samples
+    )
+    prompts = run.prompts(examples, requests, batch)
     rows = [each for each in examples for _ in range(self._sample.samples)]
     verdicts = Verdicts(run, rows)
-    sampled = self._sample(
+    sampled = run.sample(
+      self._sample,
       run.publish(policy),
       prompts,
       run.key(self._name, "sample", step),
-      on_ended=verdicts,
+      verdicts,
     )
+    if batch > self._questions:
+      sampled = steps.some_rows(sampled, 0, self._rows)
+    data = run.config.data
+    slots = batching.width(
+      processes.whole(sampled.response_lengths_B).tolist(),
+      bucket=data.length_bucket,
+      most=data.max_response_tokens,
+    )
+    if slots < data.max_response_tokens:
+      sampled = steps.trimmed(sampled, slots)
     return sampled, rows, verdicts

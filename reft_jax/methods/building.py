@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from reft_jax import config as config_lib
-from reft_jax import devices, hub
+from reft_jax import devices, hub, layout
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.methods import pipeline, pretrain
@@ -76,6 +76,27 @@ def open_model(
     adapter_scale=config.lora.scale,
   )
   return tokenizer, network
+
+
+def lay_out(
+  config: config_lib.Config, network: networks.Networks | None
+) -> layout.Layout:
+  """How the devices of this run are laid out for a model, if it is known.
+
+  Raises:
+    UserError: what is wanted does not use all devices.
+  """
+  parameters = 0
+  if network is not None:
+    policy = jax.eval_shape(network.init, jax.random.key(0))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(policy))
+  return layout.choose(
+    config.mesh,
+    network and network.config,
+    parameters=parameters,
+    compute_dtype=config.model.compute_dtype,
+    devices=devices.present(),
+  )
 
 
 def check_lora(config: config_lib.Config, network: networks.Networks) -> None:

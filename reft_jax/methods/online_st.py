@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from reft_jax import batching, devices, optim, steps, types
@@ -16,7 +15,7 @@ from reft_jax import config as config_lib
 from reft_jax.methods import answering
 from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
-from reft_jax.models import adapters, partition
+from reft_jax.models import adapters
 
 
 def train(
@@ -84,20 +83,11 @@ def _train_at(run, name, policy, examine, part, config) -> loop_lib.Trained:
       metrics = _facts(answered, run.config.reft)
       metrics["learning_rate"] = types.Mean.of(schedule(state.step))
       for first in [*starts] * config.passes:
-        rows = _rows(batches, first, minibatch)
+        rows = steps.some_rows(batches, first, minibatch)
         state, learned = update(state, *rows, base=base)
         metrics = loop_lib.merged(metrics, learned)
       loop.end_step(step + 1, state, metrics, answered)
     return loop.result(state, config.optimizer.learning_rate)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _rows(batches, first, count):
-  """The same rows of each batch, spread over the devices again."""
-  rows = functools.partial(
-    jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=count
-  )
-  return jax.tree.map(lambda x: partition.pin(rows(x)), batches)
 
 
 def annotations(

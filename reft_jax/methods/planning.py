@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from reft_jax import batching, devices, hub, terminal
+from reft_jax import batching, devices, hub, layout, terminal
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
@@ -47,12 +47,13 @@ def show(config: config_lib.Config, screen: terminal.Terminal) -> None:
   with contextlib.ExitStack() as exits:
     # First: its processes are started before jax has threads and devices.
     grader = building.open_grader(config, exits)
-    mesh = devices.make_mesh(**vars(config.mesh))
-    check_batches(config, mesh)
-    facts = [describe_devices(mesh)]
-    tokenizer = counts = None
+    tokenizer = network = counts = None
     if "model.path" not in lacking:
       tokenizer, network = building.open_model(config)
+    laid_out = building.lay_out(config, network)
+    meshes = devices.meshes(laid_out)
+    facts = [describe_devices(laid_out), *describe_filling(config, *meshes)]
+    if network is not None:
       building.check_lengths(config, network)
       building.check_lora(config, network)
       if "model.warmup" not in lacking:
@@ -211,12 +212,18 @@ def _describe(name: str, split: batching.Encoded) -> str:
   return f"{text} ({'; '.join(left_out)})" if left_out else text
 
 
-def describe_devices(mesh: jax.sharding.Mesh) -> str:
+def describe_devices(laid_out: layout.Layout) -> str:
   """The devices and how they are laid out."""
-  return (
-    f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh "
-    + " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+  axes = (f"{axis}={getattr(laid_out, axis)}" for axis in layout.AXES)
+  text = (
+    f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh"
+    f" {' x '.join(axes)}"
   )
+  if laid_out.gather == "step":
+    text += ", weights gathered once a step"
+  if laid_out.sampler_tensor != laid_out.tensor:
+    text += f", sampling with tensor={laid_out.sampler_tensor}"
+  return text
 
 
 def _describe_model(network: networks.Networks) -> str:
@@ -246,23 +253,33 @@ def _describe_draws(draws: config_lib.DrawsConfig) -> str:
   )
 
 
-def check_batches(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
-  """Every batch that is split over devices must divide.
+def describe_filling(
+  config: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  sampling_mesh: jax.sharding.Mesh,
+) -> list[str]:
+  """Batches that the devices cannot share alike, and what that costs.
 
-  Raises:
-    UserError: names the first that does not, and the next size that does.
+  One line, or none where all divide.
   """
-  sizes: dict[str, int | None] = {}
+  found = []
   for name in config.stages:
     stage = getattr(config, name)
-    if name in config_lib.REINFORCED:
-      questions = stage.batch_size // stage.samples_per_question
-      sizes[f"{name}.batch_size / {name}.samples_per_question"] = questions
-    else:
-      sizes[f"{name}.batch_size"] = stage.batch_size
-    for part in ("minibatch_size", "micro_batch_size"):
-      sizes[f"{name}.{part}"] = getattr(stage, part, None)
-  devices.check_divides(mesh, {k: v for k, v in sizes.items() if v})
+    for size in ("batch_size", "minibatch_size", "micro_batch_size"):
+      rows = getattr(stage, size, None)
+      if rows is None:
+        continue
+      samples, place = 1, mesh
+      if size == "batch_size" and name in config_lib.REINFORCED:
+        # Filled up with questions, where it samples.
+        samples, place = stage.samples_per_question, sampling_mesh
+      filled = samples * devices.shared_alike(place, rows // samples, samples)
+      if rows != filled:
+        found.append(f"{name}.{size}={rows} is filled up to {filled} rows")
+  if not found:
+    return []
+  ways = devices.batch_ways(mesh)
+  return [f"{', '.join(found)} for {ways} devices; results stay the same"]
 
 
 def check_rationales(

@@ -35,7 +35,9 @@ def train(
 def _train_at(run, name, policy, examine, part, config) -> loop_lib.Trained:
   """Improves it at one learning rate; all of them draw by the same keys."""
   rollouts = answering.Rollouts(run, name, config)
-  ppo = ppo_numbers(config)
+  ppo = dataclasses.replace(
+    ppo_numbers(config), response_slots=run.config.data.max_response_tokens
+  )
   minibatches = config.batch_size // ppo.minibatch_size
   updates = rollouts.steps * config.ppo_epochs * minibatches
   optimizer = optim.build(config.optimizer, updates)
@@ -100,6 +102,7 @@ def ppo_numbers(config: config_lib.ReftConfig) -> steps.PPO:
     "kl_estimator": config.kl_estimator or usual,
   }
   names = {field.name for field in dataclasses.fields(steps.PPO)}
+  names.remove("response_slots")  # The data's.
   return steps.PPO(
     **resolved,
     **{name: getattr(config, name) for name in names - resolved.keys()},

@@ -10,9 +10,15 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
-from reft_jax import batching, devices, optim, selection, steps, types
+from reft_jax import (
+  batching,
+  devices,
+  optim,
+  processes,
+  selection,
+  steps,
+  types,
+)
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
@@ -95,11 +101,12 @@ def _train_at(
       chosen = batching.epoch_rows(
         len(rows), seed=run.config.seed, step=step, batch=config.batch_size
       )
+      some = [rows[index] for index in chosen]
       batch = batching.labelled(
-        [rows[index] for index in chosen],
+        some,
         [labels[index] for index in chosen],
         batch=config.batch_size,
-        slots=slots(run),
+        slots=_width(run, some),
         pad_id=run.tokenizer.pad_id,
       )
       batch = devices.put_batch(run.mesh, batch)
@@ -133,9 +140,14 @@ def labelled(run: Run, groups: Groups) -> tuple[list[list[int]], list[int]]:
   return _ids(run, answers), [int(answer.correct) for answer in answers]
 
 
-def slots(run: Run) -> int:
-  """S: a prompt and a response; what is longer is cut."""
-  return run.prompt_slots + run.config.data.max_response_tokens
+def _width(run: Run, rows: Sequence[Sequence[int]]) -> int:
+  """S: at most a prompt and a response; what is longer is cut."""
+  data = run.config.data
+  return batching.width(
+    map(len, rows),
+    bucket=data.length_bucket,
+    most=run.prompt_slots + data.max_response_tokens,
+  )
 
 
 class Judge:
@@ -168,17 +180,17 @@ class Judge:
     run = self._run
     found: list[float] = []
     for start in range(0, len(flat), self._batch):
-      some = flat[start : start + self._batch]
+      some = _ids(run, flat[start : start + self._batch])
       batch = batching.labelled(
-        _ids(run, some),
+        some,
         [0] * len(some),
         batch=self._batch,
-        slots=slots(run),
+        slots=_width(run, some),
         pad_id=run.tokenizer.pad_id,
       )
       batch = devices.put_batch(run.mesh, batch)
       scores_B = self._score(scorer, batch.tokens_BS, batch.lengths_B)
-      found += jax.device_get(scores_B)[: len(some)].tolist()
+      found += processes.whole(scores_B)[: len(some)].tolist()
     return found
 
 

@@ -11,7 +11,15 @@ from typing import Any
 import jax
 import optax
 
-from reft_jax import batching, devices, metrics, steps, terminal, types
+from reft_jax import (
+  batching,
+  devices,
+  metrics,
+  rollout,
+  steps,
+  terminal,
+  types,
+)
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
@@ -27,18 +35,22 @@ _TEST_SEED = 1_000_003
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run: its settings, its data as ids, its model, its outputs."""
+  """One run: its settings, its data as ids, its model, its outputs.
+
+  `sampling_mesh` has the devices of `mesh`, laid out as decoding likes it.
+  """
 
   config: config_lib.Config
   directory: pathlib.Path
   mesh: jax.sharding.Mesh
+  sampling_mesh: jax.sharding.Mesh
   networks: networks_lib.Networks
   tokenizer: tokenizer_lib.Tokenizer
   train: Sequence[batching.Example]
   dev: Sequence[batching.Example]
   test: Sequence[batching.Example]
   grader: grading.Grader
-  recorder: metrics.Recorder
+  recorder: metrics.Recorder | metrics.Silent
   terminal: terminal.Terminal
 
   def key(self, *path: int | str) -> jax.Array:
@@ -59,10 +71,29 @@ class Run:
     examples = (*self.train, *self.dev, *self.test)
     return batching.round_up(max(len(each.prompt) for each in examples))
 
+  def publish(self, policy: Any) -> Any:
+    """A policy's fp32 shards as what the sampler reads, where it reads it."""
+    with jax.set_mesh(self.sampling_mesh):
+      return self._publish(policy)
+
   @functools.cached_property
-  def publish(self) -> Any:
-    """Jitted: a policy's fp32 shards to what the sampler reads."""
+  def _publish(self) -> Callable[[Any], Any]:
     return jax.jit(self.networks.publish)
+
+  def sample(
+    self,
+    sampler: rollout.Sampler,
+    published: Any,
+    prompts: types.Prompts,
+    key: jax.Array,
+    on_ended: rollout.OnEnded,
+  ) -> types.Rollout:
+    """A sampler's rollout, on the mesh on which it is learnt from."""
+    with jax.set_mesh(self.sampling_mesh):
+      sampled = sampler(published, prompts, key, on_ended=on_ended)
+    if self.sampling_mesh is self.mesh:
+      return sampled
+    return devices.put_batch(self.mesh, sampled)
 
   def start(
     self,
@@ -132,7 +163,7 @@ class Run:
     requests: Sequence[int],
     batch: int,
   ) -> types.Prompts:
-    """Prompts on the devices; `requests` names the rows' random streams."""
+    """Prompts where they are answered; `requests` names the random streams."""
     host = batching.prompts(
       [example.prompt for example in examples],
       requests,
@@ -140,7 +171,7 @@ class Run:
       slots=self.prompt_slots,
       pad_id=self.tokenizer.pad_id,
     )
-    return devices.put_batch(self.mesh, host)
+    return devices.put_batch(self.sampling_mesh, host)
 
 
 def problems(config: config_lib.Config) -> dict[str, sources.Loaded]:

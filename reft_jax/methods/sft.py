@@ -98,9 +98,10 @@ def batches(
 ) -> Callable[[int], types.SupervisedBatch]:
   """A step's rows, on the devices; an epoch's last batch is filled up.
 
-  All batches are as wide as the longest row: one width, one compilation.
+  A batch is as wide as its longest row, in steps of `data.length_bucket`.
   """
-  slots = batching.round_up(max(len(prompt) + len(ids) for prompt, ids in rows))
+  lengths = [len(prompt) + len(ids) for prompt, ids in rows]
+  most = batching.round_up(max(lengths))
 
   def at(step: int) -> types.SupervisedBatch:
     chosen = batching.epoch_rows(
@@ -109,7 +110,11 @@ def batches(
     host = batching.supervised(
       [rows[index] for index in chosen],
       batch=batch,
-      slots=slots,
+      slots=batching.width(
+        (lengths[index] for index in chosen),
+        bucket=run.config.data.length_bucket,
+        most=most,
+      ),
       pad_id=run.tokenizer.pad_id,
     )
     return devices.put_batch(run.mesh, host)

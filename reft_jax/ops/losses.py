@@ -65,7 +65,9 @@ def clipped_value(
 AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
 
 
-def weights(mask_BT: jax.Array, aggregation: str) -> jax.Array:
+def weights(
+  mask_BT: jax.Array, aggregation: str, slots: int | None = None
+) -> jax.Array:
   """What each token's loss counts for in the loss of a minibatch.
 
   Weights are taken of the *whole* minibatch and travel with its rows, so that
@@ -79,6 +81,7 @@ def weights(mask_BT: jax.Array, aggregation: str) -> jax.Array:
       "token_mean", the mean over actions (DAPO, Yu et al. 2025); "constant",
       the sum over actions by rows x slots, whatever their lengths (Dr. GRPO,
       Liu et al. 2025).
+    slots: those of "constant"; T of the mask if None.
   """
   actions_B1 = jnp.sum(mask_BT, axis=1, keepdims=True)
   rows = jnp.sum(actions_B1 > 0)
@@ -88,7 +91,7 @@ def weights(mask_BT: jax.Array, aggregation: str) -> jax.Array:
     case "token_mean":
       size_B1 = jnp.sum(actions_B1, keepdims=True)
     case "constant":
-      size_B1 = (rows * mask_BT.shape[1])[None, None]
+      size_B1 = (rows * (slots or mask_BT.shape[1]))[None, None]
   return jnp.where(mask_BT, 1.0 / jnp.maximum(size_B1, 1), 0.0)
 
 

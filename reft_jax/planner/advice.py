@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from reft_jax import layout
 from reft_jax.planner import hardware
 from reft_jax.planner import subject as subjects
 
@@ -94,10 +95,11 @@ def _merged(options) -> Settings:
 def knobs(
   subject: subjects.Subject,
   target: hardware.Target,
-  ways: int,
+  laid_out: layout.Layout,
   failing: Collection[str],
 ) -> list[Knob]:
-  """What may help phases that do not fit; `ways` devices share a batch now."""
+  """What may help phases that do not fit, as it is `laid_out` now."""
+  ways = laid_out.data * laid_out.fsdp
   config, model = subject.config, subject.config.model
   found = []
   if "evaluate" in failing:
@@ -122,7 +124,9 @@ def knobs(
     found.append(Knob("remat", [{"model.remat": kind} for kind in more]))
   if model.compute_dtype != "bfloat16":
     found.append(Knob("dtype", [{"model.compute_dtype": "bfloat16"}]))
-  if config.mesh.data != 1:
+  if stages and laid_out.gather == "step":
+    found.append(Knob("gather", [{"mesh.gather": "layer"}]))
+  if laid_out.data != 1:
     found.append(Knob("fsdp", [{"mesh.data": 1, "mesh.fsdp": -1}]))
   found.append(
     Knob(
@@ -130,7 +134,7 @@ def knobs(
       [
         {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": n}
         for n in (2, 4, 8)
-        if n > config.mesh.tensor
+        if n > laid_out.tensor
         and target.devices % n == 0
         and subject.shape.kv_heads % n == 0
       ],

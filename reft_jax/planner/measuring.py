@@ -10,7 +10,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from reft_jax import devices
+from reft_jax import devices, layout
 from reft_jax.planner import hardware, hlo, programs
 from reft_jax.planner import subject as subjects
 
@@ -53,12 +53,13 @@ class Measured:
     return sum(self.kinds.values()) + self.rest
 
 
-def open_mesh(subject: subjects.Subject, target: hardware.Target) -> Mesh:
-  """The run's mesh over a target's devices, which need not be here."""
-  axes = vars(subject.config.mesh)
+def open_meshes(
+  subject: subjects.Subject, target: hardware.Target
+) -> tuple[Mesh, Mesh]:
+  """The run's meshes over a target's devices, which need not be here."""
   match target.chip.platform:
     case "cpu":
-      found = jax.devices()
+      found = jax.devices()[: target.devices]
     case "cuda":
       found = topologies.get_topology_desc(
         platform="cuda",
@@ -73,19 +74,45 @@ def open_mesh(subject: subjects.Subject, target: hardware.Target) -> Mesh:
         topology_name=f"{target.kind}:{target.topology}",
         **bounds,
       ).devices
-  return devices.make_mesh(**axes, devices=found)
+  return devices.meshes(laid_out(subject, target), found)
 
 
-def abstract_mesh(
+def abstract_meshes(
   subject: subjects.Subject, target: hardware.Target
-) -> AbstractMesh:
-  """Its axes alone, for arithmetic."""
-  axes = vars(subject.config.mesh)
-  sizes = devices.axis_sizes(**axes, count=target.devices)
-  return AbstractMesh(
-    tuple(sizes.values()),
-    devices.AXES,
-    axis_types=(AxisType.Auto,) * len(devices.AXES),
+) -> tuple[AbstractMesh, AbstractMesh]:
+  """Their axes alone, for arithmetic."""
+  chosen = laid_out(subject, target)
+  tensor = chosen.sampler_tensor
+  learner = (chosen.data, chosen.fsdp, chosen.tensor)
+  sampler = (target.devices // tensor, 1, tensor)
+  kinds = (AxisType.Auto,) * len(layout.AXES)
+  return tuple(
+    AbstractMesh(sizes, layout.AXES, axis_types=kinds)
+    for sizes in (learner, learner if tensor == chosen.tensor else sampler)
+  )
+
+
+def laid_out(
+  subject: subjects.Subject, target: hardware.Target
+) -> layout.Layout:
+  """How the run would be laid out on a target.
+
+  Raises:
+    UserError: what is wanted does not use all of its devices.
+  """
+  chip, memory = target.chip, None
+  if chip.platform != "cpu":
+    memory = chip.memory
+    if chip.platform == "cuda":
+      memory *= hardware.GPU_FRACTION
+  return layout.choose(
+    subject.config.mesh,
+    subject.shape,
+    parameters=subject.parameters,
+    compute_dtype=subject.config.model.compute_dtype,
+    devices=layout.Devices(
+      target.devices, min(chip.node or target.devices, target.devices), memory
+    ),
   )
 
 
@@ -94,8 +121,7 @@ class Recorder:
 
   Args:
     target: the hardware.
-    mesh: of its devices, or an abstract one.
-    phases: the phases whose programs are compiled; none on an abstract mesh.
+    phases: the phases whose programs are compiled; none on abstract meshes.
     limit: bytes of a device; a program above it ends the recording with
       TooLargeError. None: all are recorded.
 
@@ -106,14 +132,12 @@ class Recorder:
   def __init__(
     self,
     target: hardware.Target,
-    mesh: Mesh | AbstractMesh,
     *,
     phases: Collection[str],
     limit: int | None = None,
   ):
     self.measured: list[Measured] = []
     self._target = target
-    self._mesh = mesh
     self._phases = phases
     self._limit = limit
 
@@ -134,7 +158,7 @@ class Recorder:
   def _compiled(self, program, counted, guessed) -> tuple[Measured, Any]:
     begin = time.monotonic()
     platform = self._target.chip.platform
-    with jax.set_mesh(self._mesh):
+    with jax.set_mesh(program.mesh):
       traced = program.function.trace(*program.arguments, **program.keywords)
       lowered = traced.lower(lowering_platforms=(platform,))
     given = programs.device_bytes((program.arguments, program.keywords))

@@ -7,8 +7,9 @@ from typing import Any
 
 import optax
 
+from reft_jax import layout
 from reft_jax.errors import UserError
-from reft_jax.methods import planning, reft
+from reft_jax.methods import reft
 from reft_jax.planner import advice, hardware, measuring, programs, roofline
 from reft_jax.planner import subject as subjects
 
@@ -43,12 +44,14 @@ def make(
     )
   worst = max(phases.values(), key=lambda m: m.total)
   over = {name for name, m in phases.items() if too_large(m, target)}
-  mesh = measuring.abstract_mesh(subject, target)
+  laid_out = measuring.laid_out(subject, target)
   total, learnt = parameters(subject, target)
   return {
     "target": target.name,
     "devices": target.devices,
-    "mesh": dict(mesh.shape),
+    "mesh": {axis: getattr(laid_out, axis) for axis in layout.AXES},
+    "gather": laid_out.gather,
+    "sampler_tensor": laid_out.sampler_tensor,
     "compiled": compiled,
     "parameters": total,
     "learnt": learnt,
@@ -89,12 +92,11 @@ def measure(
     TooLargeError: one of them needs more than `limit` bytes.
     UserError: as `make`.
   """
-  mesh = measuring.abstract_mesh(subject, target)
-  planning.check_batches(subject.config, mesh)
-  if phases:
-    mesh = measuring.open_mesh(subject, target)
-  recorder = measuring.Recorder(target, mesh, phases=phases, limit=limit)
-  programs.all_of(programs.Shapes(subject, mesh), recorder)
+  open_ = measuring.open_meshes if phases else measuring.abstract_meshes
+  meshes = open_(subject, target)
+  gather = measuring.laid_out(subject, target).gather
+  recorder = measuring.Recorder(target, phases=phases, limit=limit)
+  programs.all_of(programs.Shapes(subject, *meshes, gather), recorder)
   return recorder.measured
 
 
@@ -119,7 +121,8 @@ def parameters(
   subject: subjects.Subject, target: hardware.Target
 ) -> tuple[int, int]:
   """Numbers in the policy, and those of them that are learnt."""
-  shapes = programs.Shapes(subject, measuring.abstract_mesh(subject, target))
+  mesh, _ = measuring.abstract_meshes(subject, target)
+  shapes = programs.Shapes(subject, mesh)
   learner = shapes.learner(optax.identity(), critic=False)
   learnt = programs.count(learner.state.params)
   return programs.count(learner.policy), learnt
@@ -198,8 +201,10 @@ def work(
 ) -> dict[str, roofline.Work]:
   """What one device does in each phase of one step, by formula."""
   config = subject.config
-  mesh = measuring.abstract_mesh(subject, target)
-  layout = roofline.Layout(**mesh.shape, node=target.chip.node)
+  learning, sampling = (
+    roofline.Layout(**mesh.shape, node=target.chip.node)
+    for mesh in measuring.abstract_meshes(subject, target)
+  )
   model = roofline.Model.of(
     subject.shape,
     total=total,
@@ -213,7 +218,7 @@ def work(
     stage = getattr(config, subject.supervised)
     found["supervised"] = roofline.learn(
       model,
-      layout,
+      learning,
       rows=stage.batch_size,
       slots=S,
       predicted=S - 1,
@@ -226,17 +231,17 @@ def work(
     questions = stage.batch_size // stage.samples_per_question
     # As long as the longest answer may be: some row nearly always is.
     found["sample"] = (
-      roofline.publish(model, layout)
-      + roofline.prefill(model, layout, questions, P)
-      + roofline.decode(model, layout, stage.batch_size, P + T) * T
+      roofline.publish(model, learning)
+      + roofline.prefill(model, sampling, questions, P)
+      + roofline.decode(model, sampling, stage.batch_size, P + T) * T
     )
     rows = {"slots": P + T, "predicted": T, "micro": ppo.micro_batch_size}
     found["score"] = roofline.read(
-      model, layout, rows=stage.batch_size, **rows
+      model, learning, rows=stage.batch_size, **rows
     ) * (2 + own_trunk)
     updates = ppo.ppo_epochs * (stage.batch_size // ppo.minibatch_size)
     found["update"] = roofline.learn(
-      model, layout, rows=ppo.minibatch_size, **rows
+      model, learning, rows=ppo.minibatch_size, **rows
     ) * (updates * (1 + own_trunk))
   return found
 
@@ -269,7 +274,8 @@ def searched(
   def needs(settings: Mapping[str, Any]) -> float:
     return _needs(subject.changed(dict(settings)), target, phases)
 
-  knobs = advice.knobs(subject, target, _ways(subject, target), over)
+  laid_out = measuring.laid_out(subject, target)
+  knobs = advice.knobs(subject, target, laid_out, over)
   settings = advice.smallest(knobs, needs, target.usable, peak or math.inf)
   adapted = larger = None
   if settings is None:
@@ -285,11 +291,6 @@ def searched(
     "lora": adapted,
     "target": larger and larger.name,
   }
-
-
-def _ways(subject, target) -> int:
-  shape = measuring.abstract_mesh(subject, target).shape
-  return math.prod(shape[axis] for axis in ("data", "fsdp"))
 
 
 def _first(some: Sequence[Any], holds: Callable[[Any], bool]) -> Any:

@@ -39,6 +39,7 @@ class Program:
   Attributes:
     name: what it is called.
     phase: the part of a step that it belongs to.
+    mesh: the one that is set where it runs.
     function: jitted.
     arguments: jax.ShapeDtypeStruct with shardings.
     alive: what is on the devices while it runs and outlives it, by its kind;
@@ -52,6 +53,7 @@ class Program:
 
   name: str
   phase: str
+  mesh: Any
   function: Callable[..., Any]
   arguments: tuple[Any, ...]
   alive: Mapping[str, Any]
@@ -92,17 +94,39 @@ class Learner:
 
 
 class Shapes:
-  """Shapes of a run's arrays, on a mesh whose devices need not be here."""
+  """Shapes of a run's arrays, on a mesh whose devices need not be here.
 
-  def __init__(self, subject: subjects.Subject, mesh: Any):
+  Args:
+    subject: what is planned.
+    mesh: to learn on.
+    sampling_mesh: to sample on; None: the same.
+    gather: how weights are gathered in training passes.
+
+  Attributes:
+    sampling: the shapes of what the sampler has.
+  """
+
+  def __init__(
+    self,
+    subject: subjects.Subject,
+    mesh: Any,
+    sampling_mesh: Any = None,
+    gather: str = "layer",
+  ):
     self.subject = subject
     self.mesh = mesh
+    self.sampling = (
+      self
+      if sampling_mesh in (None, mesh)
+      else Shapes(subject, sampling_mesh, gather=gather)
+    )
     config = subject.config
     self.networks = networks_lib.Networks(
       config=subject.shape,
       compute_dtype=config.model.compute_dtype,
       remat=config.model.remat,
       adapter_scale=config.lora.scale,
+      gather=gather,
     )
 
   @property
@@ -240,6 +264,7 @@ def supervised(shapes: Shapes, name: str, handle: Handle) -> Learner:
     Program(
       name=name,
       phase="supervised",
+      mesh=shapes.mesh,
       function=update,
       arguments=(learner.state, batch),
       keywords={"base": learner.base},
@@ -268,7 +293,11 @@ def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
     temperature=stage.temperature,
     samples=stage.samples_per_question,
   )
-  questions = stage.batch_size // stage.samples_per_question
+  questions = devices.shared_alike(
+    shapes.sampling.mesh,
+    stage.batch_size // stage.samples_per_question,
+    stage.samples_per_question,
+  )
   published = _published(shapes, learner.policy, alive, handle, phase="sample")
   _sampled(shapes, published, alive, sampler, questions, handle, phase="sample")
 
@@ -285,6 +314,7 @@ def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
     Program(
       name="assess",
       phase="score",
+      mesh=shapes.mesh,
       function=by_action,
       arguments=((learner.policy, head), sampled),
       alive=alive,
@@ -296,6 +326,7 @@ def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
       Program(
         name="assess values",
         phase="score",
+        mesh=shapes.mesh,
         function=values,
         arguments=(critic, sampled),
         alive=alive,
@@ -308,6 +339,7 @@ def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
     Program(
       name="update",
       phase="update",
+      mesh=shapes.mesh,
       function=update,
       arguments=(
         learner.state,
@@ -353,7 +385,8 @@ def evaluation(
     published = _published(
       shapes, learner.policy, alive, handle, phase="evaluate"
     )
-  rows = max(config.evaluation.batch_size, shapes.ways)
+  ways = shapes.sampling.ways
+  rows = max(config.evaluation.batch_size, ways)
   sampler = rollout.Sampler(
     shapes.networks,
     response_tokens=shapes.subject.response_slots,
@@ -361,7 +394,7 @@ def evaluation(
     pad_id=_PAD,
     temperature=0.0,
   )
-  questions = rows // shapes.ways * shapes.ways
+  questions = rows // ways * ways
   _sampled(
     shapes, published, alive, sampler, questions, handle, phase="evaluate"
   )
@@ -369,10 +402,12 @@ def evaluation(
 
 def _published(shapes, policy, alive, handle, *, phase):
   """Publishes a policy."""
+  shapes = shapes.sampling
   return handle(
     Program(
       name="publish",
       phase=phase,
+      mesh=shapes.mesh,
       function=jax.jit(shapes.networks.publish),
       arguments=(policy,),
       alive=alive,
@@ -384,11 +419,13 @@ def _published(shapes, policy, alive, handle, *, phase):
 
 def _sampled(shapes, published, alive, sampler, questions, handle, *, phase):
   """Samples one batch from a published policy."""
+  shapes = shapes.sampling
   alive = alive | {"published": published}
   rows = handle(
     Program(
       name="prefill",
       phase=phase,
+      mesh=shapes.mesh,
       function=sampler.prefill,
       arguments=(published, shapes.prompts(questions), shapes.key()),
       alive=alive,
@@ -401,6 +438,7 @@ def _sampled(shapes, published, alive, sampler, questions, handle, *, phase):
     Program(
       name="decode",
       phase=phase,
+      mesh=shapes.mesh,
       function=sampler.decode,
       arguments=(published, rows, shapes.number(jnp.int32)),
       alive=alive | {"cache": rows},

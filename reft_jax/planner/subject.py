@@ -12,6 +12,8 @@ import json
 import pathlib
 from typing import Any
 
+import jax
+
 from reft_jax import batching, hub
 from reft_jax import config as config_lib
 from reft_jax.errors import UserError
@@ -19,6 +21,7 @@ from reft_jax.methods import building
 from reft_jax.methods import run as run_lib
 from reft_jax.models import config as configs
 from reft_jax.models import families, pretrained
+from reft_jax.models import networks as networks_lib
 from reft_jax.tasks import embedded
 
 # Training problems in the files of github.com/lqtrung1998/mwp_ReFT, by the
@@ -49,6 +52,13 @@ class Subject:
   shape: configs.ModelConfig
   model: str
   problems: int | None
+
+  @property
+  def parameters(self) -> int:
+    """How many numbers the policy has."""
+    init = networks_lib.Networks(self.shape).init
+    policy = jax.eval_shape(init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(policy))
 
   @property
   def prompt_slots(self) -> int:
