@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from reft_jax.models import partition
+
 
 @chex.dataclass(frozen=True)
 class KVCache:
@@ -28,6 +30,13 @@ class KVCache:
   response_k: tuple[jax.Array, ...]
   response_v: tuple[jax.Array, ...]
   prompt_lengths_B: jax.Array
+
+
+def pinned(cache: KVCache) -> KVCache:
+  """The same, spread over rows and heads (partition.pin_heads)."""
+  return jax.tree.map(
+    lambda x: partition.pin_heads(x) if x.ndim == 4 else partition.pin(x), cache
+  )
 
 
 def repeat(cache: KVCache, n: int) -> KVCache:

@@ -197,11 +197,11 @@ class Layer(nn.Module):
 
   def _parameter(self, name: str, init: Callable[..., Any]) -> jax.Array:
     master = self.param(name, init, self.config.shape(name), jnp.float32)
-    return partition.gather(name, master.astype(self.compute_dtype))
+    return partition.gather(name, master, self.compute_dtype)
 
   def _given(self, name: str) -> jax.Array:
     master = self.get_variable("params", name)
-    return partition.gather(name, master.astype(self.compute_dtype))
+    return partition.gather(name, master, self.compute_dtype)
 
 
 def apply_norm(

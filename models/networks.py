@@ -141,7 +141,7 @@ class Networks:
     logits_xV = jnp.einsum(
       f"...{config.outer},{configs.letters(name)}->...V",
       hidden_xD.astype(self.compute_dtype),
-      partition.gather(name, weight.astype(self.compute_dtype)),
+      partition.gather(name, weight, self.compute_dtype),
       preferred_element_type=jnp.float32,
     )
     if config.head_bias:
@@ -183,8 +183,7 @@ class Networks:
     def one(path, master):
       if not any(getattr(key, "key", None) == "blocks" for key in path):
         return master
-      copy = master.astype(self.compute_dtype)
-      return partition.gather(path[-1].key, copy)
+      return partition.gather(path[-1].key, master, self.compute_dtype)
 
     return jax.tree_util.tree_map_with_path(one, params)
 

@@ -75,6 +75,21 @@ def pin(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, P(_ROWS, *rest))
 
 
+def pin_heads(x_BKSH: jax.Array) -> jax.Array:
+  """`pin` for keys and values, whose heads lie where their weights' do.
+
+  Else a cache that starts as zeros would be whole along "tensor", and each
+  token's keys would be gathered into it. Heads that do not divide are whole.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not _has_rows(mesh):
+    return x_BKSH
+  B, K = x_BKSH.shape[:2]
+  rows = None if B % ways() else _ROWS
+  heads = None if K % mesh.shape["tensor"] else "tensor"
+  return jax.lax.with_sharding_constraint(x_BKSH, P(rows, heads))
+
+
 def spread(x: jax.Array) -> jax.Array:
   """`pin` for what a program returns: whole where the rows do not divide.
 
@@ -104,17 +119,30 @@ def whole(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, P())
 
 
-def gather(name: str, weight: jax.Array) -> jax.Array:
+def gather(
+  name: str, weight: jax.Array, dtype: jax.typing.DTypeLike | None = None
+) -> jax.Array:
   """Asks for one layer's weight whole along "fsdp", just before its use.
 
   The other half of `pin`: what travels is the weight in its compute dtype and
   never a partial sum of activations. The identity where no mesh is set.
+
+  Args:
+    name: its name, which says how it lies.
+    weight: the weight.
+    dtype: what it is cast to, where it lies: the partitioner would gather first
+      and cast then, which sends twice as much.
   """
   mesh = jax.sharding.get_abstract_mesh()
+  cast = weight if dtype is None else weight.astype(dtype)
   if not _has_rows(mesh):
-    return weight
+    return cast
+  if cast.dtype != weight.dtype:
+    cast = jax.lax.with_sharding_constraint(
+      cast, _spec(name, cast.shape, mesh.shape, DEFAULT_RULES)
+    )
   return jax.lax.with_sharding_constraint(
-    weight, _spec(name, weight.shape, mesh.shape, _GATHERED_RULES)
+    cast, _spec(name, cast.shape, mesh.shape, _GATHERED_RULES)
   )
 
 

@@ -189,7 +189,7 @@ def prefill(
     response_v=room(),
     prompt_lengths_B=lengths_B,
   )
-  return _leave(config, trunk, hidden_BD), cache
+  return _leave(config, trunk, hidden_BD), caches.pinned(cache)
 
 
 def decode(

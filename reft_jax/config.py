@@ -176,7 +176,7 @@ class ModelConfig:
     "shared", "the critic's trunk: the policy's, or its own"
   )
   logit_chunk: int = _setting(
-    1024, "token rows that meet the vocabulary at once", _POSITIVE
+    1024, "tokens for which a device has logits at a time", _POSITIVE
   )
   eos_token: str | None = _setting(
     None, "token that ends responses; null: as tokenizer and configs say"

@@ -180,7 +180,7 @@ def _prefill(
     lengths_B=jnp.zeros(rows, jnp.int32),
     ended_B=~real_B,
   )
-  return jax.tree.map(partition.pin, state)
+  return _pinned(state)
 
 
 def _decode_chunk(
@@ -225,10 +225,18 @@ def _decode_chunk(
     )
 
   state = jax.lax.while_loop(unfinished, one_token, state)
-  state = jax.tree.map(partition.pin, state)
+  state = _pinned(state)
   progress = Progress(
     response_BT=state.response_BT,
     lengths_B=state.lengths_B,
     ended_B=state.ended_B,
   )
   return state, jax.tree.map(partition.whole, progress)
+
+
+def _pinned(state):
+  """Rows spread over the devices that share them, heads over the others."""
+  cache = cache_lib.pinned(state.cache)
+  return jax.tree.map(partition.pin, state.replace(cache=None)).replace(
+    cache=cache
+  )

@@ -143,7 +143,7 @@ def supervised(
     networks: the model.
     optimizer: what turns gradients into updates.
     micro_batch_size: rows of a batch computed at a time.
-    logit_chunk: tokens for which logits exist at a time.
+    logit_chunk: tokens for which a device has logits at a time.
     parts: what the batches are called, if there are several; each has its
       metric "loss/NAME" beside the "loss" of all.
     shares: the weight of each of them; equal if left out.
@@ -158,7 +158,7 @@ def supervised(
       functools.partial(networks.logits, policy),
       hidden_BSD[:, :-1],
       batch.tokens_BS[:, 1:],
-      chunk=logit_chunk,
+      chunk=logit_chunk * partition.ways(),
     )
     targets_BS = batch.targets_BS[:, 1:]
     total = -masked.total(logprobs_BS, targets_BS)
@@ -644,7 +644,7 @@ def _token_logprobs(networks, policy, hidden_BTD, rollout, ppo, chunk):
     hidden_BTD,
     rollout.response_BT,
     temperature=ppo.temperature,
-    chunk=chunk,
+    chunk=chunk * partition.ways(),
   )
 
 

@@ -181,9 +181,9 @@ def test_eight_devices_need_an_eighth_of_the_temporaries():
 @pytest.mark.parametrize(
   ("name", "count"),
   [
-    # In each of two epochs seven weights of each of two layers, the tables and
+    # In each of two epochs seven weights of each of two layers, the table and
     # the head are gathered, and gradients summed; the experience once.
-    ("update", {"all-gather": 45, "all-reduce": 12}),
+    ("update", {"all-gather": 45, "all-reduce": 10}),
     # Whether all have ended, and what the host may know of them.
     ("decode", {"all-gather": 3, "all-reduce": 2}),
   ],
