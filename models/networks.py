@@ -87,6 +87,12 @@ class Networks:
       policy["lm_bias_V"] = jnp.zeros(config.shape("lm_bias_V"), jnp.float32)
     return policy
 
+  @property
+  def parameters(self) -> int:
+    """How many numbers a policy has."""
+    policy = jax.eval_shape(self.init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(policy))
+
   def init_value(self, policy: Params, kind: str) -> Params:
     """A value function that starts at zero everywhere.
 

@@ -65,9 +65,9 @@ def meshes(
     tensor=laid_out.tensor,
     devices=devices,
   )
-  if laid_out.sampler_tensor == laid_out.tensor:
+  if laid_out.sampler == laid_out.learner:
     return mesh, mesh
-  grid = mesh.devices.reshape(-1, 1, laid_out.sampler_tensor)
+  grid = mesh.devices.reshape(laid_out.sampler)
   return mesh, Mesh(grid, AXES, axis_types=_KINDS)
 
 

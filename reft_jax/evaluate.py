@@ -14,8 +14,8 @@ RUN/evaluations/NAME-SPLIT or evaluations/NAME-SPLIT: the same command goes on
 where it was stopped, and other settings of answers, votes or rewards need no
 sampling. What has a slash before its first equals sign is a path, no setting.
 
-Exit codes: 0 done, 2 bad input, 3 programs can no longer be run, 130
-interrupted.
+Exit codes: 0 done, 2 bad input, 3 programs can no longer be run, 75 stopped by
+SIGTERM with all samples kept, 130 interrupted.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from reft_jax import batching, devices, hub, processes, terminal, xla_flags
 from reft_jax import config as config_lib
 from reft_jax import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
-from reft_jax.methods import building, evaluating, finding, planning
+from reft_jax.methods import building, evaluating, finding, loop, planning
 from reft_jax.methods import run as run_lib
 from reft_jax.models import pretrained
 from reft_jax.studies import evaluations
@@ -76,8 +76,10 @@ def _main(argv: Sequence[str]) -> int:
       screen = terminal.Terminal(quiet=not processes.first())
     evaluate(models, [command.config for command in commands], screen, dry=dry)
   except (UserError, pretrained.UnsupportedModelError) as error:
-    processes.complain(error)
-    return 2
+    return processes.refuse(error)
+  except loop.PreemptedError as reason:
+    screen.line(f"{reason}; the same command goes on.")
+    return 75
   except executor_lib.LostWorkerError as error:
     print(f"error: {error}; the same command goes on.", file=sys.stderr)
     return 3
@@ -177,7 +179,6 @@ def evaluate(
   logging.getLogger("absl").setLevel(logging.WARNING)
   building.use_compilation_cache()
   with contextlib.ExitStack() as exits:
-    # First: their processes are started before jax has threads and devices.
     with processes.together():
       graders = open_graders(configs, exits)
       prepared = [
@@ -187,6 +188,8 @@ def evaluate(
       if not dry and processes.first():
         for directory in directories:
           claim(directory)
+    check_alike(prepared)
+    exits.enter_context(loop.stopping_on_sigterm())
     summaries = {}
     for evaluation in prepared:
       introduce(evaluation, screen)
@@ -202,6 +205,27 @@ def evaluate(
   show(summaries, screen)
   for directory in directories:
     screen.line(f"every completion: {directory / 'report.html'}")
+
+
+def check_alike(evaluations: Sequence[evaluating.Evaluation]) -> None:
+  """All processes must evaluate the same.
+
+  Raises:
+    UserError: models, settings or problems differ.
+  """
+  names = [str(each.model.folder) for each in evaluations]
+  processes.check_alike({"models": repr(names)})
+  for name, each in zip(names, evaluations, strict=True):
+    split = each.run.config.evaluation.split
+    processes.check_alike(
+      {
+        f"settings of {name}": config_lib.to_yaml(each.run.config),
+        f"layout of {name}": repr(each.run.mesh.shape),
+        f"tokenizer of {name}": each.run.tokenizer.fingerprint,
+        f"problems of {name}": batching.fingerprint({split: each.problems}),
+        f"weights of {name}": evaluating.fingerprint(each.model.folder),
+      }
+    )
 
 
 def missing(

@@ -63,6 +63,19 @@ class Layout:
   gather: Literal["step", "layer"]
   sampler_tensor: int
 
+  @property
+  def learner(self) -> tuple[int, int, int]:
+    """The mesh to learn on, by AXES."""
+    return self.data, self.fsdp, self.tensor
+
+  @property
+  def sampler(self) -> tuple[int, int, int]:
+    """The mesh to sample on: the learner's, unless it has its own."""
+    if self.sampler_tensor == self.tensor:
+      return self.learner
+    rows = math.prod(self.learner) // self.sampler_tensor
+    return rows, 1, self.sampler_tensor
+
 
 def choose(
   wanted: config_lib.MeshConfig,

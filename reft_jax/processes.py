@@ -143,10 +143,20 @@ def run(program: Callable[[], int]) -> int:
   return code
 
 
-def complain(error: Exception) -> None:
-  """Prints an error, once, however many processes know of it."""
-  if first():
+class KnownError(UserError):
+  """Bad input that all processes know of."""
+
+
+def refuse(error: Exception) -> int:
+  """Prints what is wrong with the input; the exit code.
+
+  Once, and 2, where all processes know of it; else this process says it and
+  ends alone.
+  """
+  known = isinstance(error, KnownError) or not several()
+  if first() or not known:
     print(f"error: {error}", file=sys.stderr)
+  return 2 if known else ALONE[0]
 
 
 def gather(value: Any) -> list[Any]:
@@ -218,35 +228,35 @@ def asked_to_stop() -> bool:
 def together() -> Iterator[None]:
   """What is bad input for one process ends all of them.
 
-  Inside, nothing else here may be called.
+  Inside, nothing may be exchanged.
 
   Raises:
-    UserError: also where it was raised in another process.
+    KnownError: where there are several, in all of them.
+    UserError: where there is one, as it was raised.
   """
   mine: Exception | None = None
   try:
     yield
   except (UserError, UnsupportedModelError) as error:
     mine = error
-  texts = gather(mine and str(mine))
-  if mine is not None:
+  if mine is not None and not several():
     raise mine
-  for index, text in enumerate(texts):
+  for index, text in enumerate(gather(mine and str(mine))):
     if text is not None:
-      raise UserError(f"process {index}: {text}")
+      raise KnownError(f"process {index}: {text}") from mine
 
 
 def check_alike(facts: Mapping[str, str]) -> None:
   """All processes must have been given the same.
 
   Raises:
-    UserError: names the first fact that differs.
+    KnownError: names the first fact that differs.
   """
   told = gather(dict(facts))
   for name in facts:
     by_process = [theirs[name] for theirs in told]
     if len(set(by_process)) > 1:
-      raise UserError(
+      raise KnownError(
         f"the processes of this run differ in their {name} "
         f"({', '.join(by_process)[:200]}); start all of them with the same "
         "arguments, on the same files."

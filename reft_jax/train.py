@@ -27,6 +27,7 @@ from reft_jax import (
   batching,
   devices,
   files,
+  hub,
   layout,
   metrics,
   plots,
@@ -39,6 +40,7 @@ from reft_jax.errors import UserError
 from reft_jax.methods import (
   answering,
   building,
+  evaluating,
   gold,
   loop,
   pipeline,
@@ -110,8 +112,7 @@ def _main(argv: Sequence[str]) -> int:
         screen = terminal.Terminal(quiet=not processes.first())
         train(command.config, screen)
   except (UserError, pretrained.UnsupportedModelError) as error:
-    processes.complain(error)
-    return 2
+    return processes.refuse(error)
   except executor_lib.LostWorkerError as error:
     print(
       f"error: {error}; the same command goes on from the last save.",
@@ -119,7 +120,8 @@ def _main(argv: Sequence[str]) -> int:
     )
     return 3
   except loop.DivergedError as error:
-    processes.complain(error)
+    if processes.first():
+      print(f"error: {error}", file=sys.stderr)
     return 4
   except loop.PreemptedError as reason:
     screen.line(f"{reason}; the same command goes on from there.")
@@ -157,7 +159,9 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
       f"setting {key}": repr(value)
       for key, _, value in config_lib.settings(config)
     }
-    processes.check_alike(settings | inputs)
+    processes.check_alike(
+      settings | inputs | weights(config) | {"layout": repr(laid_out)}
+    )
     directory = config_lib.run_directory(config)
     with processes.together():
       if processes.first():
@@ -189,6 +193,20 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
     results = pipeline.Pipeline(run)(policies)
     if processes.first():
       report(run, results, splits)
+
+
+def weights(config: config_lib.Config) -> dict[str, str]:
+  """Fingerprints of the models that a run starts from, if several read them."""
+  if not processes.several():
+    return {}
+  return {
+    f"weights in {name}": evaluating.fingerprint(hub.folder(path, name))
+    for name, path in (
+      ("model.path", config.model.path),
+      ("model.warmup", config.model.warmup),
+    )
+    if path
+  }
 
 
 def introduce(

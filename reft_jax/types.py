@@ -146,7 +146,9 @@ class Experience:
 
   def blank(self) -> "Experience":
     """The same rows, left out."""
-    return self.replace(counts_B=jnp.zeros_like(self.counts_B))
+    return self.replace(
+      rollout=self.rollout.blank(), counts_B=jnp.zeros_like(self.counts_B)
+    )
 
 
 @chex.dataclass(frozen=True)

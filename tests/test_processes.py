@@ -19,6 +19,7 @@ import pytest
 
 from reft_jax import metrics, processes, train
 from reft_jax.errors import UserError
+from reft_jax.models import peft
 
 HERE = pathlib.Path(__file__).resolve().parent
 SETTINGS = [
@@ -209,6 +210,20 @@ def test_bad_input_of_one_ends_both(folder):
   assert "no such file" in said
 
 
+def test_the_first_writes_adapters_that_both_hold(folder):
+  directory = folder / "adapted"
+  arguments = [
+    *SETTINGS,
+    "stages=[base,warmup]",
+    "lora.rank=2",
+    f"output={directory}",
+    f"base.cache={folder / 'cache'}",
+  ]
+  assert ended(start_two(folder, [arguments, arguments]), folder) == [0, 0]
+  stored = directory / "models" / "warmup" / peft.FOLDER
+  assert (stored / "adapter_model.safetensors").is_file()
+
+
 def test_settings_that_differ_are_named(folder):
   arguments = [*SETTINGS, f"output={folder / 'bad'}"]
   both = [[*arguments, f"reft.steps={steps}"] for steps in (6, 7)]
@@ -343,7 +358,32 @@ def test_what_is_wrong_elsewhere_is_told_here(monkeypatch):
     pass
 
 
-def test_ones_own_error_goes_on(monkeypatch):
-  monkeypatch.setattr(processes, "gather", lambda mine: [mine, None])
+def test_what_is_wrong_here_all_know(monkeypatch):
+  monkeypatch.setattr(processes, "several", lambda: True)
+  monkeypatch.setattr(processes, "gather", lambda mine: [None, mine])
+  all_know = pytest.raises(processes.KnownError, match="process 1: mine")
+  with all_know, processes.together():
+    raise UserError("mine")
+
+
+def test_ones_own_error_goes_on():
   with pytest.raises(UserError, match=r"^mine$"), processes.together():
     raise UserError("mine")
+
+
+@pytest.mark.parametrize(
+  ("error", "others", "index", "code", "told"),
+  [
+    (UserError("no"), False, 0, 2, True),
+    (processes.KnownError("no"), True, 0, 2, True),
+    (processes.KnownError("no"), True, 1, 2, False),
+    (UserError("no"), True, 1, 1, True),  # The others do not know of it.
+  ],
+)
+def test_bad_input_is_told_once(
+  monkeypatch, capsys, error, others, index, code, told
+):
+  monkeypatch.setattr(processes, "several", lambda: others)
+  monkeypatch.setattr(processes.jax, "process_index", lambda: index)
+  assert processes.refuse(error) == code
+  assert ("error: no" in capsys.readouterr().err) == told

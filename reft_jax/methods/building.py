@@ -86,14 +86,10 @@ def lay_out(
   Raises:
     UserError: what is wanted does not use all devices.
   """
-  parameters = 0
-  if network is not None:
-    policy = jax.eval_shape(network.init, jax.random.key(0))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(policy))
   return layout.choose(
     config.mesh,
     network and network.config,
-    parameters=parameters,
+    parameters=network.parameters if network else 0,
     compute_dtype=config.model.compute_dtype,
     devices=devices.present(),
   )

@@ -32,6 +32,7 @@ from reft_jax.methods import (
   finding,
   reward_model,
 )
+from reft_jax.methods import loop as loop_lib
 from reft_jax.methods.run import Run
 from reft_jax.models import pretrained
 from reft_jax.studies import evaluations
@@ -228,6 +229,7 @@ class Evaluation:
             out.write(kept[-1])
           out.flush()
           progress.step(len(kept))
+          loop_lib.stop_if_asked(f"{len(kept)} questions are judged")
       self._spent("rewards", begin)
     return [json.loads(line)["probabilities"] for line in kept]
 

@@ -93,11 +93,17 @@ def _train_at(run, name, policy, examine, part, config) -> loop_lib.Trained:
 def annotations(
   run: Run, examples: Sequence[batching.Example]
 ) -> types.SupervisedBatch:
-  """The questions' annotated solutions, as wide as a rollout."""
+  """The questions' annotated solutions."""
+  rows = [(example.prompt, example.target or ()) for example in examples]
+  data = run.config.data
   host = batching.supervised(
-    [(example.prompt, example.target or ()) for example in examples],
-    batch=len(examples),
-    slots=run.prompt_slots + run.config.data.max_response_tokens,
+    rows,
+    batch=len(rows),
+    slots=batching.width(
+      (len(prompt) + len(target) for prompt, target in rows),
+      bucket=data.length_bucket,
+      most=run.prompt_slots + data.max_response_tokens,
+    ),
     pad_id=run.tokenizer.pad_id,
   )
   return devices.put_batch(run.mesh, host)

@@ -227,10 +227,10 @@ def describe_devices(laid_out: layout.Layout) -> str:
 
 
 def _describe_model(network: networks.Networks) -> str:
-  policy = jax.eval_shape(network.init, jax.random.key(0))
-  size = sum(leaf.size for leaf in jax.tree.leaves(policy))
   context = network.config.max_positions
-  return f"model: {size:,} parameters, context of {context:,} tokens"
+  return (
+    f"model: {network.parameters:,} parameters, context of {context:,} tokens"
+  )
 
 
 def _describe_lora(

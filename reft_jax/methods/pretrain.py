@@ -61,11 +61,13 @@ def cached(config: config_lib.Config) -> pathlib.Path:
 def train_once(run: Run, name: str) -> tuple[loop_lib.Trained, bool]:
   """The base model and whether it was in the cache; it is there afterwards.
 
-  Each machine has a cache of its own: where one lacks the model all train it.
+  Each machine may have a cache of its own: where theirs do not hold the same
+  model, all train it and the first keeps it.
   """
   folder = cached(run.config)
   notes = folder / "training.json"
-  if not processes.agree(not notes.exists()):
+  kept = processes.gather(notes.read_text() if notes.exists() else None)
+  if None not in kept and len(set(kept)) == 1:
     run.terminal.line(f"{name}: taken from {folder}")
     _, policy = pretrained.load(folder, devices.place(run.mesh))
     return loop_lib.Trained(model=policy, **json.loads(notes.read_text())), True

@@ -37,6 +37,11 @@ def write(
     texts: what else the folder holds, by file name.
     **options: as those of `fill`.
   """
+  head_DC = None
+  if adapter is not None:
+    adapter = adapter._replace(params=processes.whole(adapter.params))
+    if classifier:
+      head_DC = processes.whole(model[f"score_{shape.outer}C"])
   if not processes.first():
     pretrained.hand_over(
       shape,
@@ -51,7 +56,6 @@ def write(
     new = pathlib.Path(scratch) / folder.name
     fill(new, shape, tokenizer, model, classifier=classifier, **options)
     if adapter is not None:
-      head_DC = model[f"score_{shape.outer}C"] if classifier else None
       peft.save(new / peft.FOLDER, shape, adapter, head_DC=head_DC)
     for name, text in (texts or {}).items():
       (new / name).write_text(text, encoding="utf-8")

@@ -103,7 +103,8 @@ def knobs(
   config, model = subject.config, subject.config.model
   found = []
   if "evaluate" in failing:
-    rows = _halves(config.evaluation.batch_size, ways)
+    sharing = target.devices // laid_out.sampler_tensor
+    rows = _halves(config.evaluation.batch_size, sharing)
     found.append(
       Knob("evaluation", [{"evaluation.batch_size": n} for n in rows])
     )

@@ -82,13 +82,10 @@ def abstract_meshes(
 ) -> tuple[AbstractMesh, AbstractMesh]:
   """Their axes alone, for arithmetic."""
   chosen = laid_out(subject, target)
-  tensor = chosen.sampler_tensor
-  learner = (chosen.data, chosen.fsdp, chosen.tensor)
-  sampler = (target.devices // tensor, 1, tensor)
   kinds = (AxisType.Auto,) * len(layout.AXES)
   return tuple(
     AbstractMesh(sizes, layout.AXES, axis_types=kinds)
-    for sizes in (learner, learner if tensor == chosen.tensor else sampler)
+    for sizes in (chosen.learner, chosen.sampler)
   )
 
 

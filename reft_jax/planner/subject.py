@@ -12,8 +12,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax
-
 from reft_jax import batching, hub
 from reft_jax import config as config_lib
 from reft_jax.errors import UserError
@@ -56,9 +54,7 @@ class Subject:
   @property
   def parameters(self) -> int:
     """How many numbers the policy has."""
-    init = networks_lib.Networks(self.shape).init
-    policy = jax.eval_shape(init, jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(policy))
+    return networks_lib.Networks(self.shape).parameters
 
   @property
   def prompt_slots(self) -> int:
