@@ -15,6 +15,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+MOST_MAPS = 20_000
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -34,6 +36,19 @@ def pytest_configure(config):
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs():
+  """Lets go of compiled programs before there are too many.
+
+  Each holds some memory maps. Linux gives a process 65,530, and XLA aborts when
+  it gets no more; after a few files of tests a third of them may be taken.
+  """
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
