@@ -60,7 +60,11 @@ def start(
     for name, value in os.environ.items()
     if not name.startswith(("REFT_", "SLURM_", "OMPI_"))
   }
-  known |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  known |= {
+    "PYTHONPATH": str(HERE.parent),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+  }
   with log.open("w") as file:
     return subprocess.Popen(
       [sys.executable, *command],
