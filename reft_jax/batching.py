@@ -130,6 +130,18 @@ def round_up(size: int, multiple: int = 8) -> int:
   return -(-size // multiple) * multiple
 
 
+def micro_batches(rows: int, micro: int, ways: int) -> tuple[int, int]:
+  """Into what rows are filled up: of one micro-batch, and of all of them.
+
+  Args:
+    rows: how many there are.
+    micro: how many are wanted at once.
+    ways: devices that share a micro-batch; they have as many rows each.
+  """
+  at_once = round_up(min(micro, rows), ways)
+  return at_once, round_up(rows, at_once)
+
+
 def width(lengths: Iterable[int], *, bucket: int, most: int) -> int:
   """Slots for rows of these lengths: a multiple of `bucket`, or `most`.
 

@@ -84,13 +84,18 @@ class Checkpoints:
     Newer ones are set aside once an older one is read. If none can be, as
     when a program has changed, nothing is touched.
     """
+    self.wait()
     unread: dict[int, str] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       found, reason = None, ""
-      try:
-        found = self._manager.restore(step, args=ocp.args.Composite(**parts))
-      except Exception as error:  # Orbax has no common type for damage.
-        reason = str(error) or type(error).__name__
+      # Not by the manager: it has a process that could read wait for all.
+      with contextlib.closing(ocp.CompositeCheckpointHandler()) as reader:
+        try:
+          found = reader.restore(
+            self._directory / str(step), args=ocp.args.Composite(**parts)
+          )
+        except Exception as error:  # Orbax has no common type for damage.
+          reason = str(error) or type(error).__name__
       if reason := max(processes.gather(reason)):  # Of any of them.
         unread[step] = reason
         continue

@@ -462,7 +462,7 @@ def ppo_loss(
   log_ratio_BT = logprobs_BT - old_logprobs_BT
   ratio_BT = jnp.exp(log_ratio_BT)
   # A minibatch's losses are the sums over its micro-batches, each a share.
-  filled = _rows_of_batches(ppo.minibatch_size, ppo.micro_batch_size)
+  _, filled = _micro_batches(ppo.minibatch_size, ppo.micro_batch_size)
   share = mask_BT.shape[0] / filled
   metrics = {
     "ratio/mean": _masked_mean(ratio_BT, mask_BT),
@@ -648,14 +648,9 @@ def _token_logprobs(networks, policy, hidden_BTD, rollout, ppo, chunk):
   )
 
 
-def _at_once(rows: int, micro: int) -> int:
-  """Rows of a micro-batch: the devices that share it have as many each."""
-  return batching.round_up(min(micro, rows), partition.ways())
-
-
-def _rows_of_batches(rows: int, micro: int) -> int:
-  """Rows of whole micro-batches that hold at least `rows`."""
-  return batching.round_up(rows, _at_once(rows, micro))
+def _micro_batches(rows: int, micro: int) -> tuple[int, int]:
+  """Rows of a micro-batch, and of all, on the devices that share them."""
+  return batching.micro_batches(rows, micro, partition.ways())
 
 
 def _filled_up(rows, micro: int):
@@ -664,9 +659,10 @@ def _filled_up(rows, micro: int):
   A copy of the first row can be read as that can.
   """
   size = jax.tree.leaves(rows)[0].shape[0]
-  missing = _rows_of_batches(size, micro) - size
-  if not missing:
+  _, filled = _micro_batches(size, micro)
+  if filled == size:
     return rows
+  missing = filled - size
   copies = jax.tree.map(lambda x: jnp.repeat(x[:1], missing, axis=0), rows)
   return jax.tree.map(
     lambda *parts: partition.pin(jnp.concatenate(parts)), rows, copies.blank()
@@ -687,7 +683,7 @@ def _map_rows(function, params, rows, *, micro: int):
   """function(params, rows), a micro-batch at a time."""
   size = jax.tree.leaves(rows)[0].shape[0]
   rows = _filled_up(rows, micro)
-  micro, filled = _at_once(size, micro), _rows_of_batches(size, micro)
+  micro, filled = _micro_batches(size, micro)
   if micro >= filled:
     out = function(params, rows)
   else:
@@ -716,7 +712,7 @@ def _gradient(networks, loss_fn, params, rows, micro: int):
     return grads, metrics
 
   size = jax.tree.leaves(rows)[0].shape[0]
-  micro = _at_once(size, micro)
+  micro, _ = _micro_batches(size, micro)
   if micro >= size:
     return grad_fn(rows)
   micro_batches = _split(rows, micro)

@@ -267,6 +267,9 @@ def test_what_is_sent_by_hand():
   assert done.near == pytest.approx(
     2 * (2 * 2 * 1500 * 7 / 8 + 4 * 1500 * 7 / 8)
   )
+  # With gather=step once, however many micro-batches there are.
+  done = roofline.learn(TOY, layout, micro=4, gather="step", **rows)
+  assert done.near == pytest.approx(2 * 1500 * 7 / 8 + 2 * 4 * 1500 * 7 / 8)
   # Beyond a node, all of it is far.
   done = roofline.learn(
     TOY, dataclasses.replace(layout, node=4), micro=4, **rows
@@ -594,8 +597,9 @@ def test_knobs_are_those_that_may_help():
     "gather",
     "tensor",
   ]
-  (rows, *_) = advice.knobs(some, target, laid_out, {"evaluate"})
+  (rows, *others) = advice.knobs(some, target, laid_out, {"evaluate"})
   assert rows.options == [{"evaluation.batch_size": n} for n in (32, 16, 8)]
+  assert "sampler" in [knob.name for knob in others]
   assert advice.lora(some)
   assert not advice.lora(tiny_subject("lora.rank=2"))
 

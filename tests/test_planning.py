@@ -120,6 +120,16 @@ def test_several_are_told_of_in_one_line():
   assert "base.batch_size=12 is filled up to 16 rows, reft.mini" in line
 
 
+def test_a_batch_is_filled_up_to_whole_micro_batches():
+  (line,) = filling(
+    "base.batch_size=16",
+    "reward_model.batch_size=24",
+    "reward_model.micro_batch_size=12",
+  )
+  assert "reward_model.micro_batch_size=12 is filled up to 16 rows" in line
+  assert "reward_model.batch_size=24 is filled up to 32 rows" in line
+
+
 def test_rollouts_are_filled_up_with_questions():
   online = "online_st.batch_size=24"
   assert not filling(online, "online_st.samples_per_question=4")

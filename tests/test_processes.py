@@ -77,13 +77,27 @@ def start(
 def start_two(
   folder: pathlib.Path, arguments: Sequence[Sequence[str]]
 ) -> list[subprocess.Popen]:
-  """Two processes of four devices each, with their arguments."""
+  """Two processes that train, with their arguments."""
+  script = str(HERE / "one_of_two.py")
+  return start_both(
+    folder,
+    [
+      [script, str(folder / f"known{index}"), *mine]
+      for index, mine in enumerate(arguments)
+    ],
+  )
+
+
+def start_both(
+  folder: pathlib.Path, commands: Sequence[Sequence[str]]
+) -> list[subprocess.Popen]:
+  """Two processes of four devices each."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
   return [
     start(
-      [str(HERE / "one_of_two.py"), str(folder / f"known{index}"), *mine],
+      command,
       folder / f"log{index}",
       JAX_NUM_CPU_DEVICES="4",
       **{
@@ -92,7 +106,7 @@ def start_two(
         processes.INDEX: str(index),
       },
     )
-    for index, mine in enumerate(arguments)
+    for index, command in enumerate(commands)
   ]
 
 
@@ -234,6 +248,14 @@ def test_settings_that_differ_are_named(folder):
   said = (folder / "log0").read_text()
   assert "differ in their setting reft.steps (6, 7)" in said
   assert not (folder / "bad").exists()
+
+
+def test_what_one_cannot_read_none_restores(folder):
+  command = [str(HERE / "one_cannot_read.py"), str(folder / "saved")]
+  assert ended(start_both(folder, [command, command]), folder) == [0, 0]
+  for log in ("log0", "log1"):
+    assert "restored {'step': 1}" in (folder / log).read_text()
+  assert [*folder.glob("damaged-saved-2-*")]
 
 
 # One process -----------------------------------------------------------------

@@ -263,22 +263,28 @@ def describe_filling(
   One line, or none where all divide.
   """
   found = []
+  ways = devices.batch_ways(mesh)
   for name in config.stages:
     stage = getattr(config, name)
-    for size in ("batch_size", "minibatch_size", "micro_batch_size"):
-      rows = getattr(stage, size, None)
-      if rows is None:
-        continue
-      samples, place = 1, mesh
-      if size == "batch_size" and name in config_lib.REINFORCED:
-        # Filled up with questions, where it samples.
-        samples, place = stage.samples_per_question, sampling_mesh
-      filled = samples * devices.shared_alike(place, rows // samples, samples)
-      if rows != filled:
-        found.append(f"{name}.{size}={rows} is filled up to {filled} rows")
+    filled = {}
+    learnt = "batch_size"
+    if name in config_lib.REINFORCED:
+      # A rollout is filled up with questions, where it samples.
+      learnt, samples = "minibatch_size", stage.samples_per_question
+      filled["batch_size"] = samples * devices.shared_alike(
+        sampling_mesh, stage.batch_size // samples, samples
+      )
+    rows = getattr(stage, learnt) or stage.batch_size
+    micro = getattr(stage, "micro_batch_size", None) or rows
+    filled["micro_batch_size"], filled[learnt] = batching.micro_batches(
+      rows, micro, ways
+    )
+    for size, most in filled.items():
+      if getattr(stage, size, None) not in (None, most):
+        rows = getattr(stage, size)
+        found.append(f"{name}.{size}={rows} is filled up to {most} rows")
   if not found:
     return []
-  ways = devices.batch_ways(mesh)
   return [f"{', '.join(found)} for {ways} devices; results stay the same"]
 
 

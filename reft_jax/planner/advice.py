@@ -129,18 +129,17 @@ def knobs(
     found.append(Knob("gather", [{"mesh.gather": "layer"}]))
   if laid_out.data != 1:
     found.append(Knob("fsdp", [{"mesh.data": 1, "mesh.fsdp": -1}]))
-  found.append(
-    Knob(
-      "tensor",
-      [
-        {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": n}
-        for n in (2, 4, 8)
-        if n > laid_out.tensor
-        and target.devices % n == 0
-        and subject.shape.kv_heads % n == 0
-      ],
-    )
-  )
+  splits = [
+    n
+    for n in (2, 4, 8)
+    if target.devices % n == 0 and subject.shape.kv_heads % n == 0
+  ]
+  if {"sample", "evaluate"} & set(failing):
+    more = [n for n in splits if n > laid_out.sampler_tensor]
+    found.append(Knob("sampler", [{"mesh.sampler_tensor": n} for n in more]))
+  spread = {"mesh.data": 1, "mesh.fsdp": -1}
+  more = [n for n in splits if n > laid_out.tensor]
+  found.append(Knob("tensor", [spread | {"mesh.tensor": n} for n in more]))
   return [knob for knob in found if knob.options]
 
 

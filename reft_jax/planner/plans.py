@@ -7,7 +7,7 @@ from typing import Any
 
 import optax
 
-from reft_jax import layout
+from reft_jax import batching, devices, layout
 from reft_jax.errors import UserError
 from reft_jax.methods import reft
 from reft_jax.planner import advice, hardware, measuring, programs, roofline
@@ -201,9 +201,9 @@ def work(
 ) -> dict[str, roofline.Work]:
   """What one device does in each phase of one step, by formula."""
   config = subject.config
+  meshes = measuring.abstract_meshes(subject, target)
   learning, sampling = (
-    roofline.Layout(**mesh.shape, node=target.chip.node)
-    for mesh in measuring.abstract_meshes(subject, target)
+    roofline.Layout(**mesh.shape, node=target.chip.node) for mesh in meshes
   )
   model = roofline.Model.of(
     subject.shape,
@@ -213,35 +213,51 @@ def work(
     remat=config.model.remat,
   )
   P, T, S = subject.prompt_slots, subject.response_slots, subject.row_slots
+  gather = measuring.laid_out(subject, target).gather
+
+  def rows(of: int, micro: int) -> dict[str, int]:
+    micro, filled = batching.micro_batches(of, micro, learning.ways)
+    return {"rows": filled, "micro": micro}
+
   found = {}
   if subject.supervised:
     stage = getattr(config, subject.supervised)
     found["supervised"] = roofline.learn(
       model,
       learning,
-      rows=stage.batch_size,
       slots=S,
       predicted=S - 1,
-      micro=stage.micro_batch_size or stage.batch_size,
+      gather=gather,
+      **rows(stage.batch_size, stage.micro_batch_size or stage.batch_size),
     )
   if subject.reinforced:
     stage = config.reft
     ppo = reft.ppo_numbers(stage)
     own_trunk = ppo.critic and config.model.value == "separate"
-    questions = stage.batch_size // stage.samples_per_question
+    samples = stage.samples_per_question
+    questions = devices.shared_alike(
+      meshes[1], stage.batch_size // samples, samples
+    )
     # As long as the longest answer may be: some row nearly always is.
     found["sample"] = (
       roofline.publish(model, learning)
       + roofline.prefill(model, sampling, questions, P)
-      + roofline.decode(model, sampling, stage.batch_size, P + T) * T
+      + roofline.decode(model, sampling, questions * samples, P + T) * T
     )
-    rows = {"slots": P + T, "predicted": T, "micro": ppo.micro_batch_size}
+    slots = {"slots": P + T, "predicted": T}
     found["score"] = roofline.read(
-      model, learning, rows=stage.batch_size, **rows
+      model,
+      learning,
+      **slots,
+      **rows(stage.batch_size, ppo.micro_batch_size),
     ) * (2 + own_trunk)
     updates = ppo.ppo_epochs * (stage.batch_size // ppo.minibatch_size)
     found["update"] = roofline.learn(
-      model, learning, rows=ppo.minibatch_size, **rows
+      model,
+      learning,
+      gather=gather,
+      **slots,
+      **rows(ppo.minibatch_size, ppo.micro_batch_size),
     ) * (updates * (1 + own_trunk))
   return found
 

@@ -260,7 +260,7 @@ def read(
   passes = max(1, rows // micro)
   return Work(
     flops=flops / layout.devices,
-    memory=traffic + passes * _weight_bytes(model, layout),
+    memory=traffic + passes * sum(_weight_bytes(model, layout)),
   ) + (
     _gathered(model.total * model.number / layout.tensor, layout) * passes
     + _summed(model, layout, tokens, 1)
@@ -275,12 +275,15 @@ def learn(
   slots: int,
   predicted: int,
   micro: int,
+  gather: str = "layer",
 ) -> Work:
   """Forward, backward and optimizer, `rows` being one update's.
 
   The backward pass is two forwards, or one where weights have no gradient;
   another where blocks are computed again, of which products are spared with
-  remat=dots; logits are always computed again (ops.logprobs).
+  remat=dots; logits are always computed again (ops.logprobs). Weights are
+  gathered once where `gather` is `step`, else forward and backward in each
+  micro-batch.
   """
   tokens = rows * slots
   backward = 1 if model.adapted else 2
@@ -293,7 +296,9 @@ def learn(
   traffic = forwards * activation_bytes(model, tokens, slots) / layout.devices
   traffic += 3 * _head_bytes(model, layout, rows * predicted)
   passes = max(1, rows // micro)
-  traffic += passes * forwards * _weight_bytes(model, layout)
+  copied, read = _weight_bytes(model, layout)
+  copies = 1 if gather == "step" else passes * forwards
+  traffic += copies * copied + passes * forwards * read
   shards = layout.fsdp * layout.tensor
   # Gradients are written, and added to those before; then the optimizer.
   traffic += (4 + 12 * (passes - 1)) * model.learnt / shards
@@ -301,18 +306,18 @@ def learn(
   gathers = _gathered(model.total * model.number / layout.tensor, layout)
   return (
     Work(flops=(blocks + head) / layout.devices, memory=traffic)
-    + gathers * (2 * passes)
+    + gathers * (1 if gather == "step" else 2 * passes)
     + _scattered(4 * model.learnt / layout.tensor, layout) * passes
     + _summed(model, layout, tokens, 2 + (model.remat != "none"))
   )
 
 
-def _weight_bytes(model, layout) -> float:
-  """Reading shards of masters, and gathered weights, in one pass."""
+def _weight_bytes(model, layout) -> tuple[float, float]:
+  """Gathering weights: shards of masters to copies; and reading them once."""
   shards = layout.fsdp * layout.tensor
   whole = model.total * model.number / layout.tensor
   cast = 0.0 if layout.fsdp == 1 and model.number == 4 else whole
-  return 4 * model.total / shards + cast + whole
+  return 4 * model.total / shards + cast, whole
 
 
 def _head_bytes(model, layout, tokens) -> float:
