@@ -343,3 +343,19 @@ def test_a_batch_is_as_wide_as_it_must_be(lengths, bucket, most):
   assert max(lengths) <= width <= most
   assert width < max(lengths) + bucket
   assert width % bucket == 0 or width == most
+
+
+@hypothesis.given(
+  rows=st.integers(1, 40),
+  micro=st.integers(1, 48),
+  ways=st.sampled_from([1, 2, 4, 8]),
+)
+def test_filled_up_rows_are_whole_micro_batches(rows, micro, ways):
+  at_once, filled = batching.micro_batches(rows, micro, ways)
+  # No more than they must be, and the same number from every device.
+  assert at_once % ways == 0
+  assert min(rows, micro) <= at_once < min(rows, micro) + ways
+  assert filled % at_once == 0
+  assert rows <= filled < rows + at_once
+  if rows % ways == micro % ways == rows % min(rows, micro) == 0:
+    assert (filled, at_once) == (rows, min(rows, micro))

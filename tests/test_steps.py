@@ -12,7 +12,6 @@ import pytest
 import tiny
 import tokenizers
 import transformers
-from hypothesis import given, settings, strategies
 from tokenizers import models, pre_tokenizers
 
 from reft_jax import batching, devices, optim, steps, types
@@ -581,26 +580,6 @@ def test_rows_that_do_not_divide_change_no_step(objective, micro, shape):
   assert same == pytest.approx(plain, rel=1e-5, abs=1e-5)
   chex.assert_trees_all_close(same_changed, changed, atol=1e-5)
   assert plain["reward/mean"] == pytest.approx(PAIR_SCORES[:6].mean())
-
-
-@given(
-  rows=strategies.integers(1, 40),
-  micro=strategies.integers(1, 48),
-  fsdp=strategies.sampled_from([1, 2, 4, 8]),
-)
-@settings(max_examples=200)
-def test_filled_up_rows_are_whole_micro_batches(rows, micro, fsdp):
-  mesh = jax.sharding.AbstractMesh((1, fsdp, 1), devices.AXES)
-  with jax.sharding.use_abstract_mesh(mesh):
-    at_once = steps._at_once(rows, micro)
-    filled = steps._rows_of_batches(rows, micro)
-  # No more than they must be, and the same number from every device.
-  assert at_once % fsdp == 0
-  assert min(rows, micro) <= at_once < min(rows, micro) + fsdp
-  assert filled % at_once == 0
-  assert rows <= filled < rows + at_once
-  if rows % fsdp == micro % fsdp == rows % min(rows, micro) == 0:
-    assert (filled, at_once) == (rows, min(rows, micro))
 
 
 # Supervised ------------------------------------------------------------------
