@@ -15,14 +15,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """Hundreds of programs, each run once."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 LENGTHS = np.array([12, 5, 1, 7], np.int32)
 SLOTS = 14
 VOCABULARY = 32

@@ -880,7 +880,6 @@ def test_notebook_runs(book, root, tmp_path):
     "PYTHONPATH": str(root),
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
   }
   environment.pop("MPLBACKEND", None)  # As in a notebook: pictures in it.
   client = nbclient.NotebookClient(

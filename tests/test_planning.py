@@ -102,7 +102,6 @@ def filling(*settings: str, fsdp: int = 8) -> list[str]:
     ("offline_st.batch_size=12", 16),
     ("offline_st.micro_batch_size=12", 16),
     ("reward_model.batch_size=30", 32),
-    ("reward_model.micro_batch_size=12", 16),
     ("online_st.micro_batch_size=4", 8),
     ("reft.minibatch_size=4", 8),
   ],

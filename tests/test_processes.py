@@ -63,7 +63,6 @@ def start(
   known |= {
     "PYTHONPATH": str(HERE.parent),
     "JAX_PLATFORMS": "cpu",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
   }
   with log.open("w") as file:
     return subprocess.Popen(

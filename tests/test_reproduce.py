@@ -330,8 +330,6 @@ def tiny(tmp_path_factory) -> pathlib.Path:
     patch.setenv("HOME", str(home))  # Where base models are kept.
     patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
     patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    # So few steps take less time than making them fast would.
-    patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
     assert reproduce.main([*TINY, f"output={home / 'out'}"]) == 0
   return home / "out"
 

@@ -45,16 +45,6 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _hasty_compiler():
-  """So few steps take less time than making them fast would."""
-  name = "jax_disable_most_optimizations"
-  before = jax.config.read(name)
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, before)
-
-
 @pytest.fixture(scope="module")
 def compilations() -> Iterator[dict[str, list[int]]]:
   """By stage, how much had been compiled when each step of it was done."""
@@ -276,7 +266,6 @@ def run(root, *arguments) -> subprocess.CompletedProcess:
     **os.environ,
     "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
   }
   return subprocess.run(
     [sys.executable, *arguments],
