@@ -194,6 +194,16 @@ def share(rows: int) -> range:
   return shares(rows)[jax.process_index() if several() else 0]
 
 
+def exchange(mine: Mapping[int, Any], rows: int) -> list[Any]:
+  """What each found of its `share`, told to all, row by row."""
+  found = [None] * rows
+  told = gather([mine[row] for row in share(rows)])
+  for theirs, values in zip(shares(rows), told, strict=True):
+    for row, value in zip(theirs, values, strict=True):
+      found[row] = value
+  return found
+
+
 def whole(tree: Any) -> Any:
   """Arrays of the mesh in each process's memory, with all their rows."""
   if not several():

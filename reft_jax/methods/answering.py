@@ -154,14 +154,10 @@ class Verdicts:
       )
       for row, started in self._started.items()
     }
-    told = processes.gather([mine[row].judgement() for row in self._share])
-    judgements = {
-      row: judgement
-      for rows, theirs in zip(
-        processes.shares(len(self._examples)), told, strict=True
-      )
-      for row, judgement in zip(rows, theirs, strict=True)
-    }
+    judgements = processes.exchange(
+      {row: answer.judgement() for row, answer in mine.items()},
+      len(self._examples),
+    )
     return [
       mine[row]
       if row in mine

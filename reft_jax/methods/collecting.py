@@ -120,13 +120,27 @@ class Collection:
     program near its limits another verdict might come.
     """
     alike = self._about().get(_GRADED) == self._rules()
-    groups = []
-    for example, line in zip(self._examples, self._lines(), strict=True):
-      row = json.loads(line)
-      recalled = alike and row.get("grades") is not None
-      groups.append((_recalled if recalled else self._graded)(example, row))
+    pairs = [
+      (example, json.loads(line))
+      for example, line in zip(self._examples, self._lines(), strict=True)
+    ]
+    anew = [
+      pair for pair in pairs if not alike or pair[1].get("grades") is None
+    ]
+    started = {
+      index: self._graded(*anew[index]) for index in processes.share(len(anew))
+    }
     # Only now are programs waited for: many run at once.
-    return [list(group) for group in groups]
+    grades = processes.exchange(
+      {
+        index: [answer.judgement() for answer in group]
+        for index, group in started.items()
+      },
+      len(anew),
+    )
+    for (_, row), judgements in zip(anew, grades, strict=True):
+      row["grades"] = judgements
+    return [_recalled(*pair) for pair in pairs]
 
   def _graded(
     self, example: batching.Example, row: Mapping[str, Any]
@@ -209,13 +223,13 @@ def _line(group: Sequence[answering.Answer], graded: bool) -> str:
 
 def _recalled(
   example: batching.Example, row: Mapping[str, Any]
-) -> Iterator[answering.Answer]:
+) -> list[answering.Answer]:
   """The answers of a line, with the grades it holds."""
   columns = (row[name] for name in ("completions", "ended", "grades"))
-  return (
+  return [
     answering.Answer.recalled(example, *each)
     for each in zip(*columns, strict=True)
-  )
+  ]
 
 
 def _fingerprint(facts: Iterable[tuple[Any, ...]]) -> str:
