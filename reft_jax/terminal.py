@@ -137,14 +137,14 @@ class Terminal:
     columns: Sequence[str],
     rows: Sequence[Sequence[str | float | None]],
   ) -> None:
-    """Prints a table; numbers are set to the right, in few digits."""
+    """Prints a table; numbers in few digits, columns of them to the right."""
     table = _table(title)
     named = max((len(str(row[0])) for row in rows), default=0)
     for index, column in enumerate(columns):
-      numeric = all(not isinstance(row[index], str) for row in rows)
+      words = "".join(x for x in (r[index] for r in rows) if isinstance(x, str))
       table.add_column(
         column,
-        justify="right" if numeric else "left",
+        justify="left" if any(map(str.isalpha, words)) else "right",
         min_width=None if index else named,
       )
     for row in rows:
@@ -300,5 +300,9 @@ def _clean(text: str) -> str:
 
 def _table(title: str | None) -> rich.table.Table:
   return rich.table.Table(
-    title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
+    title=title,
+    title_justify="left",
+    box=rich.box.SIMPLE_HEAD,
+    pad_edge=False,
+    collapse_padding=True,  # Widest tables fit 80 columns.
   )

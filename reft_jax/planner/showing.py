@@ -34,13 +34,15 @@ def show(plan: Mapping[str, Any], screen: terminal.Terminal) -> None:
     ["phase", *_COLUMNS, "total"],
     [
       [
-        name if row["fits"] else f"{name} (too large)",
+        name if row["fits"] else f"{name} !",
         *(_size(row.get(column), size) for column in (*_COLUMNS, "total")),
       ]
       for name, row in plan["memory"]["phases"].items()
     ],
   )
   screen.line(_NOTES)
+  if not plan["memory"]["fits"]:
+    screen.line(f"!: more than the usable {_text(plan['memory']['usable'])}")
   screen.table(
     "the least a step can take, by phase",
     [
