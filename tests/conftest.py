@@ -20,7 +20,10 @@ from reft_jax import xla_flags
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 HASTY = "--xla_cpu_use_fusion_emitters=false"  # Compiles twice as fast.
-MOST_MAPS = 20_000
+# How many more programs are compiled before their memory maps are counted.
+PROGRAMS = 100
+MOST_MAPS = 40_000
+_compiled = []
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -44,16 +47,25 @@ def pytest_configure(config):
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  jax.monitoring.register_event_duration_secs_listener(_count)
 
 
-@pytest.fixture(scope="module", autouse=True)
+def _count(event, duration, **_):
+  if event == "/jax/core/compile/backend_compile_duration":
+    _compiled.append(duration)
+
+
+@pytest.fixture(autouse=True)
 def _room_for_programs():
   """Lets go of compiled programs before there are too many.
 
-  Each holds some memory maps. Linux gives a process 65,530, and XLA aborts when
-  it gets no more; after a few files of tests a third of them may be taken.
+  Each holds about 70 memory maps. Linux gives a process 65,530, and XLA aborts
+  when it gets no more; a single file of tests may compile 800 programs.
   """
   yield
+  if len(_compiled) < PROGRAMS:
+    return
+  _compiled.clear()
   maps = pathlib.Path("/proc/self/maps")
   if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
     jax.clear_caches()
