@@ -1,10 +1,13 @@
 """Orbax checkpoints that a killed run finds again, whole or not at all."""
 
+import asyncio
 import contextlib
 import logging
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import orbax.checkpoint as ocp
@@ -89,7 +92,7 @@ class Checkpoints:
     for step in sorted(self._manager.all_steps(), reverse=True):
       found, reason = None, ""
       # Not by the manager: it has a process that could read wait for all.
-      with contextlib.closing(ocp.CompositeCheckpointHandler()) as reader:
+      with _closing(ocp.CompositeCheckpointHandler()) as reader:
         try:
           found = reader.restore(
             self._directory / str(step), args=ocp.args.Composite(**parts)
@@ -156,7 +159,7 @@ def shapes(folder: pathlib.Path) -> Any:
     UserError: no state can be read there.
   """
   try:
-    with _reader() as reader:
+    with _closing(ocp.PyTreeCheckpointHandler()) as reader:
       tree = reader.metadata(folder.resolve()).tree
   except Exception as error:  # Orbax has no common type for damage.
     raise _unreadable(folder, error) from error
@@ -176,7 +179,7 @@ def read(folder: pathlib.Path, like: Any) -> Any:
     UserError: they cannot be read.
   """
   try:
-    with _reader() as reader:
+    with _closing(ocp.PyTreeCheckpointHandler()) as reader:
       return reader.restore(
         folder.resolve(),
         args=ocp.args.PyTreeRestore(
@@ -189,9 +192,32 @@ def read(folder: pathlib.Path, like: Any) -> Any:
     raise _unreadable(folder, error) from error
 
 
-def _reader() -> contextlib.closing[ocp.PyTreeCheckpointHandler]:
-  """Reads one state; a Checkpointer would warn that it is only a part."""
-  return contextlib.closing(ocp.PyTreeCheckpointHandler())
+class _Loop(asyncio.SelectorEventLoop):
+  """Waits for what still runs in it before it is closed."""
+
+  def close(self) -> None:
+    if not self.is_closed():
+      self.run_until_complete(self._end())
+    super().close()
+
+  async def _end(self) -> None:
+    # Never cancelled: a read of TensorStore's that is can hang for good.
+    tasks = asyncio.all_tasks(self) - {asyncio.current_task()}
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await self.shutdown_default_executor()
+
+
+@contextlib.contextmanager
+def _closing(handler: Any) -> Iterator[Any]:
+  """Reads by one of Orbax's handlers: a Checkpointer warns of a mere part.
+
+  Where one array cannot be read Orbax closes its event loop under the reads
+  of the others, and each of them is told of on the terminal. So its loops are
+  of those that wait.
+  """
+  loops = mock.patch.object(asyncio, "new_event_loop", _Loop)
+  with loops, contextlib.closing(handler):
+    yield handler
 
 
 def _unreadable(folder: pathlib.Path, error: Exception) -> UserError:

@@ -1,5 +1,6 @@
 """States that are saved and found again, whole or not at all."""
 
+import gc
 import shutil
 
 import chex
@@ -290,3 +291,17 @@ def test_a_damaged_state_is_not_read(saved, tmp_path, kind):
   if kind == "no arrays":
     with pytest.raises(UserError, match="checkpoints/3/state: no checkpoint"):
       checkpoints.shapes(tmp_path / "checkpoints/3/state")
+
+
+def test_a_damaged_state_is_told_of_once(opened, tmp_path, caplog):
+  # Orbax gives up at one array; the others must not speak up after it.
+  state = {f"w{i}": jnp.ones(200 * i + 1) for i in range(20)}
+  kept = opened(keep=5)
+  for step in range(1, 6):
+    kept.save(step, state, {"step": step})
+  kept.wait()
+  for step in range(2, 6):
+    damage(tmp_path / f"checkpoints/{step}", "truncated arrays")
+  assert opened(keep=5).restore(state)[1] == {"step": 1}
+  gc.collect()
+  assert {record.name for record in caplog.records} == {"reft_jax.checkpoints"}
