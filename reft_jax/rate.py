@@ -108,14 +108,15 @@ def draw(
     UserError: sources that cannot be compared, too few questions, a folder
       that holds another page.
   """
-  if len(sources) < 2 or len(set(sources)) < len(sources):
+  found = {source: rating.find(source) for source in sources}
+  paths = {file.resolve() for file in found.values()}
+  if len(sources) < 2 or len(paths) < len(sources):
     raise UserError(
       "draw compares two or more sources, each given once, such as"
       " runs/embedded-seed0:sft runs/embedded-seed0:reft"
     )
   if questions < 1:
     raise UserError(f"--questions {questions} must be above 0")
-  found = {source: rating.find(source) for source in sources}
   page, key = rating.blind(found, count=questions, seed=seed, right=right)
   kept = output / KEY
   if kept.exists() and rating.open_key(kept).page != key.page:

@@ -5,6 +5,8 @@ import csv
 import json
 import pathlib
 import re
+import shutil
+import subprocess
 import zlib
 
 import pytest
@@ -15,6 +17,31 @@ from reft_jax.studies import rating
 STAGES = ("warmup", "sft", "reft")
 SOURCES = tuple(f"run:{stage}" for stage in STAGES)
 QUESTIONS = 12
+# As much of a browser as the page needs to show its first question.
+BROWSER = """
+class Node {
+  children = [];
+  classList = {toggle() {}};
+  append(...nodes) { this.children.push(...nodes); }
+  replaceChildren(...nodes) { this.children = nodes; }
+  setAttribute() {}
+  focus() {}
+  querySelector() { return this; }
+  querySelectorAll() { return []; }
+  get textContent() {
+    return this.children.map((each) => each.textContent ?? each).join("");
+  }
+}
+globalThis.Node = Node;
+globalThis.scrollTo = () => {};
+globalThis.document = {
+  body: new Node(),
+  createElement: () => new Node(),
+  getElementById: (id) => id === "data" ? {textContent: DATA} : new Node(),
+  addEventListener() {},
+};
+process.on("exit", () => console.log(document.body.textContent));
+"""
 
 
 def write_rows(path: str, rows) -> None:
@@ -56,6 +83,24 @@ def shown(page: str = "rating/rating.html"):
   text = pathlib.Path(page).read_text()
   packed = re.search(r'id="data">([^<]*)<', text)[1]
   return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def rendered(page: str = "rating/rating.html") -> str:
+  """The text that a browser shows of a page."""
+  node = shutil.which("node")
+  if node is None:
+    pytest.skip("needs node")
+  text = pathlib.Path(page).read_text()
+  packed = re.search(r'id="data">([^<]*)<', text)[1]
+  page_script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+  done = subprocess.run(
+    [node, "-"],
+    input=f"const DATA = {packed!r};{BROWSER}{page_script}",
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return done.stdout
 
 
 def save(rater: str, file: str | None = None, **changes) -> str:
@@ -203,6 +248,49 @@ def test_evaluations_tell_questions_and_which_answers_are_right(refused):
   assert "--right: c does not say which of its answers are right" in said
 
 
+def test_a_line_ends_at_a_newline_only():
+  text = "one\u2028two\x85three"
+  rows = [row("sft", number, completion=text) for number in range(2)]
+  first, second = (json.dumps(each, ensure_ascii=False) for each in rows)
+  file = pathlib.Path("lines.jsonl")
+  file.write_text(f"{first}\n\n{second}\n\n", encoding="utf-8")
+  found = rating.completions(file)
+  assert [each["completion"] for each in found.values()] == [text, text]
+
+
+@pytest.mark.parametrize("again", ["./run:sft", "run/samples/test-sft.jsonl"])
+def test_a_source_under_another_name_is_the_same(refused, again):
+  said = refused("draw", "run:sft", again, "--questions=2")
+  assert "each given once" in said
+
+
+@pytest.mark.parametrize("missing", [None, ""])
+def test_the_answer_comes_from_a_source_that_has_one(missing):
+  rows = [row("base", number, answer=missing) for number in range(QUESTIONS)]
+  write_rows("a.jsonl", rows)
+  for sources in (("a.jsonl", "run:sft"), ("run:sft", "a.jsonl")):
+    assert draw(*sources, "--questions=1") == 0
+    (question,) = shown()["questions"]
+    assert question["question"] == f"What is {int(question['answer']) - 1} + 1?"
+  assert f"The right answer: {question['answer']}" in rendered()
+
+
+def test_no_answer_is_shown_where_no_source_has_one():
+  for name in "ab":
+    write_rows(f"{name}.jsonl", [row(name, 1, answer=None)])
+  assert draw("a.jsonl", "b.jsonl", "--questions=1") == 0
+  text = rendered()
+  assert "What is 1 + 1?" in text
+  assert "right answer" not in text
+
+
+def test_an_answer_is_shown_as_text():
+  for name in "ab":
+    write_rows(f"{name}.jsonl", [row(name, 1, answer=float("nan"))])
+  assert draw("a.jsonl", "b.jsonl", "--questions=1") == 0
+  assert shown()["questions"][0]["answer"] == "nan"
+
+
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [
@@ -340,6 +428,47 @@ def test_ratings_that_are_not_the_pages(refused):
       changed(lambda ratings, score=score: ratings[named].update(logic=score))
     )
   assert "lacks 3" in changed(lambda ratings: ratings.update({named: [1]}))
+
+
+@pytest.mark.parametrize("rater", ["", "ann ", "ann\nlee"])
+def test_a_rater_needs_a_name_that_the_page_takes(refused, rater):
+  draw(*SOURCES, "--questions=2")
+  said = refused("read", "rating/key.json", save(rater, "odd.json"))
+  assert f"odd.json is by rater {rater!r}; a name is letters, digits" in said
+
+
+@pytest.mark.parametrize("rater", ["ann", "Zoë_2", "李.雷-½"])
+def test_names_that_the_page_takes(rater):
+  draw(*SOURCES, "--questions=2")
+  assert rate.main(["read", "rating/key.json", save(rater, "a.json")]) == 0
+
+
+def test_a_number_of_too_many_digits(refused):
+  draw(*SOURCES, "--questions=2")
+  file = pathlib.Path(save("ann"))
+  long = '"logic": 1' + "0" * 5000
+  file.write_text(file.read_text().replace('"logic": 1', long, 1))
+  said = refused("read", "rating/key.json", str(file))
+  assert "ratings-ann.json holds a number of too many digits" in said
+
+
+def test_a_key_without_solutions_of_a_source(refused):
+  draw("run:sft", "run:reft", "--questions=2")
+  ratings = save("ann")
+  key = json.loads(pathlib.Path("rating/key.json").read_text())
+
+  def changed(**fields) -> str:
+    pathlib.Path("odd.json").write_text(json.dumps(key | fields))
+    return refused("read", "odd.json", ratings)
+
+  assert (
+    "odd.json compares run:reft, run:sft, but holds solutions of no source;"
+    " give the key as draw wrote it"
+  ) in changed(solutions={})
+  said = changed(sources=key["sources"] | {"ghost": "ghost.jsonl"})
+  assert "compares ghost, run:reft, run:sft, but holds solutions of" in said
+  assert "compares run:sft, but" in changed(sources={"run:sft": "sft.jsonl"})
+  assert "compares no source" in changed(sources={}, solutions={})
 
 
 def test_ratings_given_twice(refused):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import pathlib
 import random
+import re
 import statistics
 import string
 import textwrap
@@ -114,7 +115,10 @@ def completions(file: pathlib.Path) -> dict[str, Row]:
     UserError: what is in the file is something else.
   """
   rows: dict[str, Row] = {}
-  for number, line in enumerate(read_text(file).splitlines(), start=1):
+  # Not splitlines: JSON may hold other line ends unescaped, such as U+2028.
+  for number, line in enumerate(read_text(file).split("\n"), start=1):
+    if not line.strip():
+      continue
     where = f"line {number} of {file}"
     row = _single(read_object(line, where), where)
     uid, text = row.get("uid"), row.get("completion")
@@ -218,11 +222,13 @@ def blind(
       text = textwrap.dedent(each[uid]["completion"]).strip()
       authors[text].append(source)
     texts = rng.sample(sorted(authors), len(authors))
+    answers = [each[uid].get("answer") for each in rows.values()]
+    known = [str(answer) for answer in answers if answer not in (None, "")]
     names = [f"{number}{_letters(place)}" for place in range(len(texts))]
     shown.append(
       {
         "question": asked[uid]["question"].strip(),
-        "answer": asked[uid].get("answer"),
+        "answer": known[0] if known else None,
         "solutions": dict(zip(names, texts, strict=True)),
       }
     )
@@ -245,7 +251,7 @@ def open_key(file: pathlib.Path) -> Key:
   """Reads a key.
 
   Raises:
-    UserError: it is none.
+    UserError: it is none, or its solutions are not of its sources.
   """
   fields = read_object(read_text(file), str(file))
   try:
@@ -253,9 +259,20 @@ def open_key(file: pathlib.Path) -> Key:
       name: Solution(each["uid"], tuple(each["sources"]))
       for name, each in fields["solutions"].items()
     }
-    return Key(fields["page"], dict(fields["sources"]), solutions)
+    key = Key(fields["page"], dict(fields["sources"]), solutions)
+    authors = {source for each in solutions.values() for source in each.sources}
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(f"{file} is no key of a page") from error
+  if not authors or authors != key.sources.keys():
+    compared, found = (
+      ", ".join(sorted(map(str, names))) or "no source"
+      for names in (key.sources, authors)
+    )
+    raise UserError(
+      f"{file} compares {compared}, but holds solutions of {found}; give the"
+      " key as draw wrote it"
+    )
+  return key
 
 
 def open_ratings(file: pathlib.Path, key: Key) -> Ratings:
@@ -272,6 +289,11 @@ def open_ratings(file: pathlib.Path, key: Key) -> Ratings:
     raise UserError(
       f"{file} rates page {saved.get('page')}, but the key is of page"
       f" {key.page}; give the key that was drawn with it"
+    )
+  if not re.fullmatch(r"[\w.-]+", rater):
+    raise UserError(
+      f"{file} is by rater {rater!r}; a name is letters, digits, . _ or -: open"
+      " the page again, give it and save"
     )
   strange = given.keys() - key.solutions.keys()
   if strange:
@@ -389,6 +411,13 @@ def read_object(text: str, where: str) -> dict[str, Any]:
     found = json.loads(text, object_pairs_hook=unique)
   except (json.JSONDecodeError, RecursionError) as error:
     raise UserError(f"{where} is not valid JSON; is it complete?") from error
+  except UserError:
+    raise
+  except ValueError as error:
+    raise UserError(
+      f"{where} holds a number of too many digits; give the file as it was"
+      " saved"
+    ) from error
   if not isinstance(found, dict):
     raise UserError(f"{where} should be an object of JSON")
   return found
