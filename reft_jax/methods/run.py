@@ -89,10 +89,13 @@ class Run:
     on_ended: rollout.OnEnded,
   ) -> types.Rollout:
     """A sampler's rollout, on the mesh on which it is learnt from."""
-    with jax.set_mesh(self.sampling_mesh):
-      sampled = sampler(published, prompts, key, on_ended=on_ended)
     if self.sampling_mesh is self.mesh:
-      return sampled
+      return sampler(published, prompts, key, on_ended=on_ended)
+    bits = jax.device_get(jax.random.key_data(key))
+    with jax.set_mesh(self.sampling_mesh):
+      # A key, too, belongs to the mesh on which it was made.
+      key = jax.random.wrap_key_data(bits)
+      sampled = sampler(published, prompts, key, on_ended=on_ended)
     return devices.put_batch(self.mesh, sampled)
 
   def start(
