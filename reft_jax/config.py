@@ -912,7 +912,7 @@ def _expected(kind: Any) -> str:
     return "one of " + ", ".join(typing.get_args(kind))
   if typing.get_origin(kind) is tuple:
     return f"a list (each {_expected(typing.get_args(kind)[0])})"
-  if isinstance(kind, types.UnionType):
+  if typing.get_origin(kind) in (types.UnionType, typing.Union):
     members = (k for k in typing.get_args(kind) if k is not types.NoneType)
     return " or ".join([*map(_expected, members), "null"])
   return {
@@ -946,7 +946,7 @@ def _out_of_range(config: Config) -> Iterator[str]:
 
 def _misfits(config: Config) -> Iterator[str]:
   """Settings that do not fit each other."""
-  data, embedded, reft = config.data, config.embedded, config.reft
+  data, embedded = config.data, config.embedded
   if not config.name or set(config.name) & set("/\\"):
     yield f"name={config.name!r} must be a folder's name"
 
@@ -1016,26 +1016,8 @@ def _misfits(config: Config) -> Iterator[str]:
     yield from _rate_misfits(config, stage)
   if config.lora.rank and not config.lora.targets:
     yield "lora.targets=[] must name at least one projection, or all"
-  grouped = reft.advantages != "gae"
-  if "reft" in config.stages and grouped and reft.samples_per_question < 2:
-    yield (
-      f"reft.advantages={reft.advantages} compares rollouts of one question:"
-      f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
-      " more"
-    )
-  if grouped and reft.value_warmup_steps:
-    yield (
-      f"reft.advantages={reft.advantages} has no critic to warm up; set"
-      " reft.value_warmup_steps=0"
-    )
-  if reft.kl_target and not reft.kl_coef:
-    yield "reft.kl_target adapts reft.kl_coef, which must start above 0"
-  if reft.drop_groups_without_signal and reft.samples_per_question < 2:
-    yield (
-      "reft.drop_groups_without_signal would leave out every question:"
-      f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
-      " more"
-    )
+  if "reft" in config.stages:
+    yield from _reft_misfits(config)
 
   if embedded.min_events > embedded.max_events:
     yield (
@@ -1067,6 +1049,48 @@ def _misfits(config: Config) -> Iterator[str]:
       yield (
         f"{whole}={sizes[whole]} must be a multiple of {part}={sizes[part]}"
       )
+
+
+def _reft_misfits(config: Config) -> Iterator[str]:
+  """What PPO cannot do, or would do for nothing."""
+  reft = config.reft
+  alone = reft.samples_per_question < 2
+  if reft.advantages == "gae":
+    if reft.value_warmup_steps and not reft.vf_coef:
+      yield (
+        "reft.vf_coef=0: the critic would learn nothing in"
+        f" reft.value_warmup_steps={reft.value_warmup_steps}; set one of them"
+      )
+    if reft.steps is not None and 0 < reft.steps <= reft.value_warmup_steps:
+      yield (
+        f"reft.value_warmup_steps={reft.value_warmup_steps} would leave the"
+        f" policy none of reft.steps={reft.steps}"
+      )
+  else:
+    if alone:
+      yield (
+        f"reft.advantages={reft.advantages} compares rollouts of one question:"
+        f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
+        " more"
+      )
+    if reft.value_warmup_steps:
+      yield (
+        f"reft.advantages={reft.advantages} has no critic to warm up; set"
+        " reft.value_warmup_steps=0"
+      )
+    if config.model.value == "separate":
+      yield (
+        f"reft.advantages={reft.advantages} has no critic; set"
+        " model.value=shared"
+      )
+  if reft.kl_target and not reft.kl_coef:
+    yield "reft.kl_target adapts reft.kl_coef, which must start above 0"
+  if reft.drop_groups_without_signal and alone:
+    yield (
+      "reft.drop_groups_without_signal would leave out every question:"
+      f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
+      " more"
+    )
 
 
 def _rate_misfits(config: Config, stage: str) -> Iterator[str]:

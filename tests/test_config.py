@@ -242,6 +242,13 @@ def test_bad_arguments_are_told_in_one_line(override, message):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", SETTINGS)
+def test_every_setting_says_what_it_should_be(key):
+  with pytest.raises(errors.UserError) as caught:
+    config.parse([f"{key}=[[1]]"])
+  assert f"{key}=[[1]] should be " in str(caught.value)
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [
@@ -300,6 +307,18 @@ def test_binary_and_missing_files(tmp_path):
     (
       ["reft.advantages=grpo", "reft.value_warmup_steps=2"],
       "has no critic to warm up",
+    ),
+    (
+      ["reft.steps=2", "reft.value_warmup_steps=2"],
+      "would leave the policy none of reft.steps=2",
+    ),
+    (
+      ["reft.vf_coef=0", "reft.value_warmup_steps=2"],
+      "the critic would learn nothing",
+    ),
+    (
+      ["reft.advantages=grpo", "model.value=separate"],
+      "has no critic; set model.value=shared",
     ),
     (["reft.kl_target=6", "reft.kl_coef=0"], "must start above 0"),
     (["reft.drop_groups_without_signal=true"], "leave out every question"),
