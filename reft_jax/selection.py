@@ -20,8 +20,8 @@ def majority(
 
   Ties go to the answer seen first. `official` is the released code's vote:
   exact floats are counted, and texts only if they are one letter. Deviation,
-  `strict`: numbers within a relative 1e-6 count as one answer, nan and infinity
-  as none.
+  `strict`: numbers within a relative 1e-6 count as one answer, and so do 0 and
+  what rounding leaves of it (1e-12); nan and infinity count as none.
   """
   seen: list[Value] = []
   votes: list[int] = []
@@ -43,7 +43,7 @@ def same(a: Value | None, b: Value | None, mode: Mode = "strict") -> bool:
     return False
   if mode == "official" or isinstance(a, str) or isinstance(b, str):
     return a == b
-  return math.isclose(a, b, rel_tol=1e-6)
+  return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def rerank(

@@ -54,6 +54,7 @@ def test_almost_equal_numbers_are_one_answer():
 def test_different_numbers_are_not():
   assert selection.majority([100.0, 100.01, 100.01]) == 100.01
   assert selection.majority([0.0, 1e-9, 1e-9]) == 1e-9
+  assert selection.majority([5.0, 0.0, 0.3 - 0.1 * 3, 5.0, 0.0]) == 0.0
 
 
 def test_the_released_vote_counts_exact_numbers():

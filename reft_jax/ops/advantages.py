@@ -95,6 +95,8 @@ def dr_grpo(scores_QG: jax.Array, costs_QG: chex.Numeric = 0.0) -> jax.Array:
   Liu et al. 2025, "Understanding R1-Zero-Like Training".
   """
   rewards_QG = scores_QG - costs_QG
+  # From the first: exactly 0 where all are alike, though a mean is rounded.
+  rewards_QG -= rewards_QG[:, :1]
   return rewards_QG - jnp.mean(rewards_QG, axis=1, keepdims=True)
 
 
