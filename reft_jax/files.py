@@ -1,8 +1,10 @@
 """Files that are whole or not there; folders that come with the package."""
 
+import json
 import os
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
@@ -30,6 +32,14 @@ def replace(
     file.flush()
     os.fsync(file.fileno())
   new.replace(path)
+
+
+def facts(path: pathlib.Path) -> dict[str, Any]:
+  """What a file of JSON says by name; nothing where it cannot be read."""
+  try:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+  except (OSError, ValueError, TypeError):
+    return {}
 
 
 def packaged(folder: str) -> pathlib.Path:

@@ -308,6 +308,48 @@ def test_other_completions_are_refused(run, policy, tmp_path, change, message):
     collection(run, path, **change)
 
 
+@pytest.mark.parametrize(
+  "spoil",
+  [
+    lambda lines: [lines[0], "{}\n", *lines[2:]],
+    lambda lines: [lines[0], "\n", *lines[1:]],
+    lambda lines: [lines[0], "?\n", *lines[2:]],
+    lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+    lambda lines: [lines[0], lines[1].replace("[true", "[true, true", 1)],
+  ],
+)
+def test_lines_that_were_not_written_so_are_told(run, policy, tmp_path, spoil):
+  path = tmp_path / "some.jsonl"
+  collection(run, path).draw(policy, KEY)
+  lines = path.read_text().replace("[false", "[true").splitlines(True)
+  path.write_text("".join(spoil(lines)))
+  with pytest.raises(errors.UserError, match=r"some\.jsonl line 2: not what"):
+    collection(run, path)
+  path.write_text("".join([*lines, lines[0]]))
+  with pytest.raises(errors.UserError, match=r"some\.jsonl line 8: not what"):
+    collection(run, path)
+
+
+@pytest.mark.parametrize(
+  ("change", "word"),
+  [("eos_ids", "tokenizer: "), ("compute_dtype", "compute_dtype: float32 ->")],
+)
+def test_completions_end_where_their_tokenizer_says(
+  run, policy, tmp_path, change, word
+):
+  path = tmp_path / "some.jsonl"
+  collection(run, path).draw(policy, KEY)
+  if change == "eos_ids":
+    tokenizer = dataclasses.replace(run.tokenizer, eos_ids=(5,))
+    other = dataclasses.replace(run, tokenizer=tokenizer)
+  else:
+    model = dataclasses.replace(run.config.model, compute_dtype="bfloat16")
+    config = dataclasses.replace(run.config, model=model)
+    other = dataclasses.replace(run, config=config)
+  with pytest.raises(errors.UserError, match=word):
+    collection(other, path)
+
+
 def test_other_questions_are_refused(run, policy, tmp_path):
   path = tmp_path / "some.jsonl"
   collection(run, path).draw(policy, KEY)

@@ -395,6 +395,15 @@ def test_judging_goes_on_and_begins_anew_for_another_judge(run_folder):
   file.write_text(marked + lines[1] + lines[2][:-4])
   assert evaluate.main(arguments) == 0
   assert file.read_text() == marked + "".join(lines[1:])
+  # What a crash or a hand has spoilt is judged again, or left out.
+  file.write_text(lines[0] + lines[2])
+  file.with_name("evaluation.json").write_text('{"seconds": ')
+  assert evaluate.main(arguments) == 0
+  assert file.read_text() == whole
+  file.with_name("rewards.json").write_text("{")
+  assert evaluate.main(arguments) == 0
+  assert file.read_text() == whole
+  file.write_text(marked + "".join(lines[1:]))
 
   weights = judge / "model.safetensors"
   shutil.copy(run_folder / "models/reward_model/config.json", judge.parent)

@@ -66,6 +66,8 @@ class Collection:
       "top_k": top_k,
       "max_response_tokens": run.config.data.max_response_tokens,
       "seed": run.config.seed,
+      "compute_dtype": run.config.model.compute_dtype,
+      "tokenizer": run.tokenizer.fingerprint[:16],
       "questions": _fingerprint(
         (each.problem.uid, each.prompt) for each in examples
       ),
@@ -86,7 +88,7 @@ class Collection:
     """
     kept = self._lines()  # Without a line that a crash has torn.
     rules = self._rules()
-    graded = self._about().get(_GRADED, rules) if kept else rules
+    graded = files.facts(self._beside).get(_GRADED, rules) if kept else rules
     processes.wait("read")
     if processes.first():
       self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,11 +121,8 @@ class Collection:
     What was graded by them when it was sampled is not graded again: of a
     program near its limits another verdict might come.
     """
-    alike = self._about().get(_GRADED) == self._rules()
-    pairs = [
-      (example, json.loads(line))
-      for example, line in zip(self._examples, self._lines(), strict=True)
-    ]
+    alike = files.facts(self._beside).get(_GRADED) == self._rules()
+    pairs = [*zip(self._examples, self._rows(), strict=True)]
     anew = [
       pair for pair in pairs if not alike or pair[1].get("grades") is None
     ]
@@ -179,17 +178,35 @@ class Collection:
     lines = self._path.read_text(encoding="utf-8").splitlines(True)
     return [line for line in lines if line.endswith("\n")]
 
-  def _about(self) -> dict[str, Any]:
-    """What the file beside says; nothing where it cannot be read."""
-    try:
-      return dict(json.loads(self._beside.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-      return {}
+  def _rows(self) -> list[dict[str, Any]]:
+    """What the whole lines hold.
+
+    Raises:
+      UserError: they are not these questions', in their order.
+    """
+    rows = []
+    lines = self._lines()
+    for number, line in enumerate(lines, start=1):
+      try:
+        rows.append(json.loads(line))
+        uid = self._examples[number - 1].problem.uid
+        counts = [len(rows[-1][name]) for name in ("completions", "ended")]
+        alike = rows[-1]["uid"] == uid
+        alike &= counts == [self._identity["samples"]] * 2
+      except (ValueError, LookupError, TypeError):
+        alike = False
+      if not alike:
+        raise UserError(
+          f"{self._path} line {number}: not what was written for question"
+          f" {number} of {len(self._examples)}; set output to another folder,"
+          " or remove the file."
+        )
+    return rows
 
   def _check(self) -> None:
     if not self._lines():
       return
-    before = self._about()
+    before = files.facts(self._beside)
     if not before:
       raise UserError(
         f"{self._path} holds completions, but no {self._beside.name} beside it"
@@ -206,6 +223,7 @@ class Collection:
         f"{self._path} holds completions of another kind"
         f" ({'; '.join(changed)}); set output to another folder, or remove it."
       )
+    self._rows()
 
 
 def _line(group: Sequence[answering.Answer], graded: bool) -> str:

@@ -206,9 +206,8 @@ class Evaluation:
         (directory / "sampled.jsonl").read_bytes()
       ).hexdigest(),
     }
-    known = about.exists() and json.loads(about.read_text()) == identity
-    lines = file.read_text().splitlines(True) if known else []
-    kept = [line for line in lines if line.endswith("\n")]
+    known = files.facts(about) == identity
+    kept = _judged(file, sampled) if known else []
     if len(kept) < len(sampled):
       begin = time.monotonic()
       judge = reward_model.open_judge(self.run, self._judge_folder)
@@ -235,12 +234,28 @@ class Evaluation:
 
   def _seconds_before(self) -> dict[str, float]:
     """What earlier commands spent on these answers, killed ones left out."""
-    file = self.run.directory / evaluations.FILE
-    return json.loads(file.read_text())["seconds"] if file.exists() else {}
+    return files.facts(self.run.directory / evaluations.FILE).get("seconds", {})
 
   def _spent(self, name: str, begin: float) -> None:
     spent = self._seconds.get(name, 0.0) + time.monotonic() - begin
     self._seconds[name] = round(spent, 1)
+
+
+def _judged(file: pathlib.Path, sampled: Groups) -> list[str]:
+  """The lines of rewards as they were written, up to one that was not."""
+  kept = []
+  lines = file.read_text().splitlines(True) if file.exists() else []
+  for line, group in zip(lines, sampled, strict=False):
+    try:
+      row = json.loads(line)
+      uid, count = row["uid"], len(row["probabilities"])
+    except (ValueError, LookupError, TypeError):
+      break
+    known = uid == group[0].example.problem.uid and count == len(group)
+    if not (known and line.endswith("\n")):
+      break
+    kept.append(line)
+  return kept
 
 
 def check(model: finding.Model, run: Run) -> None:
