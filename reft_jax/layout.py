@@ -140,10 +140,16 @@ def axis_sizes(
   if free and given and count % given == 0:
     sizes[free[0]] = count // given
   if int(np.prod(list(sizes.values()))) != count:
-    shape = " x ".join(f"{name}={size}" for name, size in sizes.items())
+    shape = " x ".join(
+      f"{name}={size}" for name, size in sizes.items() if size != -1
+    )
+    remedy = (
+      f"give sizes that divide {count}"
+      if free
+      else "set one axis to -1 to give it the rest"
+    )
     raise UserError(
-      f"mesh: {shape} does not use all of the {count} devices; set one axis "
-      "to -1 to give it the rest."
+      f"mesh: {shape} does not use all of the {count} devices; {remedy}."
     )
   return sizes
 

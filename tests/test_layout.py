@@ -96,8 +96,11 @@ def test_what_is_said_is_done(wanted, expected):
 
 
 def test_a_mesh_that_leaves_devices_out_is_refused():
-  with pytest.raises(UserError, match="does not use all of the 8 devices"):
+  said = r"data=3 x tensor=1 does not use all of the 8 devices; give sizes that"
+  with pytest.raises(UserError, match=said):
     choose(config.MeshConfig(data=3))
+  with pytest.raises(UserError, match="set one axis to -1"):
+    choose(config.MeshConfig(data=2, fsdp=2, tensor=1))
 
 
 def test_a_sampler_that_leaves_devices_out_is_refused():
