@@ -15,7 +15,7 @@ from reft_jax import config as configs
 from reft_jax import tokenizer as tokenizers
 from reft_jax import train
 from reft_jax.models import config as model_configs
-from reft_jax.models import networks, pretrained
+from reft_jax.models import networks, partition, pretrained
 from reft_jax.tasks import embedded
 from reft_jax.tasks.sandbox import seccomp
 
@@ -446,6 +446,14 @@ def test_a_dry_run_reads_what_is_there_and_writes_nothing(folder, capsys):
   assert "missing" not in said
   assert "all that can be known without weights fits" in said
   assert sorted(os.walk(".")) == before
+
+
+def test_a_dry_run_names_what_lies_whole_on_every_device(capsys, caplog):
+  partition._log_replicated.cache_clear()
+  told(capsys, "mesh.tensor=2", "mesh.sampler_tensor=4")
+  said = "\n".join(record.getMessage() for record in caplog.records)
+  assert "k_DKH: K=1 does not divide by the mesh axis tensor=2" in said
+  assert "q_DNH: N=2 does not divide by the mesh axis tensor=4" in said
 
 
 def test_a_dry_run_needs_no_weights(capsys):

@@ -56,6 +56,8 @@ def show(config: config_lib.Config, screen: terminal.Terminal) -> None:
     if network is not None:
       building.check_lengths(config, network)
       building.check_lora(config, network)
+      for mesh in dict.fromkeys(meshes):  # Says what does not divide.
+        devices.shardings(mesh, jax.eval_shape(network.init, jax.random.key(0)))
       if "model.warmup" not in lacking:
         building.check_warmup(config, tokenizer, network)
       facts.append(_describe_model(network))
