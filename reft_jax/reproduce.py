@@ -7,7 +7,8 @@ evaluate, and what to table, draw and claim (reft_jax.studies.reading says how
 it is written). Each run is a process of reft_jax.train, each evaluation one of
 reft_jax.evaluate; what they print lies in OUTPUT/logs. It ends in
 OUTPUT/report.md, pictures beside it, and results.json. What is finished is not
-done again: the same command goes on where it was stopped.
+done again: the same command goes on where it was stopped. A run that started
+from a model that other settings made is put aside and trained anew.
 
   --seeds N...   instead of the suite's
   --jobs N       so many processes at once, each on its share of the CPU cores
@@ -23,17 +24,18 @@ SIGTERM, 130 interrupted.
 import collections
 import contextlib
 import dataclasses
+import datetime
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from reft_jax import config as config_lib
@@ -43,6 +45,14 @@ from reft_jax.studies import checking, findings, reading, results, suites
 
 # What reft_jax.train exits with when updates are no longer finite.
 _DIVERGED = 4
+# Settings that change nothing in a run's models: with others of these
+# reft_jax.train takes it up again.
+_NOT_LEARNT = (
+  *("resume", "output", "logging.", "checkpoint.", "mesh.", "stages"),
+  *("distributed", "xla_flags", "programs.workers"),
+  *("evaluation.split", "evaluation.samples", "evaluation.at"),
+  *("evaluation.reward_model", "evaluation.resamples"),
+)
 _POLL_SECONDS = 0.2
 # A kill that nobody can answer loses no more of the account than this.
 _SAVE_SECONDS = 60.0
@@ -77,12 +87,20 @@ class Job:
     command: the arguments of Python.
     needs: jobs whose models it starts from.
     finished: whether what it makes is there, made by the same settings.
+    settings: a fingerprint of all its settings.
+    origin: a fingerprint of what made the models it starts from.
+    models: a fingerprint of what makes its own.
+    folder: the run's; None of an evaluation, which knows its models.
   """
 
   name: str
   command: tuple[str, ...]
   needs: frozenset[str]
   finished: Callable[[], bool]
+  settings: str
+  origin: str = ""
+  models: str = ""
+  folder: pathlib.Path | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -162,10 +180,11 @@ def _numbers(arguments: collections.deque[str]) -> Iterator[int]:
 def reproduce(command: Command, screen: terminal.Terminal) -> None:
   """Runs what is not yet finished of a suite, and reports."""
   suite = reading.load(command.suite)
-  seeds = command.seeds or suite.seeds
+  if command.seeds:
+    suite = dataclasses.replace(suite, seeds=command.seeds)
   checking.check(suite, command.overrides)
   output = config_lib.expanded(command.output or f"runs/suite-{suite.name}")
-  jobs = plan(suite, seeds, output, command.overrides)
+  jobs = plan(suite, suite.seeds, output, command.overrides)
   if command.action == "dry-run":
     ledger = Ledger(output / "jobs.json")
     for job in jobs:
@@ -176,7 +195,7 @@ def reproduce(command: Command, screen: terminal.Terminal) -> None:
     ledger = Ledger(output / "jobs.json")
     if command.action == "run":
       perform(jobs, command.jobs, ledger, screen, lock)
-    write_report(suite, seeds, command, jobs, ledger, output, screen)
+    write_report(suite, suite.seeds, command, jobs, ledger, output, screen)
 
 
 def plan(
@@ -187,16 +206,15 @@ def plan(
 ) -> list[Job]:
   """Every run and evaluation; those that others need come before them."""
   folder = output / "runs"
-  jobs = []
+  jobs: dict[str, Job] = {}
   for seed in seeds:
-    jobs += [
-      _train(suite, run, seed, folder, overrides) for run in suite.runs.values()
-    ]
-    jobs += [
-      _evaluate(suite, evaluation, seed, folder, overrides)
-      for evaluation in suite.evaluations
-    ]
-  return jobs
+    for run in suite.runs.values():
+      job = _train(suite, run, seed, folder, overrides, jobs)
+      jobs[job.name] = job
+    for evaluation in suite.evaluations:
+      job = _evaluate(suite, evaluation, seed, folder, overrides, jobs)
+      jobs[job.name] = job
+  return list(jobs.values())
 
 
 def _train(
@@ -205,9 +223,14 @@ def _train(
   seed: int,
   folder: pathlib.Path,
   overrides: Sequence[str],
+  above: Mapping[str, Job],
 ) -> Job:
   wanted = suite.config(run.name, seed, folder, overrides)
   directory = suites.run_folder(folder, run.name, seed)
+  needs = {suites.run_name(each, seed) for each in suite.lenders(run.name)}
+  origin = _origin(above, needs)
+  settings = config_lib.differences(config_lib.Config(), wanted)
+  learnt = [each for each in settings if not each.startswith(_NOT_LEARNT)]
 
   def finished() -> bool:
     if not (directory / "summary.json").exists():
@@ -221,10 +244,12 @@ def _train(
       *suite.overrides(run.name, seed, folder),
       *overrides,
     ),
-    needs=frozenset(
-      suites.run_name(lender, seed) for lender in suite.lenders(run.name)
-    ),
+    needs=frozenset(needs),
     finished=finished,
+    settings=_fingerprint(settings),
+    origin=origin,
+    models=_fingerprint([origin, *learnt]),
+    folder=directory,
   )
 
 
@@ -234,9 +259,12 @@ def _evaluate(
   seed: int,
   folder: pathlib.Path,
   overrides: Sequence[str],
+  above: Mapping[str, Job],
 ) -> Job:
+  wanted = suite.evaluation_config(evaluation, seed, folder, overrides)
   directory = suites.run_folder(folder, evaluation.run, seed)
-  needs = {evaluation.run, evaluation.reward_model} - {None}
+  runs = {evaluation.run, evaluation.reward_model} - {None}
+  needs = {suites.run_name(run, seed) for run in runs}
   made = [
     results.evaluation_file(directory, stage) for stage in evaluation.stages
   ]
@@ -248,13 +276,24 @@ def _evaluate(
       *suite.evaluation_overrides(evaluation, seed, folder),
       *overrides,
     ),
-    needs=frozenset(suites.run_name(run, seed) for run in needs),
+    needs=frozenset(needs),
     finished=lambda: all(file.exists() for file in made),
+    settings=_fingerprint(config_lib.differences(config_lib.Config(), wanted)),
+    origin=_origin(above, needs),
   )
 
 
+def _origin(jobs: Mapping[str, Job], needs: Iterable[str]) -> str:
+  """What made the models of the jobs that another needs."""
+  return _fingerprint([f"{name} {jobs[name].models}" for name in sorted(needs)])
+
+
+def _fingerprint(lines: Iterable[str]) -> str:
+  return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
 class Ledger:
-  """A file of the jobs that ended: their command, exit code and seconds.
+  """A file of the jobs that were started: what they are, and how they ended.
 
   Attributes:
     file: where it lies.
@@ -265,25 +304,34 @@ class Ledger:
 
   def __init__(self, file: pathlib.Path):
     self.file = file
-    content = json.loads(file.read_text()) if file.exists() else {}
+    try:
+      content = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+      raise UserError(
+        f"{file} is damaged: not JSON; delete it, and the same command takes up"
+        " again the runs that are there."
+      ) from error
     self._jobs = content.get("jobs", {})
     self.at_once = content.get("at_once", 1)
     self.seconds = content.get("seconds", 0.0)
     self._saved: float | None = None  # When, once a job was started.
 
-  def started(self, at_once: int) -> None:
-    """Notes that a job is under way, one of so many."""
+  def started(self, job: Job, at_once: int) -> None:
+    """Enters a job that is under way, one of so many."""
     self.at_once = at_once
     if self._saved is None:
       self._saved = time.monotonic()
-
-  def ended(self, job: Job, code: int, seconds: float) -> None:
-    """Enters a job that came to its end."""
     self._jobs[job.name] = {
       "command": list(job.command),
-      "code": code,
-      "seconds": round(seconds, 1),
+      "settings": job.settings,
+      "origin": job.origin,
+      "code": None,
     }
+    self.save()
+
+  def ended(self, job: Job, code: int, seconds: float) -> None:
+    """Enters how a job that was started came to its end."""
+    self._jobs[job.name] |= {"code": code, "seconds": round(seconds, 1)}
     self.save()
 
   def save(self, every: float = 0.0) -> None:
@@ -312,19 +360,32 @@ class Ledger:
       self.save()
 
   def done(self, job: Job) -> bool:
-    """Whether a job need not be run: it ended and is as wanted, or diverged."""
-    entry = self._jobs.get(job.name)
-    if entry is None or entry["command"] != list(job.command):
+    """Whether a job need not be run: it ended and is as wanted, or diverged.
+
+    Of a job that an older program entered this is not known: run again, it
+    goes on from what is there.
+    """
+    entry = self._jobs.get(job.name, {})
+    if entry.get("settings") != job.settings or entry["origin"] != job.origin:
       return False
-    return entry["code"] == _DIVERGED or job.finished()
+    code = entry["code"]
+    return code == _DIVERGED or (code == 0 and job.finished())
+
+  def outdated(self, job: Job) -> bool:
+    """Whether a job was started from models that other settings made."""
+    entry = self._jobs.get(job.name, {})
+    return entry.get("origin", job.origin) != job.origin
 
   def why(self, job: Job) -> str | None:
     """What became of a job that has no results; None if it has."""
     entry = self._jobs.get(job.name)
-    if entry is None:
+    if entry is None or entry["code"] is None:
       return "not finished"
     if not self.done(job):
-      return "finished with other settings, or its results are gone"
+      return (
+        "finished with other settings or from other models, or its results are"
+        " gone"
+      )
     if entry["code"] == _DIVERGED:
       return "diverged: its updates were no longer finite"
     return None
@@ -383,8 +444,10 @@ def perform(
         if ready:
           job = max(ready, key=lambda job: waiting[job.name])
           todo.remove(job)
+          if ledger.outdated(job) and (aside := _put_aside(job)):
+            progress.note(f"{job.name} had other models; now in {aside.name}")
+          ledger.started(job, at_once)
           live[slot] = _start(job, slot, at_once, logs, lock)
-          ledger.started(at_once)
           progress.note(f"{job.name} started")
       if not live:
         left = ", ".join(job.name for job in todo)
@@ -397,6 +460,14 @@ def perform(
         if code is not None:
           del live[slot]
           _end(one, code, ledger, progress)
+
+
+def _put_aside(job: Job) -> pathlib.Path | None:
+  """Gives a run's folder another name, and returns that, if it is there."""
+  if job.folder is None or not job.folder.exists():
+    return None
+  now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+  return job.folder.rename(f"{job.folder}.until-{now}")
 
 
 def _start(
@@ -536,7 +607,8 @@ def write_report(
     "claims": [findings.plain(each) for each in judged],
     "runs": found.plain(),
   }
-  files.replace(output / "results.json", json.dumps(content, indent=2) + "\n")
+  text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+  files.replace(output / "results.json", text)
   for each in judged:
     screen.line(f"{each.verdict}: {findings.sentence(each)}")
   screen.line(f"report: {output / 'report.md'}", style="bold")
@@ -554,7 +626,7 @@ def draw(
   """Draws the suite's figures; returns their titles by file name."""
   pictures = {}
   for figure in suite.figures:
-    name = re.sub(r"\W+", "-", figure.title.lower()).strip("-") + ".png"
+    name = suites.picture(figure.title)
     curve = isinstance(figure, suites.Curves)
     if curve:
       some = {

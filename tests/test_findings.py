@@ -83,6 +83,22 @@ def test_verdicts_on_two_that_are_equal(one, other, verdict):
   assert swapped.verdict == found.verdict
 
 
+@pytest.mark.parametrize(
+  ("one", "other", "margin", "holds"),
+  [
+    (0.7, 0.4, {"by": 0.3}, True),
+    (0.7, 0.4, {"by": 0.30001}, False),
+    (0.55, 0.50, {"within": 0.05}, True),
+    (0.50, 0.55, {"within": 0.05}, True),
+    (0.55, 0.50, {"within": 0.04999}, False),
+    (0.1 + 0.2, 0.3, {}, False),
+  ],
+)
+def test_rounding_decides_no_claim(one, other, margin, holds):
+  found = findings.judge(claim(**margin), seeds(one), seeds(other), seeds=1)
+  assert found.held == holds
+
+
 def test_sentences():
   found = findings.judge(
     claim(), seeds(0.5, 0.6, 0.7), seeds(0.4, 0.4, 0.6), seeds=3
@@ -181,6 +197,11 @@ def test_a_table_beside_the_papers_figures():
     "| SFT | 20.0 ± 10.0 | 1e-4, 1e-4, 3e-4 | 3 | 41.0 |  |",
     "| ReFT | 85.0 ± 5.0 | - | 3 | 46.8 | - |",
   ]
+
+
+def test_a_label_breaks_no_table():
+  text = findings.markdown(["", "test"], [["p(x|y)\nover all", "1"]])
+  assert text.splitlines()[2] == r"| p(x\|y) over all | 1 |"
 
 
 def test_a_report_says_all_of_it():

@@ -1,5 +1,7 @@
 """Numbers from run folders, made up here."""
 
+import math
+
 import fake_runs
 import pytest
 
@@ -92,3 +94,5 @@ def test_means_at_the_end():
   rows = [{"kl": float(step)} for step in range(30)] + [{"loss": 1.0}]
   found = results.at_the_end(rows)
   assert found == {"kl": 28, "reward": None, "length": None}
+  rows += [{"kl": math.nan, "reward/mean": math.nan}]
+  assert results.at_the_end(rows) == found

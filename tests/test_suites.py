@@ -1,6 +1,7 @@
 """Suite files: what is read, lent between runs, and refused."""
 
 import copy
+import math
 import pathlib
 import textwrap
 
@@ -144,6 +145,10 @@ def changed(*path, value=None, only=None):
     (changed("rnus", value={}), ["unknown 'rnus'", "runs"]),
     (changed("seeds", value=[0.5]), ["seeds", "whole numbers"]),
     (changed("seeds", value=[1, 2, 1]), ["seeds", "once"]),
+    (
+      changed("seeds", value=[1, 2**40]),
+      ["run main", f"seed={2**40} must be between 0 and"],
+    ),
     (changed("settings", "seed", value=3), ["settings", "seed", "leave it"]),
     (
       changed("runs", "main", "output", value="here"),
@@ -241,6 +246,55 @@ def changed(*path, value=None, only=None):
       changed("figures", 1, "points", "ReFT", value={"none": "main/reft"}),
       ["figures[1]", "'none' should be a number"],
     ),
+    (
+      changed("figures", 1, "title", value="Dev!"),
+      ["figure 'Dev!'", "dev.png, as that of 'Dev' is"],
+    ),
+    (
+      changed("figures", 0, "share", value="per cent"),
+      ["figures[0]: share: 'per cent'", "true or false"],
+    ),
+    (changed("figures", 0, "over", value=["step"]), ["figures[0]: over"]),
+    (
+      changed("tables", 0, "rows", 0, "label", value=["SFT"]),
+      ["tables[0]: rows[0]: label: ['SFT'] should be text"],
+    ),
+    (
+      changed("tables", 0, "columns", value=[["test"]]),
+      ["tables[0]: columns: ['test'] should be text"],
+    ),
+    (changed("tables", 0, "columns", value=[1]), ["unknown metric '1'"]),
+    (changed("tables", 0, "note", value=["A"]), ["tables[0]: note: ['A']"]),
+    (
+      changed("claims", 0, "metric", value=5),
+      ["claim 'Better'", "unknown metric '5'"],
+    ),
+    (
+      changed("claims", 0, "text", value=True),
+      ["claims[0]: text: True should be text, in quotes"],
+    ),
+    (
+      changed("claims", 3, "below", value=0.3),
+      ["claims[3]: compares 0.1 and 0.3", "RUN/STAGE"],
+    ),
+    (
+      changed("claims", 0, "below", value=math.nan),
+      ["claims[0]: nan should be a number"],
+    ),
+    (changed("claims", 2, "within", value=-1), ["claims[2]: within: -1"]),
+    (changed("claims", 0, "by", value=-0.1), ["claims[0]: by: -0.1"]),
+    (
+      changed("evaluations", 0, "run", value=["main"]),
+      ["evaluations[0]: run: ['main'] should be text"],
+    ),
+    (
+      changed("evaluations", 0, "reward_model", value=["main"]),
+      ["evaluations[0]: reward_model: ['main'] should be text"],
+    ),
+    (
+      changed("runs", "after_long", "from", value=["long"]),
+      ["run after_long: from: ['long'] should be text"],
+    ),
   ],
   ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -252,6 +306,80 @@ def test_what_cannot_be_run_is_refused_in_one_line(tmp_path, content, words):
   assert "\n" not in text
   for word in ["suite.yaml", *words]:
     assert word in text
+
+
+@pytest.mark.parametrize(
+  ("path", "shown"),
+  [
+    (("tables", 0, "rows", 0, "label"), lambda s: s.tables[0].rows[0].label),
+    (("tables", 0, "title"), lambda s: s.tables[0].title),
+    (("tables", 0, "note"), lambda s: s.tables[0].note),
+    (("figures", 0, "title"), lambda s: s.figures[0].title),
+    (("figures", 1, "x"), lambda s: s.figures[1].x),
+    (("claims", 0, "text"), lambda s: s.claims[0].text),
+    (("claims", 0, "paper"), lambda s: s.claims[0].paper),
+    (("about",), lambda s: s.about),
+  ],
+  ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_a_number_is_text_where_text_is_shown(tmp_path, path, shown):
+  suite = reading.load(write(tmp_path, changed(*path, value=7)))
+  checking.check(suite)
+  assert shown(suite) == "7"
+
+
+def test_a_run_is_named_by_a_number(tmp_path):
+  content = changed("runs", 16, value={"stages": ["warmup", "reft"]})
+  content["runs"]["after"] = {"from": 16, "stages": ["sft"]}
+  content["claims"][0]["above"] = "16/reft"
+  suite = reading.load(write(tmp_path, content))
+  checking.check(suite)
+  assert suite.claims[0].one.run == "16"
+  assert suite.lenders("after") == {"16", "main"}
+
+
+def test_what_is_left_empty_is_as_if_it_were_not_there(tmp_path):
+  content = copy.deepcopy(SUITE)
+  content["tables"][0]["note"] = None
+  content["tables"][0]["rows"][0]["paper"] = {"GSM8K": None, "SVAMP": 1.0}
+  content["claims"][0]["by"] = None
+  content["evaluations"].append(
+    {"run": "long", "stages": ["warmup"], "reward_model": None}
+    | {"settings": None}
+  )
+  content["runs"]["kl_0"]["model"] = None
+  suite = reading.load(write(tmp_path, content))
+  checking.check(suite)
+  (table,) = suite.tables
+  assert table.note == ""
+  assert table.rows[0].paper == {"SVAMP": 1.0}
+  assert suite.claims[0].by == 0
+  assert suite.evaluations[1].reward_model is None
+  assert suite.config("kl_0", 7, FOLDER).model.path
+
+
+@pytest.mark.parametrize("key", ["label", "result"])
+def test_what_is_needed_is_not_left_empty(tmp_path, key):
+  content = copy.deepcopy(SUITE)
+  content["tables"][0]["rows"][0][key] = None
+  with pytest.raises(errors.UserError, match=rf"rows\[0\]: {key} is missing"):
+    reading.load(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+  "own", [{"model.path": "a/b"}, {"model": {"path": "a/b"}}]
+)
+def test_a_run_with_a_base_model_of_its_own_is_lent_none(tmp_path, own):
+  run = {"stages": ["reft"], **own}
+  suite = reading.load(write(tmp_path, changed("runs", "own", value=run)))
+  assert suite.lenders("own") == set()
+  model = suite.config("own", 7, FOLDER).model
+  assert (model.path, model.warmup) == ("a/b", None)
+
+
+def test_pictures_are_named_after_their_titles():
+  assert suites.picture("Dev, over steps (%)") == "dev-over-steps.png"
+  assert suites.picture("%") == "figure.png"
 
 
 def test_an_evaluation_is_of_the_runs_settings_and_its_own(suite):

@@ -39,6 +39,7 @@ def check(suite: suites.Suite, overrides: Sequence[str] = ()) -> None:
           " has one place for its answers; leave one out"
         )
       known[place] = found
+  _check_pictures(suite)
   for where, line in _curves(suite):
     _check_stage(suite, where, line.run, line.stage)
   for where, reference in _references(suite):
@@ -52,7 +53,8 @@ def _check_run(
   config = suite.config(run.name, seed, _FOLDER, overrides)
   lent = suite.lent_models(run.name, seed, _FOLDER)
   with _saying_where(suite, f"run {run.name}"):
-    config_lib.validate(config)
+    for each in suite.seeds:
+      config_lib.validate(dataclasses.replace(config, seed=each))
     # Models of other runs are not there yet, and need not be.
     _check_files(
       config,
@@ -125,6 +127,19 @@ def _saying_where(suite: suites.Suite, where: str) -> Iterator[None]:
     yield
   except errors.UserError as error:
     raise errors.UserError(f"{suite.file}: {where}: {error}") from error
+
+
+def _check_pictures(suite: suites.Suite) -> None:
+  """Every figure's picture must have a file of its own."""
+  titles: dict[str, str] = {}
+  for figure in suite.figures:
+    name = suites.picture(figure.title)
+    if name in titles:
+      raise errors.UserError(
+        f"{suite.file}: figure {figure.title!r}: its picture would be {name},"
+        f" as that of {titles[name]!r} is; give it another title"
+      )
+    titles[name] = figure.title
 
 
 def _curves(suite: suites.Suite) -> Iterator[tuple[str, suites.Reference]]:

@@ -17,6 +17,8 @@ from reft_jax.studies import suites
 Verdict = Literal[
   "reproduced", "unclear", "did not reproduce", "could not be measured"
 ]
+# What rounding adds to a difference, or takes away.
+_SLACK = 1e-9
 # A metric of a stage by seed.
 BySeed = Mapping[int, float]
 
@@ -107,8 +109,8 @@ def judge(
 def _holds(claim: suites.Claim, difference: float) -> bool:
   """Whether one difference is as claimed; nan is not."""
   if claim.within is not None:
-    return abs(difference) <= claim.within
-  return difference >= claim.by and difference > 0
+    return abs(difference) <= claim.within + _SLACK
+  return difference >= claim.by - _SLACK and difference > _SLACK
 
 
 def _minus(one: BySeed | float, other: BySeed | float) -> dict[int, float]:
@@ -319,7 +321,13 @@ def cell(kind: str, values: Sequence[float]) -> str:
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """A table; all but the first column are set to the right."""
   rule = ["---", *["---:"] * (len(heads) - 1)]
-  return "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))
+  lines = [[_in_table(text) for text in row] for row in (heads, rule, *rows)]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _in_table(text: str) -> str:
+  """Text that ends neither its cell nor its line."""
+  return " ".join(text.split()).replace("|", r"\|")
 
 
 def _every_seed(

@@ -21,12 +21,14 @@ can be named without their path. Its parts:
                 {title, points: {LABEL: {X: REFERENCE}}, x: what X is} draws
                 results of several runs. share: false where not in per cent
   claims        {text, above, below, by, paper}, or {text, equal: [one, other],
-                within, paper}; each side is a number or a REFERENCE
+                within, paper}; a side is a REFERENCE, or one is a number
 
 A REFERENCE is RUN/STAGE, or RUN/STAGE:METRIC where it is not about `metric`,
-which is `test` unless the claim or figure says otherwise.
+which is `test` unless the claim or figure says otherwise. What is left empty is
+as if it were not there.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -75,7 +77,8 @@ def _suite(file: str, content: Mapping[str, Any]) -> suites.Suite:
     claims=[],
   )
   runs: dict[str, suites.Run] = {}
-  for name, each in _mapping(f"{file}: runs", top["runs"]).items():
+  for key, each in _mapping(f"{file}: runs", top["runs"]).items():
+    name = _text(f"{file}: runs", key)
     runs[name] = _run(f"{file}: run {name}", name, each, runs)
 
   def parts(name: str, read: Callable[[str, Any], Any]) -> tuple[Any, ...]:
@@ -90,9 +93,9 @@ def _suite(file: str, content: Mapping[str, Any]) -> suites.Suite:
     raise errors.UserError(f"{file}: seeds: each can be run once")
   return suites.Suite(
     file=file,
-    name=str(top["name"]),
-    about=str(top["about"]).strip(),
-    experiment=str(top["experiment"]),
+    name=_text(f"{file}: name", top["name"]),
+    about=_text(f"{file}: about", top["about"]),
+    experiment=_text(f"{file}: experiment", top["experiment"]),
     seeds=seeds,
     settings=_settings(f"{file}: settings", top["settings"]),
     runs=runs,
@@ -106,9 +109,11 @@ def _suite(file: str, content: Mapping[str, Any]) -> suites.Suite:
 def _run(
   where: str, name: str, content: Any, above: Mapping[str, suites.Run]
 ) -> suites.Run:
-  settings = dict(_settings(where, content))
+  settings = _settings(where, content)
   source = settings.pop("from", suites.MAIN if suites.MAIN in above else None)
-  if source is not None and source not in above:
+  if source is not None:
+    source = _text(f"{where}: from", source)
+  if source not in (None, *above):
     raise errors.UserError(
       f"{where}: from: {source} must name a run above it:"
       f" {', '.join(above) or 'there is none'}"
@@ -119,11 +124,15 @@ def _run(
 
 def _evaluation(where: str, content: Any) -> suites.Evaluation:
   fields = _fields(
-    where, content, ("run", "stages"), reward_model=None, settings={}
+    where, content, ("run", "stages"), reward_model="", settings={}
   )
-  fields["stages"] = _some(f"{where}: stages", fields["stages"])
-  fields["settings"] = _settings(f"{where}: settings", fields["settings"])
-  return suites.Evaluation(**fields)
+  judge = _text(f"{where}: reward_model", fields["reward_model"])
+  return suites.Evaluation(
+    run=_text(f"{where}: run", fields["run"]),
+    stages=_some(f"{where}: stages", fields["stages"]),
+    reward_model=judge or None,
+    settings=_settings(f"{where}: settings", fields["settings"]),
+  )
 
 
 def _table(where: str, content: Any) -> suites.Table:
@@ -133,11 +142,17 @@ def _table(where: str, content: Any) -> suites.Table:
     place = f"{where}: rows[{number}]"
     row = _fields(place, each, ("label", "result"), paper={})
     result = _reference(place, row["result"], "test")
-    paper = _mapping(f"{place}: paper", row["paper"])
-    rows.append(suites.Row(row["label"], result.run, result.stage, paper))
-  columns = _some(f"{where}: columns", fields["columns"])
+    paper = _filled(_mapping(f"{place}: paper", row["paper"]))
+    label = _text(f"{place}: label", row["label"])
+    rows.append(suites.Row(label, result.run, result.stage, paper))
+  columns = f"{where}: columns"
   return suites.Table(
-    fields["title"], columns, tuple(rows), fields["note"].strip()
+    title=_text(f"{where}: title", fields["title"]),
+    columns=tuple(
+      _text(columns, each) for each in _some(columns, fields["columns"])
+    ),
+    rows=tuple(rows),
+    note=_text(f"{where}: note", fields["note"]),
   )
 
 
@@ -151,28 +166,41 @@ def _figure(where: str, content: Any) -> suites.Curves | suites.Points:
       over="step",
       share=True,
     )
-    if fields["over"] not in suites.OVER:
+    title, metric, share = _drawn(where, fields)
+    over = _text(f"{where}: over", fields["over"])
+    if over not in suites.OVER:
       raise errors.UserError(
         f"{where}: over must be one of {', '.join(suites.OVER)}"
       )
     lines = {
-      label: _reference(where, result, fields["metric"])
+      _text(where, label): _reference(where, result, metric)
       for label, result in _mapping(where, fields["curves"]).items()
     }
-    return suites.Curves(
-      fields["title"], fields["over"], lines, fields["share"]
-    )
+    return suites.Curves(title, over, lines, share)
   fields = _fields(
     where, content, ("title", "points", "x"), metric="test", share=True
   )
+  title, metric, share = _drawn(where, fields)
   lines = {}
   for label, line in _mapping(where, fields["points"]).items():
     points = _mapping(f"{where}: {label}", line)
-    lines[label] = {
-      _number(where, x): _reference(where, result, fields["metric"])
+    lines[_text(where, label)] = {
+      _number(where, x): _reference(where, result, metric)
       for x, result in points.items()
     }
-  return suites.Points(fields["title"], fields["x"], lines, fields["share"])
+  return suites.Points(title, _text(f"{where}: x", fields["x"]), lines, share)
+
+
+def _drawn(where: str, fields: Mapping[str, Any]) -> tuple[str, str, bool]:
+  """A figure's title and metric, and whether it is shown in per cent."""
+  share = fields["share"]
+  if not isinstance(share, bool):
+    raise errors.UserError(f"{where}: share: {share!r} should be true or false")
+  return (
+    _text(f"{where}: title", fields["title"]),
+    _text(f"{where}: metric", fields["metric"]),
+    share,
+  )
 
 
 def _claim(where: str, content: Any) -> suites.Claim:
@@ -181,7 +209,7 @@ def _claim(where: str, content: Any) -> suites.Claim:
       where, content, ("text", "equal", "within"), metric="test", paper=""
     )
     sides = _list(f"{where}: equal", fields["equal"])
-    by, within = 0.0, _number(where, fields["within"])
+    by, within = 0.0, _margin(f"{where}: within", fields["within"])
   else:
     fields = _fields(
       where,
@@ -192,17 +220,24 @@ def _claim(where: str, content: Any) -> suites.Claim:
       paper="",
     )
     sides = fields["above"], fields["below"]
-    by, within = _number(where, fields["by"]), None
+    by, within = _margin(f"{where}: by", fields["by"]), None
   if len(sides) != 2:
     raise errors.UserError(f"{where}: equal must hold two results")
+  metric = _text(f"{where}: metric", fields["metric"])
   one, other = (
-    _reference(where, side, fields["metric"])
+    _reference(where, side, metric)
     if isinstance(side, str)
     else _number(where, side)
     for side in sides
   )
-  paper = str(fields["paper"]).strip()
-  return suites.Claim(fields["text"].strip(), one, other, by, within, paper)
+  if isinstance(one, float) and isinstance(other, float):
+    raise errors.UserError(
+      f"{where}: compares {one:g} and {other:g}, which no run decides; one of"
+      " them should be RUN/STAGE"
+    )
+  text = _text(f"{where}: text", fields["text"])
+  paper = _text(f"{where}: paper", fields["paper"])
+  return suites.Claim(text, one, other, by, within, paper)
 
 
 def _reference(where: str, text: Any, metric: str) -> suites.Reference:
@@ -214,22 +249,22 @@ def _reference(where: str, text: Any, metric: str) -> suites.Reference:
 
 
 def _settings(where: str, content: Any) -> dict[str, Any]:
-  """Settings of runs or evaluations, without what the suite itself says."""
-  content = _mapping(where, content)
+  """Settings by their dotted keys, without what the suite itself says."""
+  settings = suites.flat(_mapping(where, content))
   for name in ("name", "seed", "output"):
-    if name in content:
+    if name in settings:
       raise errors.UserError(
         f"{where}: {name} follows from the suite's own name, seeds and folder;"
         " leave it out"
       )
-  return content
+  return settings
 
 
 def _fields(
   where: str, content: Any, needed: Sequence[str], **defaults: Any
 ) -> dict[str, Any]:
   """A mapping that holds what is needed and nothing unknown."""
-  content = _mapping(where, content)
+  content = _filled(_mapping(where, content))
   names = (*needed, *defaults)
   for name in content:
     if name not in names:
@@ -248,6 +283,11 @@ def _mapping(where: str, content: Any) -> dict[Any, Any]:
   return content
 
 
+def _filled(content: Mapping[Any, Any]) -> dict[Any, Any]:
+  """What is not left empty."""
+  return {name: each for name, each in content.items() if each is not None}
+
+
 def _list(where: str, content: Any) -> tuple[Any, ...]:
   if not isinstance(content, list):
     raise errors.UserError(f"{where}: expected a list")
@@ -261,7 +301,23 @@ def _some(where: str, content: Any) -> tuple[Any, ...]:
   return tuple(content)
 
 
+def _text(where: str, content: Any) -> str:
+  """Text, or a number to be shown as one."""
+  if isinstance(content, bool) or not isinstance(content, str | int | float):
+    raise errors.UserError(
+      f"{where}: {content!r} should be text, in quotes if need be"
+    )
+  return str(content).strip()
+
+
 def _number(where: str, content: Any) -> float:
-  if not isinstance(content, int | float):
+  number = isinstance(content, int | float) and not isinstance(content, bool)
+  if not number or not math.isfinite(content):
     raise errors.UserError(f"{where}: {content!r} should be a number")
+  return float(content)
+
+
+def _margin(where: str, content: Any) -> float:
+  if _number(where, content) < 0:
+    raise errors.UserError(f"{where}: {content} should be 0 or more")
   return float(content)

@@ -165,10 +165,11 @@ def rows_of(
 
 
 def at_the_end(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-  """Means over the last tenth of the rows that have the metric."""
+  """Means over the last tenth of the rows that have a finite value."""
   found = {}
   for name, logged in _AT_THE_END.items():
-    values = [row[logged] for row in rows if logged in row]
+    values = [row.get(logged, math.nan) for row in rows]
+    values = [value for value in values if math.isfinite(value)]
     last = values[-max(1, len(values) // 10) :]
     found[name] = statistics.mean(last) if last else None
   return found

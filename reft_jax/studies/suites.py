@@ -77,7 +77,10 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run that every seed repeats; `source` lends it the stages it lacks."""
+  """A run that every seed repeats; `source` lends it the stages it lacks.
+
+  `settings` are by their dotted keys, as those of suites and evaluations are.
+  """
 
   name: str
   stages: tuple[str, ...]
@@ -256,7 +259,7 @@ class Suite:
     None where a run has a base model of its own: no other starts from it.
     """
     settings, own = self.runs[run].settings, self.runs[run].stages
-    if "base" in own or settings.get("model", {}).get("path"):
+    if "base" in own or settings.get("model.path"):
       return {}
     origins = {
       key: (stage, self.origin(run, stage))
@@ -304,15 +307,26 @@ def metric(name: str) -> Metric | None:
   return METRICS.get(name)
 
 
-def written(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-  """Nested settings as the `key=value`s of a command line."""
-  overrides = []
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested settings by their dotted keys."""
+  found = {}
   for key, value in settings.items():
     if isinstance(value, Mapping):
-      overrides += written(value, f"{prefix}{key}.")
+      found |= flat(value, f"{prefix}{key}.")
     else:
-      overrides.append(f"{prefix}{key}={_spelled(value)}")
-  return overrides
+      found[f"{prefix}{key}"] = value
+  return found
+
+
+def written(settings: Mapping[str, Any]) -> list[str]:
+  """Nested settings as the `key=value`s of a command line."""
+  return [f"{key}={_spelled(value)}" for key, value in flat(settings).items()]
+
+
+def picture(title: str) -> str:
+  """The file of the picture of a figure with this title."""
+  words = re.findall(r"\w+", title.lower()) or ["figure"]
+  return f"{'-'.join(words)}.png"
 
 
 def _spelled(value: Any) -> str:
