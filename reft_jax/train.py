@@ -154,14 +154,13 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
     inputs = {
       "tokenizer": tokenizer.fingerprint,
       "problems": batching.fingerprint(splits),
+      **weights(config),
     }
     settings = {
       f"setting {key}": repr(value)
       for key, _, value in config_lib.settings(config)
     }
-    processes.check_alike(
-      settings | inputs | weights(config) | {"layout": repr(laid_out)}
-    )
+    processes.check_alike(settings | inputs | {"layout": repr(laid_out)})
     directory = config_lib.run_directory(config)
     with processes.together():
       if processes.first():
@@ -196,9 +195,7 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
 
 
 def weights(config: config_lib.Config) -> dict[str, str]:
-  """Fingerprints of the models that a run starts from, if several read them."""
-  if not processes.several():
-    return {}
+  """Fingerprints of the models that a run starts from."""
   return {
     f"weights in {name}": evaluating.fingerprint(hub.folder(path, name))
     for name, path in (
@@ -272,9 +269,11 @@ def claim(
       )
       if not change.startswith(_MAY_CHANGE)
     ]
-    before = json.loads((directory / "inputs.json").read_text())
+    before = files.facts(directory / "inputs.json")
     changed += [
-      f"other {name}" for name in inputs if inputs[name] != before[name]
+      f"other {name}"
+      for name in inputs
+      if name in before and inputs[name] != before[name]
     ]
     if changed:
       raise UserError(

@@ -333,6 +333,23 @@ def test_a_folder_whose_data_has_changed_since(refused):
   assert "other settings (other problems)" in refused()
 
 
+def test_a_folder_whose_first_model_has_changed_since(refused):
+  settle()
+  file = pathlib.Path("model/model.safetensors")
+  weights = bytearray(file.read_bytes())
+  weights[-2] ^= 1
+  file.write_bytes(weights)
+  assert "other settings (other weights in model.path)" in refused()
+
+
+@pytest.mark.parametrize("facts", ["{}", '{"tokenizer": '])
+def test_a_folder_of_whose_data_nothing_is_known_goes_on(folder, facts):
+  settle()
+  (folder / "run/inputs.json").write_text(facts)
+  with pytest.raises(StartedError):
+    train.main([*SETTINGS])
+
+
 def test_the_same_run_goes_on_in_its_folder():
   settle()
   may_change = ["logging.every=7", "checkpoint.keep=1", "mesh.tensor=2"]
