@@ -84,15 +84,13 @@ if [[ -z "${SLURM_JOB_ID:-}" ]]; then
   fi
 fi
 
-# One process a node, which may use all its cores and all its GPUs: JAX would
-# take the first alone. When a process ends, the others are not killed for ten
-# minutes: they are saving, too, or will notice that it is gone.
-gpus="${SLURM_GPUS_ON_NODE:-8}"
+# One process a node, which may use all its cores and all its GPUs. When a
+# process ends, the others are not killed for ten minutes: they are saving, too,
+# or will notice that it is gone.
 step=(
   srun --ntasks-per-node=1 --cpu-bind=none --label
   --kill-on-bad-exit=0 --wait=600
-  env "JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 "$((gpus - 1))")"
-  "XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION"
+  env "XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION"
   "$PYTHON" -m reft_jax.train "$@"
 )
 

@@ -79,18 +79,13 @@ refuse() {
   exit 2
 }
 [[ -n "$ZONE" ]] || refuse "set ZONE, such as ZONE=us-central1-a"
-case "$STORAGE" in
-  gs://*/*) refuse "STORAGE=$STORAGE: give the bucket alone" ;;
-  gs://* | *:/*) ;;
-  *) refuse "set STORAGE to gs://BUCKET or HOST:/SHARE" ;;
-esac
+bucket='^gs://[^/]+$' share='^[^/:]+:/([^/].*)?$'
+[[ "$STORAGE" =~ $bucket || "$STORAGE" =~ $share ]] ||
+  refuse "set STORAGE to gs://BUCKET, the bucket alone, or to HOST:/SHARE"
+outside='^output=([/~]|.*:|(.*/)?\.\.(/|$))'
 for argument in "$@"; do
-  case "$argument" in
-    output=/* | output=~* | output=*:*)
-      refuse "$argument: give a folder on STORAGE, seen from its top"
-      ;;
-    *) ;;
-  esac
+  [[ ! "$argument" =~ $outside ]] ||
+    refuse "$argument: give a folder on STORAGE, seen from its top"
 done
 
 tpu=(gcloud compute tpus tpu-vm)
@@ -180,7 +175,7 @@ for ((restarts = 0; ; restarts++)); do
     train "$@"
     reason="failed with exit code $status"
   else
-    status=1
+    status=$?
     reason="there is no slice, or it could not be prepared"
   fi
   # Leave if it would end the same way again, or was asked to.

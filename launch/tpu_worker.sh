@@ -10,7 +10,8 @@
 #         STORAGE, gs://BUCKET or HOST:/SHARE, as ~/storage
 #         train: python -m reft_jax.train ARGUMENT... in ~/storage
 #         stop: lets training save and end; after five minutes it must
-# gives   the program's exit code
+# gives   the program's exit code; of install 2 where STORAGE cannot be mounted
+#         anywhere, 1 where it failed
 #
 #   --dry-run  print the commands instead of running them
 #   --help     print this
@@ -111,6 +112,9 @@ stop_training() {
 
 case "${1:-}" in
   install)
+    # Whatever fails may work the next time; 2 says that it cannot.
+    set -E
+    trap 'exit 1' ERR
     mount_storage "${2:?which STORAGE?}"
     install_program
     ;;

@@ -8,14 +8,17 @@ are told. With a single process every function here is the identity.
 """
 
 import contextlib
+import dataclasses
 import glob
 import importlib.util
 import itertools
 import json
 import os
 import pathlib
+import re
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
@@ -37,14 +40,33 @@ _LEAST_BYTES = 1 << 12  # Few sizes of messages, few compilations.
 _looks = itertools.count(1)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rank:
+  """Which process this is, as the launcher that started it says."""
+
+  size: int
+  rank: int
+  local_size: int  # How many are on this node; 0 if it does not say.
+  local_rank: int
+
+
+# Variables of a launcher's processes, in the order of _Rank.
+_OPEN_MPI = (
+  *("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+  *("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
+# MPICH and Intel MPI.
+_PMI = ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID")
+
+
 def join(how: str) -> None:
   """Joins the other processes of this run, if there are any.
 
   To be called before jax has devices. `auto` takes, in this order,
-  REFT_COORDINATOR (HOST:PORT of the first process), REFT_PROCESSES (how many)
-  and REFT_PROCESS (which one this is, from 0); what SLURM's srun or Open MPI's
-  mpirun tell their tasks; what a TPU slice tells its workers. Without any of
-  these there is one process.
+  REFT_COORDINATOR (HOST:PORT of the first process), with REFT_PROCESSES (how
+  many) and REFT_PROCESS (which one this is, from 0) or what MPI says of both;
+  what SLURM's srun or MPI's mpirun tell their processes; what a TPU slice tells
+  its workers. Without any of these there is one process.
 
   Args:
     how: `auto`; `off`, one process whatever the environment says; or HOST:PORT,
@@ -55,18 +77,20 @@ def join(how: str) -> None:
   """
   if how == "off":
     return
-  coordinator = os.environ.get(COORDINATOR) if how == "auto" else how
+  setting, address = "distributed", how
+  if how == "auto":
+    setting, address = COORDINATOR, os.environ.get(COORDINATOR)
+  if address:
+    if not re.fullmatch(r"[^\s/]+:[1-9]\d*", address):
+      raise UserError(f"{setting}={address} is not HOST:PORT")
+    arguments = _at(address) | _identity()
+  else:
+    arguments = _detected()
+  if arguments is None:
+    return
   try:
-    if coordinator:
-      jax.distributed.initialize(
-        coordinator,
-        _number(COUNT),
-        _number(INDEX),
-        cluster_detection_method="deactivate",  # It would choose devices.
-      )
-    elif _in_cluster():
-      jax.distributed.initialize()
-  except (RuntimeError, ValueError, OSError) as error:
+    jax.distributed.initialize(**arguments)
+  except (RuntimeError, ValueError, OSError, ImportError) as error:
     reason = str(error).partition("\n")[0]
     raise UserError(
       f"distributed={how}: the processes of this run did not find each other "
@@ -75,23 +99,103 @@ def join(how: str) -> None:
     ) from error
 
 
-def _number(name: str) -> int:
+def _at(address: str) -> dict[str, Any]:
+  """To be called with a coordinator; jax's detection would choose devices."""
+  return {
+    "coordinator_address": address,
+    "cluster_detection_method": "deactivate",
+  }
+
+
+def _identity() -> dict[str, Any]:
+  """Which of how many processes this is, where an address is given."""
+  mpi = _mpi()
+  if mpi and not {COUNT, INDEX} & set(os.environ):
+    return _ranked(mpi)
+  remedy = (
+    f"with {COORDINATOR} or distributed=HOST:PORT, {COUNT} must say how many "
+    f"processes there are, and {INDEX} which of them this is, from 0."
+  )
+  return {
+    "num_processes": _number(COUNT, remedy),
+    "process_id": _number(INDEX, remedy),
+  }
+
+
+def _detected() -> dict[str, Any] | None:
+  """How to join the others that the environment tells of, if it does."""
+  tasks = _launched("SLURM_STEP_NUM_TASKS", 1)
+  # mpirun may start its processes by srun; srun may set PMI_SIZE itself.
+  by_mpirun = {"OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"} & set(os.environ)
+  if tasks > 1 and not by_mpirun:
+    alone = tasks == _launched("SLURM_STEP_NUM_NODES", 1)
+    return _devices([] if alone else None)
+  if mpi := _mpi():
+    return _coordinator(mpi) | _ranked(mpi)
+  return {} if _on_slice() else None
+
+
+def _mpi() -> _Rank | None:
+  """What MPI says, where it started several processes."""
+  for size, rank, *local in (_OPEN_MPI, _PMI):
+    if _launched(size, 1) > 1:
+      here = [_launched(name, 0) for name in local]
+      return _Rank(_launched(size), _launched(rank), *here)
+  return None
+
+
+def _coordinator(mpi: _Rank) -> dict[str, Any]:
+  """Where the first of MPI's processes is."""
+  if "OMPI_MCA_orte_hnp_uri" in os.environ:  # Before Open MPI 5.
+    return {"cluster_detection_method": "ompi"}
+  if mpi.local_size == mpi.size:
+    # The same for one command, and none that Linux hands out by itself.
+    command = "\0".join([os.getcwd(), *sys.argv])
+    port = 61440 + zlib.crc32(os.fsencode(command)) % 4096
+    return _at(f"127.0.0.1:{port}")
+  if importlib.util.find_spec("mpi4py"):
+    return {"cluster_detection_method": "mpi4py"}
+  raise UserError(
+    f"MPI started {mpi.size} processes and does not tell them where the first "
+    f"is; set {COORDINATOR}=HOST:PORT for all of them, the node of rank 0 and "
+    "a port that is free there, or install mpi4py."
+  )
+
+
+def _ranked(mpi: _Rank) -> dict[str, Any]:
+  """Several processes of a node drive one device each, a single one all."""
+  return {
+    "num_processes": mpi.size,
+    "process_id": mpi.rank,
+    **_devices([mpi.local_rank] if mpi.local_size > 1 else []),
+  }
+
+
+def _devices(ids: list[int] | None) -> dict[str, Any]:
+  """Those of this node to drive: [] is all, None is left to jax."""
+  chosen = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+  return {} if chosen else {"local_device_ids": ids}
+
+
+def _launched(name: str, missing: int | None = None) -> int:
+  """A number that a launcher sets."""
+  if missing is not None and not os.environ.get(name):
+    return missing
+  return _number(
+    name, "what starts the processes sets a number; else distributed=off."
+  )
+
+
+def _number(name: str, remedy: str) -> int:
   text = os.environ.get(name, "")
   if not text.isdecimal():
-    raise UserError(
-      f"{name}={text!r}: with {COORDINATOR} or distributed=HOST:PORT, {COUNT} "
-      f"must say how many processes there are, and {INDEX} which of them this "
-      "is, from 0."
-    )
+    raise UserError(f"{name}={text!r}: {remedy}")
   return int(text)
 
 
-def _in_cluster() -> bool:
-  """Whether jax's own detection will find other processes."""
+def _on_slice() -> bool:
+  """Whether jax's own detection will find the workers of a TPU slice."""
   environ = os.environ
-  counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-  if any(int(environ.get(name, "1")) > 1 for name in counts):
-    return True
   if environ.get("JAX_PLATFORMS", "tpu") not in ("", "tpu", "tpu,cpu"):
     return False
   if "," in environ.get("TPU_WORKER_HOSTNAMES", ""):

@@ -216,7 +216,7 @@ def _tried(kind: str, flags: Sequence[str]) -> list[str]:
       check=False,
     )
   except (OSError, subprocess.TimeoutExpired) as error:
-    raise TrialError(f"{error:.200}") from error
+    raise TrialError(str(error)) from error
   if not done.returncode:
     return []
   named = [

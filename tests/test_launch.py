@@ -244,7 +244,6 @@ def test_one_machine_stopped_lets_the_program_save(machine, number):
 STEP = [
   *("srun", "--ntasks-per-node=1", "--cpu-bind=none", "--label"),
   *("--kill-on-bad-exit=0", "--wait=600", "env"),
-  "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7",
   *("XLA_PYTHON_CLIENT_MEM_FRACTION=0.9", "python", *PROGRAM),
 ]
 
@@ -280,12 +279,12 @@ def test_slurm_reads_its_directives():
   assert "#SBATCH" not in (LAUNCH / "slurm.sh").read_text()[len(head) :]
 
 
-def test_slurm_trains_with_the_gpus_of_the_job(machine):
-  job = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4"}
+@pytest.mark.parametrize("gpus", ["", "0", "4"])
+def test_slurm_trains_with_the_gpus_of_the_job(machine, gpus):
+  # A process that is alone on its node takes all that it sees.
+  job = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": gpus}
   assert machine.run("slurm.sh", *ARGUMENTS, **job)[0] == 0
-  (call,) = machine.calls
-  assert "JAX_LOCAL_DEVICE_IDS=0,1,2,3" in call
-  assert call[-len(ARGUMENTS) :] == ARGUMENTS
+  assert machine.calls == [[*STEP, *ARGUMENTS]]
 
 
 def test_slurm_requeues_when_the_time_is_up(machine):
@@ -442,12 +441,23 @@ def test_tpu_gives_up(machine):
   assert machine.calls[-1] == DELETE
 
 
-@pytest.mark.parametrize("broken", [("create",), ("scp",), ("install",)])
+@pytest.mark.parametrize("broken", ["create", "scp", "install"])
 def test_tpu_that_cannot_be_prepared_is_tried_again(machine, broken):
-  machine.replies(*broken, ends=2)
+  machine.replies(broken, ends=1)
   assert machine.run("tpu_vm.sh", *ARGUMENTS, **CLOUD)[0] == 0
   assert machine.calls.count(CREATE) == 2
   assert machine.calls.count(TRAIN) == 1
+
+
+@pytest.mark.parametrize("broken", ["create", "install"])
+def test_tpu_that_can_never_be_prepared_is_given_up(machine, broken):
+  machine.replies("describe")
+  machine.replies("describe", says="READY\n")
+  machine.replies(broken, ends=2)
+  assert machine.run("tpu_vm.sh", *ARGUMENTS, **CLOUD)[0] == 2
+  assert machine.calls.count(CREATE) == 1
+  assert TRAIN not in machine.calls
+  assert machine.calls[-1] == DELETE
 
 
 def test_tpu_on_demand_that_is_kept(machine):
@@ -469,9 +479,15 @@ def test_tpu_on_demand_that_is_kept(machine):
     ({"STORAGE": ""}, [], "set STORAGE"),
     ({"STORAGE": "/mnt/disk"}, [], "set STORAGE"),
     ({"STORAGE": "gs://bucket/folder"}, [], "the bucket alone"),
+    ({"STORAGE": "gs://"}, [], "set STORAGE"),
+    ({"STORAGE": "s3://bucket"}, [], "set STORAGE"),
+    ({"STORAGE": ":/share"}, [], "set STORAGE"),
     ({}, ["output=/tmp/run"], "output=/tmp/run"),
     ({}, ["--config", "smoke", "output=gs://bucket/run"], "output=gs://"),
     ({}, ["output=~/run"], "output=~/run"),
+    ({}, ["output=../run"], "output=../run"),
+    ({}, ["output=runs/../../run"], "output=runs/../../run"),
+    ({}, ["output=runs/.."], "output=runs/.."),
   ],
 )
 def test_tpu_refuses_what_would_be_lost(machine, settings, arguments, said):
@@ -481,6 +497,15 @@ def test_tpu_refuses_what_would_be_lost(machine, settings, arguments, said):
   assert code == 2
   assert said in complained
   assert not machine.calls
+
+
+@pytest.mark.parametrize("storage", ["10.0.0.2:/share", "filer-1:/"])
+def test_tpu_takes_what_can_be_mounted(machine, storage):
+  settings = CLOUD | {"STORAGE": storage}
+  output = "output=runs/..a/b..c"
+  code, said, _ = machine.run("tpu_vm.sh", "--dry-run", output, **settings)
+  assert code == 0
+  assert f"install {storage}" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -539,6 +564,13 @@ def test_worker_mounts_a_share(worker):
 def test_worker_mounts_once(worker):
   assert worker.run("tpu_worker.sh", "install", "gs://bucket")[0] == 0
   assert worker.calls[1:] == installs(worker)
+
+
+@pytest.mark.parametrize("broken", ["mount", "venv"])
+def test_worker_that_fails_may_try_again(worker, broken):
+  worker.replies("mountpoint", ends=1)
+  worker.replies(broken, ends=2)  # Which says nothing of the arguments.
+  assert worker.run("tpu_worker.sh", "install", "10.0.0.2:/share")[0] == 1
 
 
 def test_worker_prints_what_a_new_one_would_do(machine):

@@ -6,6 +6,7 @@ The runs are real: two processes with four devices each, on this machine.
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,8 @@ from reft_jax.errors import UserError
 from reft_jax.models import peft
 
 HERE = pathlib.Path(__file__).resolve().parent
+# How variables begin that tell processes of each other.
+LAUNCHERS = ("REFT_", "SLURM_", "OMPI_", "PMI_", "MPI_", "JAX_LOCAL_DEVICE_IDS")
 SETTINGS = [
   "data.dev_size=8",
   "embedded.questions=24",
@@ -51,6 +54,24 @@ SETTINGS = [
 ROUNDING = {"sampler_gap", "old_logprob_gap"}
 
 
+# Number of processes, which one, and the same on its node.
+OPEN_MPI = tuple(
+  f"OMPI_COMM_WORLD_{name}"
+  for name in ("SIZE", "RANK", "LOCAL_SIZE", "LOCAL_RANK")
+)
+PMI = ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID")
+
+SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+
+
+def mpirun(
+  variables: Sequence[str], rank: int, local_size: int, size: int = 2
+) -> dict[str, str]:
+  """What mpirun tells a process."""
+  numbers = (size, rank, local_size, rank % local_size)
+  return dict(zip(variables, map(str, numbers), strict=True))
+
+
 def start(
   command: Sequence[str], log: pathlib.Path, **environment: str
 ) -> subprocess.Popen:
@@ -58,7 +79,7 @@ def start(
   known = {
     name: value
     for name, value in os.environ.items()
-    if not name.startswith(("REFT_", "SLURM_", "OMPI_"))
+    if not name.startswith(LAUNCHERS)
   }
   known |= {
     "PYTHONPATH": str(HERE.parent),
@@ -91,9 +112,7 @@ def start_both(
   folder: pathlib.Path, commands: Sequence[Sequence[str]]
 ) -> list[subprocess.Popen]:
   """Two processes of four devices each."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
+  address = free_address()
   return [
     start(
       command,
@@ -107,6 +126,12 @@ def start_both(
     )
     for index, command in enumerate(commands)
   ]
+
+
+def free_address() -> str:
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def ended(
@@ -257,6 +282,54 @@ def test_what_one_cannot_read_none_restores(folder):
   assert [*folder.glob("damaged-saved-2-*")]
 
 
+def srun(rank: int, job: int) -> dict[str, str]:
+  """What srun tells a process, of which each node has one."""
+  return SRUN | {
+    "SLURM_JOB_ID": str(job),
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": str(rank),
+    "SLURM_LOCALID": "0",
+  }
+
+
+@pytest.mark.parametrize(
+  ("launcher", "visible"),
+  [
+    ("Open MPI, one node", ["0", "1"]),
+    ("MPICH, one node", ["0", "1"]),
+    ("MPICH, two nodes", ["all", "all"]),
+    ("SLURM, two nodes", ["all", "all"]),
+  ],
+)
+def test_launchers_are_joined(tmp_path, launcher, visible):
+  """And a process that is alone on its node has all devices of it."""
+  address = free_address()
+  told = {
+    "Open MPI, one node": lambda rank: mpirun(OPEN_MPI, rank, 2),
+    "MPICH, one node": lambda rank: mpirun(PMI, rank, 2),
+    "MPICH, two nodes": lambda rank: (
+      mpirun(PMI, rank, 1) | {processes.COORDINATOR: address}
+    ),
+    "SLURM, two nodes": lambda rank: srun(rank, job=os.getpid()),
+  }[launcher]
+  program = (
+    "import jax\n"
+    "from reft_jax import processes\n"
+    "processes.join('auto')\n"
+    "told = processes.gather(jax.process_index())\n"
+    "print(told, jax.config.values['jax_cuda_visible_devices'])\n"
+  )
+  started = [
+    start(["-c", program, tmp_path], tmp_path / f"log{rank}", **told(rank))
+    for rank in (0, 1)
+  ]
+  assert ended(started, tmp_path) == [0, 0]
+  for rank in (0, 1):
+    said = (tmp_path / f"log{rank}").read_text()
+    assert f"[0, 1] {visible[rank]}\n" in said
+
+
 # One process -----------------------------------------------------------------
 
 
@@ -283,16 +356,16 @@ def test_every_row_is_one_process_s(monkeypatch, rows, count):
 
 
 @pytest.fixture
-def joins(monkeypatch) -> list[tuple]:
+def joins(monkeypatch) -> list[dict]:
   """How jax is asked to join, in an environment that knows of no others."""
   for name in os.environ:
-    if name.startswith(("REFT_", "SLURM_", "OMPI_", "TPU_")):
+    if name.startswith((*LAUNCHERS, "TPU_")):
       monkeypatch.delenv(name)
   calls = []
   monkeypatch.setattr(
     processes.jax.distributed,
     "initialize",
-    lambda *args, **kwargs: calls.append((args, kwargs)),
+    lambda **arguments: calls.append(arguments),
   )
   return calls
 
@@ -302,39 +375,52 @@ def test_nothing_is_joined_where_there_is_nothing(joins):
   assert joins == []
 
 
+def at(address: str, size: int, rank: int) -> dict:
+  """jax's arguments, with its own detection out of the way."""
+  return {
+    "coordinator_address": address,
+    "num_processes": size,
+    "process_id": rank,
+    "cluster_detection_method": "deactivate",
+  }
+
+
+def set_all(monkeypatch, environment: Mapping[str, str]) -> None:
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+
+
+NAMED = {"REFT_PROCESSES": "4", "REFT_PROCESS": "3"}
+
+
 def test_the_environment_says_who_is_who(joins, monkeypatch):
-  monkeypatch.setenv("REFT_COORDINATOR", "node0:8476")
-  monkeypatch.setenv("REFT_PROCESSES", "4")
-  monkeypatch.setenv("REFT_PROCESS", "3")
+  set_all(monkeypatch, {"REFT_COORDINATOR": "node0:8476", **NAMED})
   processes.join("auto")
-  ((args, kwargs),) = joins
-  assert args == ("node0:8476", 4, 3)
-  assert kwargs == {"cluster_detection_method": "deactivate"}
+  assert joins == [at("node0:8476", 4, 3)]
 
 
 def test_the_setting_stands_above_the_environment(joins, monkeypatch):
-  monkeypatch.setenv("REFT_COORDINATOR", "node0:8476")
-  monkeypatch.setenv("REFT_PROCESSES", "4")
-  monkeypatch.setenv("REFT_PROCESS", "3")
+  set_all(monkeypatch, {"REFT_COORDINATOR": "node0:8476", **NAMED})
   processes.join("off")
   assert joins == []
   processes.join("node9:1234")
-  assert joins[0][0] == ("node9:1234", 4, 3)
+  assert joins == [at("node9:1234", 4, 3)]
 
 
 @pytest.mark.parametrize(
-  "environment",
+  ("environment", "arguments"),
   [
-    {"SLURM_STEP_NUM_TASKS": "2"},
-    {"OMPI_COMM_WORLD_SIZE": "8"},
-    {"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": ""},
+    (SRUN, {"local_device_ids": []}),
+    (SRUN | {"PMI_SIZE": "2", "PMI_RANK": "0"}, {"local_device_ids": []}),
+    (SRUN | {"SLURM_STEP_NUM_TASKS": "16"}, {"local_device_ids": None}),
+    (SRUN | {"JAX_LOCAL_DEVICE_IDS": "4,5"}, {}),
+    ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": ""}, {}),
   ],
 )
-def test_clusters_are_left_to_jax(joins, monkeypatch, environment):
-  for name, value in environment.items():
-    monkeypatch.setenv(name, value)
+def test_clusters_are_left_to_jax(joins, monkeypatch, environment, arguments):
+  set_all(monkeypatch, environment)
   processes.join("auto")
-  assert joins == [((), {})]
+  assert joins == [arguments]
 
 
 @pytest.mark.parametrize(
@@ -342,6 +428,8 @@ def test_clusters_are_left_to_jax(joins, monkeypatch, environment):
   [
     {"SLURM_STEP_NUM_TASKS": "1"},
     {"SLURM_NTASKS": "8"},  # A batch script's own shell.
+    mpirun(OPEN_MPI, 0, 1, size=1),
+    mpirun(PMI, 0, 1, size=1),
     {"OMPI_COMM_WORLD_SIZE": "1"},
     {"TPU_WORKER_HOSTNAMES": "localhost", "JAX_PLATFORMS": ""},
   ],
@@ -349,19 +437,109 @@ def test_clusters_are_left_to_jax(joins, monkeypatch, environment):
 def test_a_process_that_is_alone_in_its_cluster_joins_nothing(
   joins, monkeypatch, environment
 ):
-  for name, value in environment.items():
-    monkeypatch.setenv(name, value)
+  set_all(monkeypatch, environment)
   processes.join("auto")
+  assert joins == []
+
+
+@pytest.mark.parametrize("variables", [OPEN_MPI, PMI])
+@pytest.mark.parametrize(("local_size", "ids"), [(1, []), (2, [1])])
+def test_mpi_says_who_is_who(joins, monkeypatch, variables, local_size, ids):
+  set_all(monkeypatch, mpirun(variables, 3, local_size, size=4) | SRUN)
+  monkeypatch.setenv("REFT_COORDINATOR", "node0:8476")
+  processes.join("auto")
+  assert joins == [at("node0:8476", 4, 3) | {"local_device_ids": ids}]
+  joins.clear()
+  monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "7")
+  processes.join("auto")
+  assert joins == [at("node0:8476", 4, 3)]
+
+
+@pytest.mark.parametrize("variables", [OPEN_MPI, PMI])
+def test_one_node_needs_no_address(joins, monkeypatch, variables):
+  for rank in (0, 1):
+    set_all(monkeypatch, mpirun(variables, rank, 2))
+    processes.join("auto")
+  monkeypatch.setattr(sys, "argv", ["another", "command"])
+  processes.join("auto")
+  first, second, other = [call["coordinator_address"] for call in joins]
+  assert first == second != other
+  assert re.fullmatch(r"127\.0\.0\.1:6\d{4}", first)
+
+
+@pytest.mark.parametrize(
+  ("environment", "method"),
+  [
+    ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:9"}, "ompi"),
+    ({}, "mpi4py"),
+  ],
+)
+def test_jax_finds_the_first_of_several_nodes(
+  joins, monkeypatch, environment, method
+):
+  set_all(monkeypatch, mpirun(OPEN_MPI, 1, 1) | environment)
+  monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: True)
+  processes.join("auto")
+  assert joins == [
+    {
+      "cluster_detection_method": method,
+      "num_processes": 2,
+      "process_id": 1,
+      "local_device_ids": [],
+    }
+  ]
+
+
+@pytest.mark.parametrize(
+  "environment",
+  [
+    mpirun(OPEN_MPI, 1, 1),
+    mpirun(PMI, 0, 1) | SRUN,  # mpirun started by srun.
+    {"PMI_SIZE": "2", "PMI_RANK": "0"},
+  ],
+)
+def test_several_nodes_need_an_address(joins, monkeypatch, environment):
+  set_all(monkeypatch, environment)
+  monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(UserError, match="set REFT_COORDINATOR=HOST:PORT"):
+    processes.join("auto")
+  assert joins == []
+
+
+@pytest.mark.parametrize(
+  ("environment", "named"),
+  [
+    ({"SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS='two'"),
+    ({"OMPI_COMM_WORLD_SIZE": "-2"}, "OMPI_COMM_WORLD_SIZE='-2'"),
+    ({"PMI_SIZE": "2"}, "PMI_RANK=''"),
+    (mpirun(PMI, 0, 2) | {"MPI_LOCALRANKID": "x"}, "MPI_LOCALRANKID='x'"),
+  ],
+)
+def test_what_is_no_number_is_named(joins, monkeypatch, environment, named):
+  set_all(monkeypatch, environment)
+  with pytest.raises(UserError, match=f"^{named}: "):
+    processes.join("auto")
   assert joins == []
 
 
 @pytest.mark.parametrize("missing", ["REFT_PROCESSES", "REFT_PROCESS"])
 def test_half_an_environment_is_refused(joins, monkeypatch, missing):
-  for name, value in {"REFT_PROCESSES": "2", "REFT_PROCESS": "0"}.items():
-    monkeypatch.setenv(name, value)
+  set_all(monkeypatch, NAMED | mpirun(PMI, 0, 2))
   monkeypatch.delenv(missing)
-  with pytest.raises(UserError, match=missing):
+  with pytest.raises(UserError, match=f"^{missing}=''"):
     processes.join("node0:8476")
+
+
+@pytest.mark.parametrize(
+  "address", ["node0", "node0:", "node0:0", ":84", "a b"]
+)
+def test_an_address_has_a_port(joins, monkeypatch, address):
+  set_all(monkeypatch, NAMED | {"REFT_COORDINATOR": address})
+  with pytest.raises(UserError, match=f"^REFT_COORDINATOR={address} is not"):
+    processes.join("auto")
+  with pytest.raises(UserError, match=f"^distributed={address} is not"):
+    processes.join(address)
+  assert joins == []
 
 
 def test_others_that_are_not_found_are_bad_input(joins, monkeypatch):

@@ -143,6 +143,15 @@ def test_a_trial_that_fails_otherwise_sets_nothing(cache, monkeypatch):
   assert not cache.exists()
 
 
+def test_a_trial_that_takes_too_long_sets_nothing(cache, monkeypatch):
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  monkeypatch.setattr(xla_flags, "_TRIAL_SECONDS", 0.01)
+  assert "none are set" in (said := used())
+  assert said.endswith("timed out after 0.01 seconds)")
+  assert "XLA_FLAGS" not in os.environ
+  assert not cache.exists()
+
+
 @pytest.mark.parametrize(
   ("asked", "devices", "installed", "found"),
   [
