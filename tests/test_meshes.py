@@ -111,9 +111,7 @@ def twenty_steps(shape, sampler_tensor=None):
     ((2, 2, 2), 1),
   ],
 )
-def test_twenty_steps_are_the_same_on_every_mesh(
-  shape, sampler_tensor, caplog
-):
+def test_twenty_steps_are_the_same_on_every_mesh(shape, sampler_tensor, caplog):
   tokens, told = twenty_steps(ONE)
   partition._log_replicated.cache_clear()
   with caplog.at_level(logging.WARNING):

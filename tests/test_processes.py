@@ -252,10 +252,14 @@ def test_bad_input_of_one_ends_both(folder):
 
 
 def test_the_first_writes_adapters_that_both_hold(folder):
+  """And what a sampler with a layout of its own samples is learnt by both."""
   directory = folder / "adapted"
   arguments = [
     *SETTINGS,
-    "stages=[base,warmup]",
+    "stages=[base,warmup,reft]",
+    "reft.steps=1",
+    "reft.evaluate_every=1",
+    "mesh.sampler_tensor=2",
     "lora.rank=2",
     f"output={directory}",
     f"base.cache={folder / 'cache'}",
