@@ -33,7 +33,9 @@ from reft_jax.models import pretrained
 from reft_jax.planner import hardware, showing, worker
 from reft_jax.planner import subject as subjects
 
-PROGRAM = "reft_jax.plan [--target NAME]... [--model NAME] [--json]"
+OPTIONS = (
+  "[--target NAME]... [--model NAME] [--json] [--arithmetic] [--no-search]"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +54,11 @@ def main(argv: Sequence[str]) -> int:
   screen = terminal.Terminal()
   try:
     options, settings = divide(argv)
-    command = config_lib.parse(settings)
+    command = parse(settings)
     match command.action:
       case "help":
         print(__doc__)
-        config_lib.print_help(PROGRAM)
+        config_lib.print_help(f"reft_jax.plan {OPTIONS}")
       case "print-config":
         print(config_lib.to_yaml(command.config), end="")
       case _:
@@ -79,6 +81,8 @@ def divide(argv: Sequence[str]) -> tuple[Options, list[str]]:
   Raises:
     UserError: an option lacks its value, or a shape lacks settings.
   """
+  if {"-h", "--help"} & set(argv):
+    return Options(), ["--help"]
   targets: list[str] = []
   model, flags, rest = None, set(), []
   arguments = iter(argv)
@@ -110,6 +114,19 @@ def divide(argv: Sequence[str]) -> tuple[Options, list[str]]:
     search="--no-search" not in flags,
   )
   return options, rest
+
+
+def parse(settings: Sequence[str]) -> config_lib.Command:
+  """`config.parse`, whose errors tell this program's usage.
+
+  Raises:
+    UserError: as it does.
+  """
+  try:
+    return config_lib.parse(settings)
+  except UserError as error:
+    usage = f"{OPTIONS} {config_lib.USAGE}"
+    raise UserError(str(error).replace(config_lib.USAGE, usage)) from error
 
 
 def plan(
@@ -160,6 +177,8 @@ def introduce(subject: subjects.Subject, screen: terminal.Terminal) -> None:
     + ("?" if problems is None else f"{problems:,}")
     + " problems to learn from"
   )
+  if subject.unplanned:
+    screen.line(f"not planned: {', '.join(subject.unplanned)}")
 
 
 if __name__ == "__main__":

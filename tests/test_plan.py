@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 
 import jax
@@ -12,7 +13,7 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 from reft_jax import config as configs
-from reft_jax import optim, plan, steps
+from reft_jax import optim, plan, steps, terminal
 from reft_jax.models import networks
 from reft_jax.planner import (
   advice,
@@ -22,6 +23,7 @@ from reft_jax.planner import (
   plans,
   programs,
   roofline,
+  showing,
   subject,
   worker,
 )
@@ -210,6 +212,12 @@ def test_loops_are_counted_in_a_compiled_program():
   assert row.payload == 5 * 8 * 32 * 4
 
 
+def printed(show, some) -> str:
+  out = io.StringIO()
+  show(some, terminal.Terminal(out))
+  return out.getvalue()
+
+
 # Roofline --------------------------------------------------------------------
 
 TOY = roofline.Model(
@@ -278,6 +286,10 @@ def test_what_is_sent_by_hand():
   # Two all-reduces of the stream in each layer, forward, backward twice.
   done = roofline.learn(TOY, roofline.Layout(tensor=4), micro=8, **rows)
   assert done.near == pytest.approx(2 * 2 * (2 * 3 / 4) * 48 * 10 * 2 * 2)
+  # One, where tensor splits only attention or only the feed-forward layer.
+  one = dataclasses.replace(TOY, sums=1)
+  half = roofline.learn(one, roofline.Layout(tensor=4), micro=8, **rows)
+  assert half.near == pytest.approx(done.near / 2)
 
 
 def test_seven_billion_parameters_by_hand():
@@ -295,6 +307,83 @@ def test_seven_billion_parameters_by_hand():
     model, roofline.Layout(), rows=1, slots=700, predicted=699, micro=1
   )
   assert learnt.flops == pytest.approx(6 * 6.6e9 * 700, rel=0.1)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "whole"),
+  [
+    ({"heads": 8, "kv_heads": 4, "ffn": 128, "vocab_size": 32}, ""),
+    ({"heads": 8, "kv_heads": 2, "ffn": 128, "vocab_size": 32}, "K"),
+    ({"heads": 6, "kv_heads": 2, "ffn": 126, "vocab_size": 30}, "NKFV"),
+  ],
+)
+def test_what_a_tensor_axis_does_not_split_counts_on_each_device(sizes, whole):
+  some = tiny_subject("data.max_prompt_tokens=64", "mesh.tensor=4")
+  shape = dataclasses.replace(some.shape, width=64, head_size=16, **sizes)
+  assert plans.whole(shape, 4) == set(whole)
+  assert plans.whole(shape, 1) == set("NKFV")  # There is nothing to split.
+  some = dataclasses.replace(some, shape=shape)
+  made = []
+  mesh, _ = measuring.open_meshes(some, hardware.target("cpu x4"))
+  programs.reinforced(
+    programs.Shapes(some, mesh),
+    lambda program: made.append(program) or measuring.count(program)[1],
+  )
+  prefill = next(p for p in made if p.name == "prefill")
+  with jax.set_mesh(mesh):
+    compiled = prefill.function.trace(*prefill.arguments).lower().compile()
+  counted = compiled.cost_analysis()["flops"]
+  model = roofline.Model.of(shape, total=1, tensor=4, whole=whole)
+  done = roofline.prefill(model, roofline.Layout(tensor=4), 8, 64)
+  assert done.flops == pytest.approx(counted, rel=0.1)
+
+
+def test_weights_that_a_tensor_axis_does_not_split_by_hand():
+  shape = subject.read_shape("qwen2.5-7b")
+  total = 7_615_616_512
+  one, eight = (
+    roofline.Model.of(shape, total=total, tensor=n, whole=plans.whole(shape, n))
+    for n in (1, 8)
+  )
+  # 28 layers' q, k, v and o, of 28 and 4 heads of 128, are on eight devices.
+  attention = 28 * 2 * 3584 * (28 + 4) * 128
+  assert eight.block - one.block == 7 * attention
+  assert eight.total - one.total == eight.learnt - one.learnt == 7 * attention
+  assert (eight.head, eight.ffn) == (one.head, one.ffn)
+  assert (eight.heads, eight.keys) == (8 * one.heads, 8 * one.keys)
+  assert eight.sums == 1  # The feed-forward layer's alone.
+  small = roofline.Model.of(shape, total=total, learnt=10, tensor=8, whole="N")
+  assert (small.learnt, small.adapted) == (10, True)
+  untied = roofline.Model.of(shape, total=total, tensor=2, whole="V")
+  assert untied.total == total + 2 * one.head
+  assert untied.embedding == untied.head == 2 * one.head
+
+
+def test_a_plan_says_what_a_tensor_axis_does_not_split():
+  config = configs.load(["gsm8k_nl_codellama_7b"], ["mesh.tensor=8"])
+  some = subject.subject(config, "qwen2.5-7b")
+  target = hardware.target("h100 x8")
+  found = worker.ask(some, target, compiled=False, search=False)
+  warning = (
+    "q_DNH: N=28 does not divide by the mesh axis tensor=8; replicated there."
+  )
+  assert found["warnings"].count(warning) == 1
+  assert f"\n{warning}\n" in printed(showing.show, found)
+  eight = found["time"]["phases"]["update"]["flops"]
+  four = plans.work(
+    some.changed({"mesh.tensor": 4}),
+    target,
+    total=found["parameters"],
+    learnt=found["learnt"],
+  )
+  # Twice the devices share what is split, and attention's are not.
+  assert eight > 1.5 * four["update"].flops
+
+
+def test_without_such_there_is_no_warning():
+  some, target = tiny_subject("mesh.tensor=1"), hardware.target("cpu x2")
+  found = plans.make(some, target, compiled=False, search=False)
+  assert found["warnings"] == []
 
 
 def test_network_time_is_of_near_and_far_links():
@@ -317,6 +406,7 @@ def test_network_time_is_of_near_and_far_links():
     ("a100-40gx4", "a100-40g x4", 4, "1x1x4"),
     ("h100 x64", "h100 x64", 64, "8x1x8"),
     ("v5e-16", "v5e-16", 16, "4x4"),
+    ("v5litepod-16", "v5e-16", 16, "4x4"),
     ("v5p-8", "v5p-8", 4, "2x2x1"),
     ("v5p-128", "v5p-128", 64, "4x4x4"),
     ("v6e-8", "v6e-8", 8, "2x4"),
@@ -337,6 +427,7 @@ def test_targets(text, name, devices, topology):
     ("tpu", "not known"),
     ("h100 x12", "a multiple of 8"),
     ("h100 x0", "1 to 8"),
+    ("cpu x0", "1 device or more"),
     ("v5e-3", "v5e-1, v5e-4"),
     ("v5p-4", "counts cores"),
     ("v5p-9", "counts cores"),
@@ -497,7 +588,7 @@ def test_shapes_are_those_of_a_real_run():
 def test_what_is_alive_beside_a_program_is_counted(compiled):
   by_name = {(m.phase, m.name): m for m in compiled}
   learner = programs.Shapes(tiny_subject(), tiny.mesh((1, 8, 1))).learner(
-    optax.identity(), critic=True
+    optax.identity(), critic=True, reference=True
   )
   weights = programs.device_bytes(learner.state.params)
   reference = programs.device_bytes(learner.reference)
@@ -509,6 +600,86 @@ def test_what_is_alive_beside_a_program_is_counted(compiled):
   assert decode["cache"] > 0
   assert by_name["supervised", "sft"].kinds.get("reference", 0) == 0
   assert "published" not in by_name["update", "update"].kinds
+
+
+def test_online_self_training_is_planned():
+  target = hardware.target("cpu x8")
+  some = tiny_subject(
+    "stages=[warmup,online_st]",
+    "warmup.batch_size=8",
+    "online_st.batch_size=16",
+    "online_st.minibatch_size=8",
+    "online_st.passes=3",
+  )
+  measured = plans.measure(some, target, ("online update",))
+  assert [(m.phase, m.name) for m in measured] == [
+    ("supervised", "warmup"),
+    *(("online sample", name) for name in ("publish", "prefill", "decode")),
+    ("online update", "online_st"),
+    *(("evaluate", name) for name in ("prefill", "decode")),
+  ]
+  by_name = {m.name: m for m in measured}
+  update = by_name["online_st"]
+  assert update.times == 3 * 2
+  assert update.traffic
+  assert update.kinds == by_name["warmup"].kinds
+  assert not any("reference" in m.kinds for m in measured)
+  works = plans.work(some, target, total=1000, learnt=1000)
+  # Two batches of minibatch_size rows, passes x minibatches times.
+  assert works["online update"].flops == 2 * 6 * works["supervised"].flops
+  found = plans.make(some, target, compiled=False, search=False)
+  phases = found["time"]["phases"]
+  assert found["time"]["online_st"]["step"] == pytest.approx(
+    phases["online sample"]["seconds"] + phases["online update"]["seconds"]
+  )
+  alone = some.changed({"online_st.gold_share": 0.0})
+  once = plans.work(alone, target, total=1000, learnt=1000)
+  assert once["online update"].flops == works["online update"].flops / 2
+
+
+def test_knobs_of_online_self_training():
+  settings = ("stages=[warmup,online_st]", "online_st.batch_size=6")
+  assert options("online update", *settings) == [3, 2, 1]
+
+
+def test_shapes_of_online_self_training_are_those_of_a_real_step():
+  """Its two batches are as wide as a rollout and a question's annotation."""
+  some = tiny_subject("stages=[online_st]", "online_st.batch_size=8")
+  made = []
+  programs.online(
+    programs.Shapes(some, tiny.mesh((1, 8, 1))),
+    lambda program: made.append(program) or measuring.count(program)[1],
+  )
+  sampled = programs.Shapes(some, tiny.mesh((1, 8, 1))).rollout(8)
+  correct_B = jax.ShapeDtypeStruct((8,), jnp.bool_)
+  real = jax.eval_shape(steps.imitations, sampled, correct_B)
+  _, *batches = made[-1].arguments
+  assert len(batches) == 2
+  for batch in batches:
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), batch) == (
+      jax.tree.map(lambda x: (x.shape, x.dtype), real)
+    )
+
+
+@pytest.mark.parametrize(
+  ("stages", "unplanned"),
+  [
+    ("base,warmup,reft", ["base"]),
+    ("warmup,online_st,reft", []),
+    ("warmup,offline_st", ["draws"]),
+    ("warmup,reward_model", ["reward_model", "draws"]),
+  ],
+)
+def test_what_is_not_planned_is_named(stages, unplanned):
+  some, target = tiny_subject(f"stages=[{stages}]"), hardware.target("h100")
+  found = plans.make(some, target, compiled=False, search=False)
+  assert found["unplanned"] == unplanned
+  told = printed(plan.introduce, some)
+  assert (f"not planned: {', '.join(unplanned)}\n" in told) == bool(unplanned)
+  limited = "what is planned " * bool(unplanned)
+  assert showing.verdict(found).startswith(f"{limited}may fit: ")
+  compiled = found | {"compiled": True}
+  assert showing.verdict(compiled).startswith(f"{limited}fits: ")
 
 
 @pytest.mark.parametrize(
@@ -598,10 +769,45 @@ def test_knobs_are_those_that_may_help():
     "tensor",
   ]
   (rows, *others) = advice.knobs(some, target, laid_out, {"evaluate"})
-  assert rows.options == [{"evaluation.batch_size": n} for n in (32, 16, 8)]
+  sizes = (32, 16, 8, 4, 2, 1)
+  assert rows.options == [{"evaluation.batch_size": n} for n in sizes]
   assert "sampler" in [knob.name for knob in others]
   assert advice.lora(some)
   assert not advice.lora(tiny_subject("lora.rank=2"))
+
+
+def options(failing: str, *settings: str) -> list[int]:
+  some = tiny_subject(*settings)
+  target = hardware.target("h100 x8")
+  laid_out = measuring.laid_out(some, target)
+  rows, *_ = advice.knobs(some, target, laid_out, {failing})
+  return [value for option in rows.options for value in option.values()]
+
+
+def test_every_micro_batch_is_tried():
+  batch = "sft.batch_size=48"
+  assert options("supervised", batch) == [24, 16, 12, 8, 6, 4, 3, 2, 1]
+  assert options("supervised", batch, "sft.micro_batch_size=6") == [3, 2, 1]
+  batch = "reft.batch_size=100"
+  found = options("update", batch, "reft.minibatch_size=100")
+  assert found == [50, 25, 20, 10, 5, 4, 2, 1]
+
+
+def test_evaluations_are_tried_down_to_one_row():
+  found = options("evaluate", "evaluation.batch_size=1500")
+  assert found == [744, 368, 184, 88, 40, 16, 8, 4, 2, 1]
+  assert options("evaluate", "evaluation.batch_size=9") == [4, 2, 1]
+
+
+def test_advice_for_an_evaluation_that_no_halves_divide():
+  some = tiny_subject("evaluation.batch_size=100")
+  target = hardware.target("cpu x8")
+  less = some.changed({"evaluation.batch_size": 48})
+  needed = max(m.total for m in plans.measure(less, target, ()))
+  chip = dataclasses.replace(target.chip, memory=int(1.05 * needed), reserve=0)
+  target = dataclasses.replace(target, chip=chip)
+  found = plans.searched(some, target, {"evaluate"}, None)
+  assert found["settings"] == {"evaluation.batch_size": 48}
 
 
 def test_larger_targets():
@@ -647,6 +853,7 @@ def test_a_change_is_found_where_memory_is_short():
     (["--model", "codellama-7b"], "name an experiment"),
     (["--target"], "--target needs a name"),
     (["--config", "smoke", "--frobnicate"], "unknown argument"),
+    (["--frobnicate"], "expected [--target NAME]... [--model NAME]"),
     (["--config", "smoke", "model.path=no/such/folder"], "model.path"),
     (
       ["--config", "smoke", "--arithmetic", "mesh.fsdp=3", "--target=cpu x2"],
@@ -660,6 +867,15 @@ def test_bad_input_is_one_line(argv, says, capsys):
   assert error.startswith("error: ")
   assert error.count("\n") == 1
   assert says in error
+
+
+@pytest.mark.parametrize(
+  "argv", [["--model", "codellama-7b"], ["--frobnicate"], ["--target"]]
+)
+def test_help_comes_first(argv, capsys):
+  assert plan.main([*argv, "--help"]) == 0
+  out = capsys.readouterr().out
+  assert "Usage: python -m reft_jax.plan [--target NAME]..." in out
 
 
 def test_arithmetic_of_seven_billion_parameters(capsys):

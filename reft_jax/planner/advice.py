@@ -98,19 +98,24 @@ def knobs(
   laid_out: layout.Layout,
   failing: Collection[str],
 ) -> list[Knob]:
-  """What may help phases that do not fit, as it is `laid_out` now."""
-  ways = laid_out.data * laid_out.fsdp
+  """What may help phases that do not fit, as it is `laid_out` now.
+
+  Rows go down to one. Where devices share more than that they are filled up,
+  but a larger tensor axis leaves fewer devices to share them.
+  """
   config, model = subject.config, subject.config.model
   found = []
   if "evaluate" in failing:
     sharing = target.devices // laid_out.sampler_tensor
-    rows = _halves(config.evaluation.batch_size, sharing)
+    rows = _fewer(config.evaluation.batch_size, sharing)
     found.append(
       Knob("evaluation", [{"evaluation.batch_size": n} for n in rows])
     )
   stages = []
   if "supervised" in failing:
     stages.append(subject.supervised)
+  if "online update" in failing:
+    stages.append("online_st")
   if {"update", "score"} & set(failing):
     stages.append("reft")
   for name in stages:
@@ -118,7 +123,7 @@ def knobs(
     rows = getattr(stage, "minibatch_size", None) or stage.batch_size
     rows = stage.micro_batch_size or rows
     key = f"{name}.micro_batch_size"
-    found.append(Knob(key, [{key: n} for n in _halves(rows, ways)]))
+    found.append(Knob(key, [{key: n} for n in _divisors(rows)]))
   if stages:
     kinds = ("none", "dots", "block")
     more = kinds[kinds.index(model.remat) + 1 :]
@@ -134,7 +139,7 @@ def knobs(
     for n in (2, 4, 8)
     if target.devices % n == 0 and subject.shape.kv_heads % n == 0
   ]
-  if {"sample", "evaluate"} & set(failing):
+  if {"sample", "online sample", "evaluate"} & set(failing):
     more = [n for n in splits if n > laid_out.sampler_tensor]
     found.append(Knob("sampler", [{"mesh.sampler_tensor": n} for n in more]))
   spread = {"mesh.data": 1, "mesh.fsdp": -1}
@@ -163,10 +168,16 @@ def larger(target: hardware.Target) -> list[hardware.Target]:
   ][:4]
 
 
-def _halves(rows: int, least: int) -> list[int]:
-  """Halves of `rows`, largest first, that are multiples of `least`."""
+def _divisors(rows: int) -> list[int]:
+  """Proper divisors, largest first: micro-batches of `rows`."""
+  return [n for n in range(rows // 2, 0, -1) if rows % n == 0]
+
+
+def _fewer(rows: int, ways: int) -> list[int]:
+  """Halves, largest first, of whole rows for each of `ways` devices."""
   found = []
-  while rows % 2 == 0 and (rows // 2) % least == 0:
+  while rows > 1:
     rows //= 2
+    rows -= rows % ways if rows > ways else 0
     found.append(rows)
   return found

@@ -190,6 +190,8 @@ _CUBIC = {
   256: "4x8x8",
   512: "8x8x8",
 }
+# Google's name of the accelerator type, where it is not the generation's.
+_TYPES = {"v5litepod": "v5e"}
 # Generations that are named by their cores, of which a chip has two.
 _BY_CORES = ("v4", "v5p")
 
@@ -243,6 +245,8 @@ def target(text: str) -> Target:
   kind, count = gpu.groups() if gpu else (words, None)
   if kind == "cpu":
     devices = int(count or 1)
+    if not devices:
+      raise UserError(f"--target {text}: take 1 device or more.")
     return Target(_times("cpu", devices), "cpu", _this_cpu(devices), devices)
   if kind in GPUS:
     devices = int(count or 1)
@@ -256,8 +260,9 @@ def target(text: str) -> Target:
     shape = f"{nodes}x1x{devices // nodes}"
     return Target(_times(kind, devices), kind, GPUS[kind], devices, shape)
   tpu = re.fullmatch(r"(v\d+\w*)-(\d+)", words)
-  if tpu and tpu[1] in TPUS:
-    return _slice(text, tpu[1], int(tpu[2]))
+  kind = tpu and _TYPES.get(tpu[1], tpu[1])
+  if kind in TPUS:
+    return _slice(text, kind, int(tpu[2]))
   known = (
     "cpu",
     *(f"{name} x8" for name in GPUS),

@@ -249,7 +249,7 @@ def count(program: programs.Program) -> tuple[Measured, Any]:
     outputs = program.guess(made)
     kinds[program.makes] = programs.device_bytes(outputs)
   gradients = 0
-  if program.phase in ("supervised", "update"):
+  if program.phase in ("supervised", "online update", "update"):
     gradients = programs.device_bytes(program.arguments[0].params)
   return (
     Measured(

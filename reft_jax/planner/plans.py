@@ -1,20 +1,31 @@
 """One target's plan: memory by phase, time by phase, and what would fit."""
 
+import contextlib
 import dataclasses
+import logging
+import logging.handlers
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from reft_jax import batching, devices, layout
 from reft_jax.errors import UserError
 from reft_jax.methods import reft
+from reft_jax.models import config as configs
+from reft_jax.models import partition
 from reft_jax.planner import advice, hardware, measuring, programs, roofline
 from reft_jax.planner import subject as subjects
 
-PHASES = ("supervised", "sample", "score", "update", "evaluate")
-_STEP = ("sample", "score", "update")
+# The phases of a step, by the stage that samples as it learns.
+_STEPS = {
+  "online_st": ("online sample", "online update"),
+  "reft": ("sample", "score", "update"),
+}
+PHASES = ("supervised", *_STEPS["online_st"], *_STEPS["reft"], "evaluate")
 
 
 def make(
@@ -35,12 +46,13 @@ def make(
   Raises:
     UserError: the mesh or a batch does not fit the target's devices.
   """
-  measured = measure(subject, target, PHASES if compiled else ())
+  with _warnings() as warnings:
+    measured = measure(subject, target, PHASES if compiled else ())
   phases = by_phase(measured)
   if not phases:
     raise UserError(
       f"stages={list(subject.config.stages)}: none of them is planned; plans"
-      " are of supervised stages and of reft."
+      " are of supervised stages, online_st and reft."
     )
   worst = max(phases.values(), key=lambda m: m.total)
   over = {name for name, m in phases.items() if too_large(m, target)}
@@ -53,6 +65,8 @@ def make(
     "gather": laid_out.gather,
     "sampler_tensor": laid_out.sampler_tensor,
     "compiled": compiled,
+    "unplanned": subject.unplanned,
+    "warnings": warnings,
     "parameters": total,
     "learnt": learnt,
     "memory": {
@@ -78,6 +92,20 @@ def make(
     if over and search
     else None,
   }
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+  """What models.partition warns of meanwhile, filled in at the end."""
+  logger = logging.getLogger(partition.__name__)
+  handler = logging.handlers.BufferingHandler(capacity=1000)
+  found: list[str] = []
+  logger.addHandler(handler)
+  try:
+    yield found
+  finally:
+    logger.removeHandler(handler)
+    found += [record.getMessage() for record in handler.buffer]
 
 
 def measure(
@@ -166,11 +194,12 @@ def times(
       "bound": took.bound,
     }
   found: dict[str, Any] = {"phases": phases}
-  if subject.reinforced:
-    stage = config.reft
-    step = sum(phases[name]["seconds"] for name in _STEP)
-    questions = stage.batch_size // stage.samples_per_question
-    found["reft"] = _stage(stage, step, subject.problems, questions)
+  for name, parts in _STEPS.items():
+    if name in config.stages:
+      stage = getattr(config, name)
+      step = sum(phases[part]["seconds"] for part in parts)
+      questions = stage.batch_size // stage.samples_per_question
+      found[name] = _stage(stage, step, subject.problems, questions)
   if subject.supervised:
     stage = getattr(config, subject.supervised)
     step = phases["supervised"]["seconds"]
@@ -205,12 +234,17 @@ def work(
   learning, sampling = (
     roofline.Layout(**mesh.shape, node=target.chip.node) for mesh in meshes
   )
-  model = roofline.Model.of(
-    subject.shape,
-    total=total,
-    learnt=learnt,
-    compute_dtype=config.model.compute_dtype,
-    remat=config.model.remat,
+  model, sampling_model = (
+    roofline.Model.of(
+      subject.shape,
+      total=total,
+      learnt=learnt,
+      compute_dtype=config.model.compute_dtype,
+      remat=config.model.remat,
+      tensor=each.tensor,
+      whole=whole(subject.shape, each.tensor),
+    )
+    for each in (learning, sampling)
   )
   P, T, S = subject.prompt_slots, subject.response_slots, subject.row_slots
   gather = measuring.laid_out(subject, target).gather
@@ -218,6 +252,19 @@ def work(
   def rows(of: int, micro: int) -> dict[str, int]:
     micro, filled = batching.micro_batches(of, micro, learning.ways)
     return {"rows": filled, "micro": micro}
+
+  def sample(stage) -> roofline.Work:
+    samples = stage.samples_per_question
+    questions = devices.shared_alike(
+      meshes[1], stage.batch_size // samples, samples
+    )
+    # As long as the longest answer may be: some row nearly always is.
+    return (
+      roofline.publish(model, learning)
+      + roofline.prefill(sampling_model, sampling, questions, P)
+      + roofline.decode(sampling_model, sampling, questions * samples, P + T)
+      * T
+    )
 
   found = {}
   if subject.supervised:
@@ -230,20 +277,26 @@ def work(
       gather=gather,
       **rows(stage.batch_size, stage.micro_batch_size or stage.batch_size),
     )
+  if subject.online:
+    stage = config.online_st
+    minibatch = stage.minibatch_size or stage.batch_size
+    parts = 2 if stage.gold_share else 1
+    shared = rows(minibatch, stage.micro_batch_size or minibatch)
+    found["online sample"] = sample(stage)
+    found["online update"] = roofline.learn(
+      model,
+      learning,
+      slots=P + T,
+      predicted=P + T - 1,
+      gather=gather,
+      rows=parts * shared["rows"],
+      micro=shared["micro"],
+    ) * (stage.passes * (stage.batch_size // minibatch))
   if subject.reinforced:
     stage = config.reft
     ppo = reft.ppo_numbers(stage)
     own_trunk = ppo.critic and config.model.value == "separate"
-    samples = stage.samples_per_question
-    questions = devices.shared_alike(
-      meshes[1], stage.batch_size // samples, samples
-    )
-    # As long as the longest answer may be: some row nearly always is.
-    found["sample"] = (
-      roofline.publish(model, learning)
-      + roofline.prefill(model, sampling, questions, P)
-      + roofline.decode(model, sampling, questions * samples, P + T) * T
-    )
+    found["sample"] = sample(stage)
     slots = {"slots": P + T, "predicted": T}
     found["score"] = roofline.read(
       model,
@@ -260,6 +313,24 @@ def work(
       **rows(ppo.minibatch_size, ppo.micro_batch_size),
     ) * (updates * (1 + own_trunk))
   return found
+
+
+def whole(shape: configs.ModelConfig, tensor: int) -> set[str]:
+  """Which of the letters N, K, F and V a tensor axis of some size leaves whole.
+
+  Those that models.partition does not split in the weights that have them.
+  """
+  names = ("q_DNH", "k_DKH", "down_FD", shape.embed_name)
+  weights = {
+    name: jax.ShapeDtypeStruct(shape.shape(name), jnp.float32) for name in names
+  }
+  split = {
+    letter
+    for name, spec in partition.specs(weights, {"tensor": tensor}).items()
+    for letter, axis in zip(configs.letters(name), spec, strict=False)
+    if axis
+  }
+  return set("NKFV") - split
 
 
 # Advice ----------------------------------------------------------------------

@@ -76,21 +76,24 @@ class Learner:
     state: what its updates change.
     base: what they read besides (models.adapters).
     policy: the one being learnt, whole.
-    reference: what it started from.
+    reference: what it started from, None where the stage does not keep it.
   """
 
   state: types.TrainState
   base: Mapping[str, Any]
   policy: Any
-  reference: Any
+  reference: Any = None
 
-  def alive(self, *, reference: bool) -> dict[str, Any]:
-    """By kind; the reference only where the stage keeps it."""
+  @property
+  def alive(self) -> dict[str, Any]:
+    """By kind."""
     kinds = {
       "weights": (self.state.params, self.base),
       "optimizer": self.state.opt_state,
     }
-    return kinds | ({"reference": self.reference} if reference else {})
+    if self.reference is not None:
+      kinds["reference"] = self.reference
+    return kinds
 
 
 class Shapes:
@@ -196,7 +199,17 @@ class Shapes:
       logprobs_BT=self.array(jnp.float32, rows, T),
     )
 
-  def learner(self, optimizer: Any, *, critic: bool) -> Learner:
+  def supervised(self, rows: int, slots: int) -> types.SupervisedBatch:
+    """Rows to be imitated."""
+    return types.SupervisedBatch(
+      tokens_BS=self.array(jnp.int32, rows, slots),
+      lengths_B=self.array(jnp.int32, rows),
+      targets_BS=self.array(jnp.bool_, rows, slots),
+    )
+
+  def learner(
+    self, optimizer: Any, *, critic: bool = False, reference: bool = False
+  ) -> Learner:
     """What `Run.divided` and `Run.start` make of a policy."""
     config, lora = self.subject.config, self.subject.config.lora
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -219,11 +232,12 @@ class Shapes:
     base = adapters.beneath(frozen, params)
     init = functools.partial(steps.init_state, optimizer=optimizer)
     state = self.shards(jax.eval_shape(init, params))
+    started = adapters.join(base, {"policy": learnt})["policy"]
     return Learner(
       state=state,
       base=base,
       policy=adapters.join(base, state.params)["policy"],
-      reference=adapters.join(base, {"policy": learnt})["policy"],
+      reference=started if reference else None,
     )
 
 
@@ -237,6 +251,8 @@ def all_of(shapes: Shapes, handle: Handle) -> None:
   learner = published = None
   if subject.supervised:
     learner = supervised(shapes, subject.supervised, handle)
+  if subject.online:
+    learner, published = online(shapes, handle)
   if subject.reinforced:
     learner, published = reinforced(shapes, handle)
   if learner:
@@ -247,19 +263,14 @@ def supervised(shapes: Shapes, name: str, handle: Handle) -> Learner:
   """A stage that imitates, as methods.sft runs it."""
   config, stage = shapes.subject.config, getattr(shapes.subject.config, name)
   optimizer = optim.build(stage.optimizer, _STEPS)
-  learner = shapes.learner(optimizer, critic=False)
+  learner = shapes.learner(optimizer)
   update = steps.supervised(
     shapes.networks,
     optimizer,
     micro_batch_size=stage.micro_batch_size or stage.batch_size,
     logit_chunk=config.model.logit_chunk,
   )
-  B, S = stage.batch_size, shapes.subject.row_slots
-  batch = types.SupervisedBatch(
-    tokens_BS=shapes.array(jnp.int32, B, S),
-    lengths_B=shapes.array(jnp.int32, B),
-    targets_BS=shapes.array(jnp.bool_, B, S),
-  )
+  batch = shapes.supervised(stage.batch_size, shapes.subject.row_slots)
   handle(
     Program(
       name=name,
@@ -268,10 +279,46 @@ def supervised(shapes: Shapes, name: str, handle: Handle) -> Learner:
       function=update,
       arguments=(learner.state, batch),
       keywords={"base": learner.base},
-      alive=learner.alive(reference=False),
+      alive=learner.alive,
     )
   )
   return learner
+
+
+def online(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
+  """A step of methods.online_st: sample, and imitate what is right.
+
+  Returns:
+    What the stage keeps, and its policy as it is sampled from.
+  """
+  config, stage = shapes.subject.config, shapes.subject.config.online_st
+  minibatch = stage.minibatch_size or stage.batch_size
+  optimizer = optim.build(stage.optimizer, _STEPS)
+  learner = shapes.learner(optimizer)
+  published = _rollouts(shapes, stage, learner, handle, phase="online sample")
+  parts = ("correct", "gold") if stage.gold_share else ("correct",)
+  update = steps.supervised(
+    shapes.networks,
+    optimizer,
+    micro_batch_size=stage.micro_batch_size or minibatch,
+    logit_chunk=config.model.logit_chunk,
+    parts=parts,
+  )
+  slots = shapes.subject.prompt_slots + shapes.subject.response_slots
+  batches = [shapes.supervised(minibatch, slots) for _ in parts]
+  handle(
+    Program(
+      name="online_st",
+      phase="online update",
+      mesh=shapes.mesh,
+      function=update,
+      arguments=(learner.state, *batches),
+      keywords={"base": learner.base},
+      alive=learner.alive,
+      times=stage.passes * (stage.batch_size // minibatch),
+    )
+  )
+  return learner, published
 
 
 def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
@@ -283,23 +330,9 @@ def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
   config, stage = shapes.subject.config, shapes.subject.config.reft
   ppo = reft.ppo_numbers(stage)
   optimizer = optim.build(stage.optimizer, _STEPS)
-  learner = shapes.learner(optimizer, critic=ppo.critic)
-  alive = learner.alive(reference=True)
-  sampler = rollout.Sampler(
-    shapes.networks,
-    response_tokens=shapes.subject.response_slots,
-    eos_ids=_EOS,
-    pad_id=_PAD,
-    temperature=stage.temperature,
-    samples=stage.samples_per_question,
-  )
-  questions = devices.shared_alike(
-    shapes.sampling.mesh,
-    stage.batch_size // stage.samples_per_question,
-    stage.samples_per_question,
-  )
-  published = _published(shapes, learner.policy, alive, handle, phase="sample")
-  _sampled(shapes, published, alive, sampler, questions, handle, phase="sample")
+  learner = shapes.learner(optimizer, critic=ppo.critic, reference=True)
+  alive = learner.alive
+  published = _rollouts(shapes, stage, learner, handle, phase="sample")
 
   by_action, values = steps.readers(
     shapes.networks, ppo, logit_chunk=config.model.logit_chunk
@@ -376,11 +409,10 @@ def evaluation(
 ) -> None:
   """Answers to dev questions while a stage goes on (methods.answering).
 
-  `published` is ReFT's policy, published already; None: it is another stage's,
-  which has no reference.
+  `published` is a policy that its stage has published already.
   """
   config = shapes.subject.config
-  alive = learner.alive(reference=published is not None)
+  alive = learner.alive
   if published is None:
     published = _published(
       shapes, learner.policy, alive, handle, phase="evaluate"
@@ -398,6 +430,26 @@ def evaluation(
   _sampled(
     shapes, published, alive, sampler, questions, handle, phase="evaluate"
   )
+
+
+def _rollouts(shapes, stage, learner, handle, *, phase):
+  """Publishes a stage's policy and samples a step's rollouts from it."""
+  samples = stage.samples_per_question
+  sampler = rollout.Sampler(
+    shapes.networks,
+    response_tokens=shapes.subject.response_slots,
+    eos_ids=_EOS,
+    pad_id=_PAD,
+    temperature=stage.temperature,
+    samples=samples,
+  )
+  questions = devices.shared_alike(
+    shapes.sampling.mesh, stage.batch_size // samples, samples
+  )
+  alive = learner.alive
+  published = _published(shapes, learner.policy, alive, handle, phase=phase)
+  _sampled(shapes, published, alive, sampler, questions, handle, phase=phase)
+  return published
 
 
 def _published(shapes, policy, alive, handle, *, phase):

@@ -12,6 +12,7 @@ Letters are those of models.config.
 """
 
 import dataclasses
+from collections.abc import Collection
 
 from reft_jax.models import config as configs
 from reft_jax.planner import hardware
@@ -26,7 +27,8 @@ class Layout:
   Attributes:
     data: copies of the weights.
     fsdp: shards of the weights that share the batch.
-    tensor: shards of heads, hidden units and vocabulary.
+    tensor: shards of heads, hidden units and vocabulary, so far as it splits
+      them (Model).
     node: devices that share fast links; 0: all do.
   """
 
@@ -48,7 +50,9 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What of a model costs time.
+  """What of a model costs time, on all devices of a tensor axis together.
+
+  What the axis does not split is whole on each of them, and counts for each.
 
   Attributes:
     block: weights of all blocks that meet every token.
@@ -65,6 +69,7 @@ class Model:
     vocab: V.
     number: bytes of one in the compute dtype.
     remat: what the backward pass computes again (models.networks).
+    sums: a layer's products that are summed along tensor.
   """
 
   block: int
@@ -81,6 +86,7 @@ class Model:
   vocab: int
   number: int = 2
   remat: str = "none"
+  sums: int = 2
 
   @classmethod
   def of(
@@ -91,28 +97,50 @@ class Model:
     learnt: int | None = None,
     compute_dtype: str = "bfloat16",
     remat: str = "none",
+    tensor: int = 1,
+    whole: Collection[str] = (),
   ) -> "Model":
-    """That of an architecture; `total` weights, `learnt` with a gradient."""
-    D, F = shape.width, shape.ffn
-    queries = shape.heads * shape.head_size
-    keys = shape.kv_heads * shape.head_size
-    layer = 2 * D * queries + 2 * D * keys + (2 + shape.gated) * D * F
-    head = shape.vocab_size * (shape.embed_size or D)
+    """That of an architecture.
+
+    Args:
+      shape: the architecture.
+      total: its weights.
+      learnt: those with a gradient; None: all.
+      compute_dtype: what products are in.
+      remat: what the backward pass computes again.
+      tensor: devices of a tensor axis.
+      whole: which of the letters N, K, F and V it does not split.
+    """
+    D, H = shape.width, shape.head_size
+    times = {letter: tensor if letter in whole else 1 for letter in "NKFV"}
+    weights = {
+      "N": 2 * shape.layers * D * shape.heads * H,
+      "K": 2 * shape.layers * D * shape.kv_heads * H,
+      "F": (2 + shape.gated) * shape.layers * D * shape.ffn,
+      "V": shape.vocab_size * (shape.embed_size or D),
+    }
+    head = times["V"] * weights["V"]
+    copies = sum((times[x] - 1) * size for x, size in weights.items())
+    if not shape.tied_head:
+      copies += head - weights["V"]
+    if learnt in (None, total):
+      learnt = total + copies
     return cls(
-      block=shape.layers * layer,
+      block=sum(times[x] * weights[x] for x in "NKF"),
       head=head,
       embedding=0 if shape.tied_head else head,
-      total=total,
-      learnt=total if learnt is None else learnt,
+      total=total + copies,
+      learnt=learnt,
       layers=shape.layers,
       width=D,
-      heads=shape.heads,
-      queries=queries,
-      keys=keys,
-      ffn=F,
-      vocab=shape.vocab_size,
+      heads=times["N"] * shape.heads,
+      queries=times["N"] * shape.heads * H,
+      keys=times["K"] * shape.kv_heads * H,
+      ffn=times["F"] * shape.ffn,
+      vocab=times["V"] * shape.vocab_size,
       number=2 if compute_dtype == "bfloat16" else 4,
       remat=remat,
+      sums=2 - len({"N", "F"} & set(whole)),
     )
 
   @property
@@ -338,10 +366,10 @@ def _scattered(whole: float, layout: Layout) -> Work:
 
 
 def _summed(model: Model, layout: Layout, tokens: int, forwards: int) -> Work:
-  """Two all-reduces of the stream a layer along tensor."""
+  """All-reduces of the stream along tensor: in each layer two at most."""
   share = 2 * (layout.tensor - 1) / layout.tensor
   stream = tokens / layout.ways * model.width * model.number
-  sent = 2 * model.layers * share * stream * forwards
+  sent = model.sums * model.layers * share * stream * forwards
   return _sent(sent, layout, layout.tensor)
 
 

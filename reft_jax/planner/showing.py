@@ -28,6 +28,8 @@ def show(plan: Mapping[str, Any], screen: terminal.Terminal) -> None:
       "arithmetic alone: temporaries are gradients and no more, so the memory"
       " needed is more than this"
     )
+  for warning in plan["warnings"]:
+    screen.line(warning)
   unit, size = _unit([plan["memory"]["peak"]])
   screen.table(
     f"{unit} of a device by phase",
@@ -101,7 +103,7 @@ def _row(plan, size) -> list[Any]:
   bounds = dict.fromkeys(
     row["bound"]
     for name, row in times["phases"].items()
-    if name != "supervised"
+    if name in ("sample", "score", "update")
   )
   return [
     plan["target"],
@@ -131,10 +133,12 @@ def verdict(plan: Mapping[str, Any]) -> str:
   if not memory["fits"]:
     by = _text(peak - usable)
     return f"does not fit: {where}, {by} more than the usable {room}"
+  some = "what is planned " if plan["unplanned"] else ""
   if not plan["compiled"]:
-    return f"may fit: {where}, temporaries not counted; usable are {room}"
+    return f"{some}may fit: {where}, temporaries not counted; usable are {room}"
   return (
-    f"fits: {where}; usable are {room}, which leaves {_text(usable - peak)}"
+    f"{some}fits: {where}; usable are {room}, which leaves"
+    f" {_text(usable - peak)}"
   )
 
 

@@ -89,9 +89,23 @@ class Subject:
     )
 
   @property
+  def online(self) -> bool:
+    """Whether the run has a stage of online self-training."""
+    return "online_st" in self.config.stages
+
+  @property
   def reinforced(self) -> bool:
     """Whether the run has a ReFT stage."""
     return "reft" in self.config.stages
+
+  @property
+  def unplanned(self) -> list[str]:
+    """What of the run no plan is made for."""
+    stages = self.config.stages
+    found = [name for name in ("base", "reward_model") if name in stages]
+    if {"offline_st", "reward_model"} & set(stages):
+      found.append("draws")
+    return found
 
   def changed(self, settings: dict[str, Any]) -> "Subject":
     """The same with other settings, by their dotted keys."""
