@@ -233,7 +233,7 @@ class Loop:
 
     Raises:
       PreemptedError: after SIGTERM, when the state is saved.
-      DivergedError: when too many updates in a row were not finite.
+      DivergedError: when too many updates in a row were not finite, or all.
     """
     self._pending = merged(self._pending, metrics)
     last = step == self._steps
@@ -242,6 +242,7 @@ class Loop:
       values = self._read()
       self._log(step, values)
       self._warn(step, values)
+      self._check_finite(learnt=not last or jax.device_get(state.step) > 0)
     self._progress.step(step, values)
     self._sampled = bool(sampled)
     every = self._run.config.logging.sample_every
@@ -283,12 +284,14 @@ class Loop:
     if skipped is not None:
       everything = skipped.total == skipped.count
       self._skipped = self._skipped + int(skipped.total) if everything else 0
-      if self._skipped >= _MOST_SKIPPED:
-        raise DivergedError(
-          f"{self._name}: the last {self._skipped} updates were not finite and "
-          "were skipped; lower the learning rate, or raise kl_coef."
-        )
     return {name: mean.value() for name, mean in means.items()}
+
+  def _check_finite(self, *, learnt: bool) -> None:
+    if self._skipped >= _MOST_SKIPPED or (self._skipped and not learnt):
+      raise DivergedError(
+        f"{self._name}: the last {self._skipped} updates were not finite and "
+        "were skipped; lower the learning rate, or raise kl_coef."
+      )
 
   def _log(self, step: int, values: Mapping[str, float]) -> None:
     self._run.recorder.log(step, values, stage=self._name)
