@@ -13,6 +13,7 @@ import glob
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -97,6 +98,8 @@ def join(how: str) -> None:
       f"({reason:.200}); set {COORDINATOR}=HOST:PORT, {COUNT} and {INDEX}, or "
       "distributed=off for this process alone."
     ) from error
+  if not first():  # The first warns for all.
+    logging.getLogger(__package__).setLevel(logging.ERROR)
 
 
 def _at(address: str) -> dict[str, Any]:

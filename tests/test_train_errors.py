@@ -131,7 +131,7 @@ def test_good_input_starts(folder):
     ("stages=[sft,walk]", ["stages", "one of base, warmup, sft, offline_st"]),
     ("--fast", ["unknown argument '--fast'", "--help"]),
     ("--config=nothing", ["nothing", "no such file", "embedded"]),
-    ("mesh.data=3", ["mesh", "data=3", "8 devices", "-1"]),
+    ("mesh.data=3", ["mesh", "data=3", "8 devices", "divide 8"]),
   ],
 )
 def test_settings(refused, argument, words):
