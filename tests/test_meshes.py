@@ -108,7 +108,6 @@ def twenty_steps(shape, sampler_tensor=None):
     ((1, 2, 4), None),
     ((1, 1, 8), None),
     ((1, 8, 1), 4),
-    ((2, 2, 2), 1),
   ],
 )
 def test_twenty_steps_are_the_same_on_every_mesh(shape, sampler_tensor, caplog):

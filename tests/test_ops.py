@@ -212,7 +212,7 @@ def test_group_relative_advantages_by_hand():
     np.testing.assert_allclose(found_QG[0], row, rtol=1e-5)
 
 
-@pytest.mark.parametrize("group", [2, 3, 5, 6, 7, 8, 16])
+@pytest.mark.parametrize("group", [3, 7, 8])
 @pytest.mark.parametrize("relative", advantages.GROUP_RELATIVE.values())
 def test_where_all_earn_the_same_there_is_no_advantage_at_all(group, relative):
   # Not nearly none: Adam takes a whole step along the smallest gradient.
