@@ -554,12 +554,12 @@ class Command:
   overrides: tuple[str, ...]
 
 
-def parse(argv: Sequence[str]) -> Command:
+def parse(argv: Sequence[str], options: str = "") -> Command:
   """Reads a command line: `--config FILE`, `key=value`, a flag.
 
   Files are laid over the defaults in their order, then the overrides. The
   result has the right types; `validate` and `check_files` say if it makes
-  sense.
+  sense. Of a program's own `options` only what is expected tells.
 
   Raises:
     UserError: An unknown argument or key, a value of the wrong type, a file
@@ -583,7 +583,10 @@ def parse(argv: Sequence[str]) -> Command:
     elif "=" in argument and not argument.startswith("-"):
       overrides.append(argument)
     else:
-      raise errors.UserError(f"unknown argument {argument!r}; expected {USAGE}")
+      expected = f"{options} {USAGE}".lstrip()
+      raise errors.UserError(
+        f"unknown argument {argument!r}; expected {expected}"
+      )
   config = load(files or [DEFAULT_EXPERIMENT], overrides)
   if not files:
     _check_generated(config)

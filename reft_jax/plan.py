@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
   screen = terminal.Terminal()
   try:
     options, settings = divide(argv)
-    command = parse(settings)
+    command = config_lib.parse(settings, OPTIONS)
     match command.action:
       case "help":
         print(__doc__)
@@ -114,19 +114,6 @@ def divide(argv: Sequence[str]) -> tuple[Options, list[str]]:
     search="--no-search" not in flags,
   )
   return options, rest
-
-
-def parse(settings: Sequence[str]) -> config_lib.Command:
-  """`config.parse`, whose errors tell this program's usage.
-
-  Raises:
-    UserError: as it does.
-  """
-  try:
-    return config_lib.parse(settings)
-  except UserError as error:
-    usage = f"{OPTIONS} {config_lib.USAGE}"
-    raise UserError(str(error).replace(config_lib.USAGE, usage)) from error
 
 
 def plan(
