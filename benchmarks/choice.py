@@ -20,8 +20,8 @@ import sys
 import harness
 import matplotlib.figure
 
-from reft_jax import metrics
-from reft_jax.tasks import choices, quantities
+from reft_jax.runtime import metrics
+from reft_jax.tasks.answers import choices, quantities
 
 ARMS = {
   "letter": ["reft.choice_reward=letter"],

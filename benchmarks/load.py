@@ -109,14 +109,14 @@ def build(folder: pathlib.Path, layers: int) -> list[pathlib.Path]:
   """Makes the checkpoint if it is not there; its files of weights."""
   import numpy as np
 
-  from reft_jax.models import families, weights
+  from reft_jax.models.hf import families, tensor_files
 
   fields = {"model_type": "qwen2", **SHAPE, "num_hidden_layers": layers}
   file = folder / "config.json"
   if not file.exists() or json.loads(file.read_text()) != fields:
     print(f"making {folder}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
-    weights.remove(folder)
+    tensor_files.remove(folder)
     family = families.BY_TYPE["qwen2"]
     config = family.read_config(fields)
     random = np.random.default_rng(0)
@@ -128,9 +128,9 @@ def build(folder: pathlib.Path, layers: int) -> list[pathlib.Path]:
 
     def array_of(name: str) -> np.ndarray:
       array = random.standard_normal(shapes[name], np.float32) * 0.02
-      return array.astype(weights.DTYPES["BF16"])
+      return array.astype(tensor_files.DTYPES["BF16"])
 
-    weights.write(folder, shapes, "BF16", array_of, 5 * 10**9)
+    tensor_files.write(folder, shapes, "BF16", array_of, 5 * 10**9)
     file.write_text(json.dumps(fields))
   return sorted(folder.glob("*.safetensors"))
 
@@ -189,14 +189,14 @@ def ours(folder: pathlib.Path):
   import jax
   import numpy as np
 
-  from reft_jax import devices
-  from reft_jax.models import pretrained
+  from reft_jax.models.hf import pretrained
+  from reft_jax.runtime import mesh as mesh_lib
 
-  mesh = devices.make_mesh(data=1, fsdp=-1, tensor=1)
+  mesh = mesh_lib.make_mesh(data=1, fsdp=-1, tensor=1)
   jax.block_until_ready(jax.jit(lambda: 1)())  # Starts the backend.
 
   def load():
-    _, policy = pretrained.load(folder, devices.place(mesh))
+    _, policy = pretrained.load(folder, mesh_lib.placement(mesh))
     return jax.block_until_ready(policy)
 
   def facts(policy):

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from reft_jax import terminal
+from reft_jax.runtime import console as console_lib
 
 PLANS = pathlib.Path(__file__).parent / "results" / "plan"
 PHASES = ("supervised", "sample", "score", "update", "evaluate")
@@ -66,9 +66,9 @@ def _row(file: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[str]:
   yield f"{memory['usable'] / _GIB:.1f}"
   yield "yes" if memory["fits"] else "no"
   step = [times["phases"][phase] for phase in STEP]
-  yield terminal.number(sum(row["near"] + row["far"] for row in step) / 1e9)
-  yield terminal.duration(times["reft"]["step"])
-  yield terminal.duration(times["reft"]["epoch"])
+  yield console_lib.number(sum(row["near"] + row["far"] for row in step) / 1e9)
+  yield console_lib.duration(times["reft"]["step"])
+  yield console_lib.duration(times["reft"]["epoch"])
   yield ", ".join(row["bound"] for row in step)
 
 

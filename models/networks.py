@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reft_jax.models import adapters, layers, partition, transformer
 from reft_jax.models import cache as caches
 from reft_jax.models import config as configs
+from reft_jax.models import layers, lora, partition, transformer
 
 Params = dict[str, Any]
 
@@ -204,7 +204,7 @@ class Networks:
 
     def layer(index):
       block = jax.tree.map(lambda w: w[index], policy["trunk"]["blocks"])
-      return adapters.merge(block, self.adapter_scale)
+      return lora.merge(block, self.adapter_scale)
 
     def whole(path, weight):
       return partition.gather(

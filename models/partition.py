@@ -69,7 +69,7 @@ def pin(x: jax.Array) -> jax.Array:
   not divide.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if not _has_rows(mesh) or x.ndim == 0 or x.shape[0] % ways():
+  if not _has_rows(mesh) or x.ndim == 0 or x.shape[0] % num_shards():
     return x
   rest = [P.UNCONSTRAINED] * (x.ndim - 1)
   return jax.lax.with_sharding_constraint(x, P(_ROWS, *rest))
@@ -85,23 +85,23 @@ def pin_heads(x_BKSH: jax.Array) -> jax.Array:
   if not _has_rows(mesh):
     return x_BKSH
   B, K = x_BKSH.shape[:2]
-  rows = None if B % ways() else _ROWS
+  rows = None if B % num_shards() else _ROWS
   heads = None if K % mesh.shape["tensor"] else "tensor"
   return jax.lax.with_sharding_constraint(x_BKSH, P(rows, heads))
 
 
-def spread(x: jax.Array) -> jax.Array:
+def pin_or_replicate(x: jax.Array) -> jax.Array:
   """`pin` for what a program returns: whole where the rows do not divide.
 
   The partitioner would be free to leave such rows unevenly spread, which no
   array outside a program can be.
   """
-  if x.ndim and x.shape[0] % ways():
-    return whole(x)
+  if x.ndim and x.shape[0] % num_shards():
+    return replicate(x)
   return pin(x)
 
 
-def ways() -> int:
+def num_shards() -> int:
   """Into how many parts the mesh that is set splits a batch; 1 without one."""
   mesh = jax.sharding.get_abstract_mesh()
   if not _has_rows(mesh):
@@ -109,7 +109,7 @@ def ways() -> int:
   return math.prod(mesh.shape[axis] for axis in _ROWS)
 
 
-def whole(x: jax.Array) -> jax.Array:
+def replicate(x: jax.Array) -> jax.Array:
   """Asks for a small array whole on every device, for the host to read.
 
   The identity where no mesh is set.

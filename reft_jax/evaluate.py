@@ -31,15 +31,21 @@ from typing import Any
 
 import jax
 
-from reft_jax import batching, devices, hub, processes, terminal, xla_flags
-from reft_jax import config as config_lib
-from reft_jax import tokenizer as tokenizer_lib
+from reft_jax import files
+from reft_jax.config import checks, cli, loading, schema
+from reft_jax.data import encode
+from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
-from reft_jax.methods import building, evaluating, finding, loop, planning
-from reft_jax.methods import run as run_lib
-from reft_jax.models import pretrained
-from reft_jax.studies import evaluations
-from reft_jax.tasks import grading
+from reft_jax.evaluation import evaluation as evaluation_lib
+from reft_jax.evaluation import settings
+from reft_jax.huggingface import hub
+from reft_jax.models.hf import pretrained
+from reft_jax.run import context, dry_run, model_paths, setup
+from reft_jax.run import loop as loop_lib
+from reft_jax.runtime import console as console_lib
+from reft_jax.runtime import mesh as mesh_lib
+from reft_jax.runtime import multihost, xla_flags
+from reft_jax.tasks import grader as grader_lib
 from reft_jax.tasks.sandbox import executor as executor_lib
 
 PROGRAM = "reft_jax.evaluate MODEL..."
@@ -47,37 +53,33 @@ PROGRAM = "reft_jax.evaluate MODEL..."
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv`; returns the exit code."""
-  return processes.run(functools.partial(_main, argv))
+  return multihost.run(functools.partial(_main, argv))
 
 
 def _main(argv: Sequence[str]) -> int:
-  screen = terminal.Terminal()
+  screen = console_lib.Console()
   try:
     paths, arguments = divide(argv)
     if {"-h", "--help"} & set(arguments):
       print(__doc__)
-      config_lib.print_help(PROGRAM, "they are those of the model's run")
+      cli.print_help(PROGRAM, "they are those of the model's run")
       return 0
-    models = [model for path in paths for model in finding.find(path)]
+    models = [model for path in paths for model in model_paths.find(path)]
     commands = [read(model, arguments) for model in models]
     if not models:
-      raise UserError(
-        f"which model? Usage: python -m {PROGRAM} {config_lib.USAGE}"
-      )
+      raise UserError(f"which model? Usage: python -m {PROGRAM} {cli.USAGE}")
     if commands[0].action == "print-config":
-      print(
-        "---\n".join(config_lib.to_yaml(c.config) for c in commands), end=""
-      )
+      print("---\n".join(loading.to_yaml(c.config) for c in commands), end="")
       return 0
     dry = commands[0].action == "dry-run"
     if not dry:
       xla_flags.use(commands[0].config.xla_flags, screen.line)
-      processes.join(commands[0].config.distributed)
-      screen = terminal.Terminal(quiet=not processes.first())
+      multihost.initialize(commands[0].config.distributed)
+      screen = console_lib.Console(quiet=not multihost.is_lead())
     evaluate(models, [command.config for command in commands], screen, dry=dry)
   except (UserError, pretrained.UnsupportedModelError) as error:
-    return processes.refuse(error)
-  except loop.PreemptedError as reason:
+    return multihost.refuse(error)
+  except loop_lib.PreemptedError as reason:
     screen.line(f"{reason}; the same command goes on.")
     return 75
   except executor_lib.LostWorkerError as error:
@@ -101,7 +103,7 @@ def divide(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return paths, arguments
 
 
-def read(model: finding.Model, arguments: Sequence[str]) -> config_lib.Command:
+def read(model: model_paths.Model, arguments: Sequence[str]) -> cli.Command:
   """The command line's settings for one model.
 
   Raises:
@@ -117,36 +119,36 @@ def read(model: finding.Model, arguments: Sequence[str]) -> config_lib.Command:
       f"{model.folder} lies in no run, whose settings would say how it is "
       "asked; name an experiment, such as --config gsm8k_nl_codellama_7b."
     )
-  command = config_lib.parse([*layers, *arguments])
+  command = cli.parse([*layers, *arguments])
   config = command.config
   path = config.model.path if model.checkpoint else str(model.folder)
-  config = evaluations.settings_of(config, path)
+  config = settings.settings_of(config, path)
   return dataclasses.replace(command, config=config)
 
 
-def check(configs: Sequence[config_lib.Config]) -> None:
+def check(configs: Sequence[schema.Config]) -> None:
   """Raises UserError for settings that make no sense here."""
   for config in configs:
-    config_lib.validate(config)
-    config_lib.check_files(_without_training_set(config))
-    evaluations.check(config.evaluation)
+    checks.validate(config)
+    checks.check_files(_without_training_set(config))
+    settings.check(config.evaluation)
 
 
 def places(
-  models: Sequence[finding.Model], configs: Sequence[config_lib.Config]
+  models: Sequence[model_paths.Model], configs: Sequence[schema.Config]
 ) -> list[pathlib.Path]:
   """Where each model's answers are kept.
 
   Raises:
     UserError: two models have the same place.
   """
-  found: dict[pathlib.Path, finding.Model] = {}
+  found: dict[pathlib.Path, model_paths.Model] = {}
   for model, config in zip(models, configs, strict=True):
     split = config.evaluation.split
-    folder = evaluations.folder(model.run, model.name, split)
+    folder = settings.folder(model.run, model.name, split)
     if config.output:
       name = folder.name if len(models) > 1 else ""
-      folder = config_lib.expanded(config.output) / name
+      folder = files.expand_user(config.output) / name
     if folder in found:
       raise UserError(
         f"{found[folder].folder} and {model.folder} would both be kept in "
@@ -157,9 +159,9 @@ def places(
 
 
 def evaluate(
-  models: Sequence[finding.Model],
-  configs: Sequence[config_lib.Config],
-  screen: terminal.Terminal,
+  models: Sequence[model_paths.Model],
+  configs: Sequence[schema.Config],
+  screen: console_lib.Console,
   *,
   dry: bool = False,
 ) -> None:
@@ -168,7 +170,7 @@ def evaluate(
   All are checked before the first is asked anything; with `dry` that is all,
   and nothing is downloaded for it.
   """
-  with processes.together():
+  with multihost.raise_on_all_processes():
     check(configs)
     directories = places(models, configs)
   if dry and (absent := list(missing(models, configs))):
@@ -177,19 +179,19 @@ def evaluate(
     screen.line("dry run: what is missing was not checked")
     return
   logging.getLogger("absl").setLevel(logging.WARNING)
-  building.use_compilation_cache()
+  setup.use_compilation_cache()
   with contextlib.ExitStack() as exits:
-    with processes.together():
+    with multihost.raise_on_all_processes():
       graders = open_graders(configs, exits)
       prepared = [
         prepare(*each, screen)
         for each in zip(models, configs, directories, graders, strict=True)
       ]
-      if not dry and processes.first():
+      if not dry and multihost.is_lead():
         for directory in directories:
           claim(directory)
     check_alike(prepared)
-    exits.enter_context(loop.stopping_on_sigterm())
+    exits.enter_context(loop_lib.stopping_on_sigterm())
     summaries = {}
     for evaluation in prepared:
       introduce(evaluation, screen)
@@ -207,29 +209,29 @@ def evaluate(
     screen.line(f"every completion: {directory / 'report.html'}")
 
 
-def check_alike(evaluations: Sequence[evaluating.Evaluation]) -> None:
+def check_alike(evaluations: Sequence[evaluation_lib.Evaluation]) -> None:
   """All processes must evaluate the same.
 
   Raises:
     UserError: models, settings or problems differ.
   """
   names = [str(each.model.folder) for each in evaluations]
-  processes.check_alike({"models": repr(names)})
+  multihost.check_equal_on_all({"models": repr(names)})
   for name, each in zip(names, evaluations, strict=True):
     split = each.run.config.evaluation.split
-    processes.check_alike(
+    multihost.check_equal_on_all(
       {
-        f"settings of {name}": config_lib.to_yaml(each.run.config),
+        f"settings of {name}": loading.to_yaml(each.run.config),
         f"layout of {name}": repr(each.run.mesh.shape),
         f"tokenizer of {name}": each.run.tokenizer.fingerprint,
-        f"problems of {name}": batching.fingerprint({split: each.problems}),
-        f"weights of {name}": evaluating.fingerprint(each.model.folder),
+        f"problems of {name}": encode.fingerprint({split: each.problems}),
+        f"weights of {name}": evaluation_lib.fingerprint(each.model.folder),
       }
     )
 
 
 def missing(
-  models: Sequence[finding.Model], configs: Sequence[config_lib.Config]
+  models: Sequence[model_paths.Model], configs: Sequence[schema.Config]
 ) -> Iterator[str]:
   """The names of models on the hub that are not here yet."""
   for model, config in zip(models, configs, strict=True):
@@ -240,24 +242,24 @@ def missing(
 
 
 def open_graders(
-  configs: Sequence[config_lib.Config], exits: contextlib.ExitStack
-) -> list[grading.Grader]:
+  configs: Sequence[schema.Config], exits: contextlib.ExitStack
+) -> list[grader_lib.Grader]:
   """A grader for each model; models that are graded alike share one."""
-  opened: dict[Any, grading.Grader] = {}
+  opened: dict[Any, grader_lib.Grader] = {}
   keys = [(c.data.reasoning, c.data.answers, c.programs) for c in configs]
   for key, config in zip(keys, configs, strict=True):
     if key not in opened:
-      opened[key] = building.open_grader(config, exits)
+      opened[key] = setup.open_grader(config, exits)
   return [opened[key] for key in keys]
 
 
 def prepare(
-  model: finding.Model,
-  config: config_lib.Config,
+  model: model_paths.Model,
+  config: schema.Config,
   directory: pathlib.Path,
-  grader: grading.Grader,
-  screen: terminal.Terminal,
-) -> evaluating.Evaluation:
+  grader: grader_lib.Grader,
+  screen: console_lib.Console,
+) -> evaluation_lib.Evaluation:
   """Everything that an evaluation needs but the weights.
 
   Raises:
@@ -265,10 +267,10 @@ def prepare(
   """
   if not model.checkpoint:
     model = dataclasses.replace(model, folder=hub.folder(str(model.folder)))
-  tokenizer, network = building.open_model(config)
-  building.check_lengths(config, network)
-  laid_out = building.lay_out(config, network)
-  mesh, sampling_mesh = devices.meshes(laid_out)
+  tokenizer, network = setup.open_model(config)
+  setup.check_lengths(config, network)
+  laid_out = setup.lay_out(config, network)
+  mesh, sampling_mesh = mesh_lib.meshes(laid_out)
   network = dataclasses.replace(network, gather=laid_out.gather)
   problems = read_problems(config, tokenizer)
   split = config.evaluation.split
@@ -278,7 +280,7 @@ def prepare(
       f"evaluation.split={split}: {model.name} has no such problems; set "
       f"{setting}, or another split."
     )
-  run = run_lib.Run(
+  run = context.Run(
     config=config,
     directory=directory,
     mesh=mesh,
@@ -288,22 +290,22 @@ def prepare(
     **{"train": (), "dev": (), "test": (), split: problems.examples},
     grader=grader,
     recorder=None,  # Nothing is logged step by step.
-    terminal=screen,
+    console=screen,
   )
-  return evaluating.Evaluation(run, model, problems)
+  return evaluation_lib.Evaluation(run, model, problems)
 
 
 def read_problems(
-  config: config_lib.Config, tokenizer: tokenizer_lib.Tokenizer
-) -> batching.Encoded:
+  config: schema.Config, tokenizer: tokenizer_lib.Tokenizer
+) -> encode.Encoded:
   """The problems that are asked, as ids; raises as `run_lib.encoded`."""
-  splits = run_lib.encoded(_without_training_set(config), tokenizer)
+  splits = context.encoded(_without_training_set(config), tokenizer)
   asked = splits[config.evaluation.split]
   # Nor does it matter which annotations could be learnt.
   return dataclasses.replace(asked, long_targets=0, unusable_targets=())
 
 
-def _without_training_set(config: config_lib.Config) -> config_lib.Config:
+def _without_training_set(config: schema.Config) -> schema.Config:
   """Settings that read a test set of its own, if it is asked, and no other.
 
   What a model was trained on need not be here to test it; the test set stands
@@ -335,16 +337,16 @@ def claim(directory: pathlib.Path) -> None:
 
 
 def introduce(
-  evaluation: evaluating.Evaluation, screen: terminal.Terminal
+  evaluation: evaluation_lib.Evaluation, screen: console_lib.Console
 ) -> None:
   """Says which model is asked which problems."""
   run = evaluation.run
   screen.line(f"{evaluation.model.name}: {run.directory}", style="bold")
   splits = {run.config.evaluation.split: evaluation.problems}
-  screen.line(planning.describe_problems(splits))
+  screen.line(dry_run.describe_problems(splits))
 
 
-def label(model: finding.Model, models: Sequence[finding.Model]) -> str:
+def label(model: model_paths.Model, models: Sequence[model_paths.Model]) -> str:
   """A model's name, with its folder's where several have that name."""
   if [each.name for each in models].count(model.name) == 1:
     return model.name
@@ -352,7 +354,7 @@ def label(model: finding.Model, models: Sequence[finding.Model]) -> str:
 
 
 def show(
-  summaries: Mapping[str, Mapping[str, Any]], screen: terminal.Terminal
+  summaries: Mapping[str, Mapping[str, Any]], screen: console_lib.Console
 ) -> None:
   """A table with a column for each model, by its label."""
   columns = [

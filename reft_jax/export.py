@@ -19,13 +19,16 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from reft_jax import config as config_lib
-from reft_jax import devices, hub, terminal
-from reft_jax import tokenizer as tokenizer_lib
+from reft_jax import files
+from reft_jax.config import loading
+from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
-from reft_jax.methods import building, card, finding, saving
+from reft_jax.huggingface import card, folders, hub
 from reft_jax.models import config as configs
-from reft_jax.models import pretrained
+from reft_jax.models.hf import pretrained
+from reft_jax.run import model_paths, setup
+from reft_jax.runtime import console as console_lib
+from reft_jax.runtime import mesh as mesh_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Opened:
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv`; returns the exit code."""
-  screen = terminal.Terminal()
+  screen = console_lib.Console()
   try:
     export(**vars(_parser().parse_args(argv)), screen=screen)
   except (UserError, pretrained.UnsupportedModelError) as error:
@@ -78,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument("source", metavar="SOURCE", help="the model")
   parser.add_argument(
-    "output", type=config_lib.expanded, metavar="OUTPUT", help="a new folder"
+    "output", type=files.expand_user, metavar="OUTPUT", help="a new folder"
   )
   parser.add_argument(
     "--dtype",
@@ -108,7 +111,7 @@ def export(
   dtype: str,
   max_shard_gb: float,
   force: bool,
-  screen: terminal.Terminal,
+  screen: console_lib.Console,
 ) -> None:
   """Writes a model to a folder.
 
@@ -125,10 +128,10 @@ def export(
       f"{output} is not empty; choose another OUTPUT, or replace the model in"
       " it with --force"
     )
-  model = finding.find(source)[-1]
+  model = model_paths.find(source)[-1]
   screen.line(f"{model.name}: {model.folder}", style="bold")
   logging.getLogger("absl").setLevel(logging.WARNING)
-  building.use_compilation_cache()
+  setup.use_compilation_cache()
   opened = open_model(model)
   critic = None
   if opened.value is not None:
@@ -146,7 +149,7 @@ def export(
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
     new = pathlib.Path(scratch) / "model"
-    saving.fill(
+    folders.fill(
       new,
       opened.shape,
       opened.tokenizer,
@@ -157,12 +160,12 @@ def export(
       max_shard_bytes=int(max_shard_gb * 10**9),
     )
     (new / "README.md").write_text(text, encoding="utf-8")
-    saving.merge(new, output)
+    folders.merge(new, output)
   size = sum(file.stat().st_size for file in output.rglob("*.safetensors"))
   screen.line(f"exported: {output}, {size / 10**9:.2f} GB in {dtype}")
 
 
-def open_model(model: finding.Model) -> Opened:
+def open_model(model: model_paths.Model) -> Opened:
   """Reads a model onto all devices.
 
   Raises:
@@ -171,8 +174,8 @@ def open_model(model: finding.Model) -> Opened:
   """
   config = None
   if model.run is not None:
-    config = config_lib.load([str(model.run / "config.yaml")])
-  mesh = devices.make_mesh(data=1, fsdp=-1, tensor=1)
+    config = loading.load([str(model.run / "config.yaml")])
+  mesh = mesh_lib.make_mesh(data=1, fsdp=-1, tensor=1)
   if model.checkpoint:
     return _open_checkpoint(model, config, mesh)
   folder = hub.folder(str(model.folder))
@@ -182,13 +185,13 @@ def open_model(model: finding.Model) -> Opened:
     tokenizer = tokenizer_lib.for_run(config, folder)
   classifier = pretrained.is_classifier(folder)
   load = pretrained.load_classifier if classifier else pretrained.load
-  shape, params = load(folder, devices.place(mesh))
+  shape, params = load(folder, mesh_lib.placement(mesh))
   return Opened(shape, tokenizer, params, classifier)
 
 
 def _open_checkpoint(model, config, mesh) -> Opened:
-  tokenizer, networks = building.open_model(config)
-  parts = finding.parts(model.folder, networks)
+  tokenizer, networks = setup.open_model(config)
+  parts = model_paths.parts(model.folder, networks)
   classifier = "scorer" in parts
   wanted = "scorer" if classifier else "policy"
   if wanted not in parts:
@@ -197,7 +200,7 @@ def _open_checkpoint(model, config, mesh) -> Opened:
       " describe; give another checkpoint."
     )
   names = [wanted, *({"value"} & parts.keys())]
-  held = finding.read(model.folder, networks, mesh, names)
+  held = model_paths.read(model.folder, networks, mesh, names)
   return Opened(
     networks.config, tokenizer, held[wanted], classifier, held.get("value")
   )

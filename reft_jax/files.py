@@ -34,7 +34,7 @@ def replace(
   new.replace(path)
 
 
-def facts(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
   """What a file of JSON says by name; nothing where it cannot be read."""
   try:
     return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -48,3 +48,8 @@ def packaged(folder: str) -> pathlib.Path:
   return (
     installed if installed.is_dir() else _PACKAGE.parent / "launch" / folder
   )
+
+
+def expand_user(path: str) -> pathlib.Path:
+  """A path of a setting; ~ is home, which shells leave alone in `key=~/x`."""
+  return pathlib.Path(os.path.expanduser(path))

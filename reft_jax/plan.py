@@ -26,12 +26,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from reft_jax import config as config_lib
-from reft_jax import terminal
+from reft_jax.config import checks, cli, loading, schema
 from reft_jax.errors import UserError
-from reft_jax.models import pretrained
+from reft_jax.models.hf import pretrained
 from reft_jax.planner import hardware, showing, worker
 from reft_jax.planner import subject as subjects
+from reft_jax.runtime import console as console_lib
 
 OPTIONS = (
   "[--target NAME]... [--model NAME] [--json] [--arithmetic] [--no-search]"
@@ -51,16 +51,16 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv`; returns the exit code."""
-  screen = terminal.Terminal()
+  screen = console_lib.Console()
   try:
     options, settings = divide(argv)
-    command = config_lib.parse(settings, OPTIONS)
+    command = cli.parse(settings, OPTIONS)
     match command.action:
       case "help":
         print(__doc__)
-        config_lib.print_help(f"reft_jax.plan {OPTIONS}")
+        cli.print_help(f"reft_jax.plan {OPTIONS}")
       case "print-config":
-        print(config_lib.to_yaml(command.config), end="")
+        print(loading.to_yaml(command.config), end="")
       case _:
         plan(command.config, options, screen)
   except (UserError, pretrained.UnsupportedModelError) as error:
@@ -117,7 +117,7 @@ def divide(argv: Sequence[str]) -> tuple[Options, list[str]]:
 
 
 def plan(
-  config: config_lib.Config, options: Options, screen: terminal.Terminal
+  config: schema.Config, options: Options, screen: console_lib.Console
 ) -> None:
   """Plans a config for each target, and prints what comes out.
 
@@ -125,7 +125,7 @@ def plan(
     UserError: a target, the model or the settings make no sense.
     CompilerError: a compiler failed.
   """
-  config_lib.validate(config)
+  checks.validate(config)
   targets = [hardware.target(name) for name in options.targets]
   subject = subjects.subject(config, options.model)
   plans: list[dict[str, Any]] = []
@@ -154,7 +154,7 @@ def plan(
     showing.compare(plans, screen)
 
 
-def introduce(subject: subjects.Subject, screen: terminal.Terminal) -> None:
+def introduce(subject: subjects.Subject, screen: console_lib.Console) -> None:
   """Says what is planned."""
   problems = subject.problems
   screen.line(

@@ -17,16 +17,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from reft_jax import config, files, pages, terminal
+from reft_jax import files
 from reft_jax.errors import UserError
-from reft_jax.studies import rating
+from reft_jax.runtime import console as console_lib
+from reft_jax.runtime import pages
+from reft_jax.studies import ratings as ratings_lib
 
 PAGE, KEY = "rating.html", "key.json"
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv`; returns the exit code."""
-  screen = terminal.Terminal()
+  screen = console_lib.Console()
   try:
     arguments = vars(_parser().parse_args(argv))
     command = {"draw": draw, "read": read}[arguments.pop("command")]
@@ -72,22 +74,22 @@ def _parser() -> argparse.ArgumentParser:
     help="only questions that all sources answered rightly",
   )
   one.add_argument(
-    "--output", type=config.expanded, default="rating", help="folder (rating)"
+    "--output", type=files.expand_user, default="rating", help="folder (rating)"
   )
   two = commands.add_parser("read", help="read ratings back into a table")
   two.add_argument(
-    "key", type=config.expanded, metavar="KEY", help=f"{KEY} of the page"
+    "key", type=files.expand_user, metavar="KEY", help=f"{KEY} of the page"
   )
   two.add_argument(
     "ratings",
-    type=config.expanded,
+    type=files.expand_user,
     nargs="+",
     metavar="RATINGS",
     help="what raters saved",
   )
   two.add_argument(
     "--output",
-    type=config.expanded,
+    type=files.expand_user,
     help="folder of ratings.json and ratings.csv (the key's)",
   )
   return parser
@@ -100,7 +102,7 @@ def draw(
   seed: int,
   right: bool,
   output: pathlib.Path,
-  screen: terminal.Terminal,
+  screen: console_lib.Console,
 ) -> None:
   """Writes a page with solutions of `sources`, and its key.
 
@@ -108,7 +110,7 @@ def draw(
     UserError: sources that cannot be compared, too few questions, a folder
       that holds another page.
   """
-  found = {source: rating.find(source) for source in sources}
+  found = {source: ratings_lib.find(source) for source in sources}
   paths = {file.resolve() for file in found.values()}
   if len(sources) < 2 or len(paths) < len(sources):
     raise UserError(
@@ -117,9 +119,9 @@ def draw(
     )
   if questions < 1:
     raise UserError(f"--questions {questions} must be above 0")
-  page, key = rating.blind(found, count=questions, seed=seed, right=right)
+  page, key = ratings_lib.blind(found, count=questions, seed=seed, right=right)
   kept = output / KEY
-  if kept.exists() and rating.open_key(kept).page != key.page:
+  if kept.exists() and ratings_lib.open_key(kept).page != key.page:
     raise UserError(
       f"{output} holds another page, which may be with raters; set --output to"
       " another folder"
@@ -140,7 +142,7 @@ def read(
   *,
   ratings: Sequence[pathlib.Path],
   output: pathlib.Path | None,
-  screen: terminal.Terminal,
+  screen: console_lib.Console,
 ) -> None:
   """Shows how each source was rated and how raters agree; writes both.
 
@@ -148,18 +150,18 @@ def read(
     UserError: ratings that are not of the key's page, not whole, or given
       twice.
   """
-  opened = rating.open_key(key)
-  raters: dict[str, rating.Ratings] = {}
+  opened = ratings_lib.open_key(key)
+  raters: dict[str, ratings_lib.Ratings] = {}
   origin: dict[str, pathlib.Path] = {}
   for file in ratings:
-    given = rating.open_ratings(file, opened)
+    given = ratings_lib.open_ratings(file, opened)
     if given.rater in raters:
       raise UserError(
         f"{given.rater} rated in {origin[given.rater]} and in {file}; give one"
         " of the two"
       )
     raters[given.rater], origin[given.rater] = given, file
-  summary = rating.summarize(opened, list(raters.values()))
+  summary = ratings_lib.summarize(opened, list(raters.values()))
   written = _write(output or key.parent, summary)
   _show(summary, screen)
   screen.line(f"ratings: {', '.join(map(str, written))}")
@@ -178,8 +180,8 @@ def _write(
   return whole, rows
 
 
-def _show(summary: Mapping[str, Any], screen: terminal.Terminal) -> None:
-  raters, criteria = summary["raters"], list(rating.CRITERIA)
+def _show(summary: Mapping[str, Any], screen: console_lib.Console) -> None:
+  raters, criteria = summary["raters"], list(ratings_lib.CRITERIA)
   screen.table(
     f"Ratings from 0 to 1 by {len(raters)} rater{'s' * (len(raters) > 1)}",
     ["source", "solutions", *criteria],

@@ -38,10 +38,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from reft_jax import config as config_lib
-from reft_jax import files, plots, terminal
+from reft_jax import files
+from reft_jax.config import loading, schema
 from reft_jax.errors import UserError
-from reft_jax.studies import checking, findings, reading, results, suites
+from reft_jax.runtime import console as console_lib
+from reft_jax.runtime import plots
+from reft_jax.studies import checking, reading, report, results, suites
 
 # What reft_jax.train exits with when updates are no longer finite.
 _DIVERGED = 4
@@ -105,7 +107,7 @@ class Job:
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv`; returns the exit code."""
-  screen = terminal.Terminal()
+  screen = console_lib.Console()
   if {"-h", "--help"} & set(argv):
     print(f"{__doc__}\nPackaged suites: {', '.join(reading.packaged())}")
     return 0
@@ -177,13 +179,13 @@ def _numbers(arguments: collections.deque[str]) -> Iterator[int]:
     yield int(arguments.popleft())
 
 
-def reproduce(command: Command, screen: terminal.Terminal) -> None:
+def reproduce(command: Command, screen: console_lib.Console) -> None:
   """Runs what is not yet finished of a suite, and reports."""
   suite = reading.load(command.suite)
   if command.seeds:
     suite = dataclasses.replace(suite, seeds=command.seeds)
   checking.check(suite, command.overrides)
-  output = config_lib.expanded(command.output or f"runs/suite-{suite.name}")
+  output = files.expand_user(command.output or f"runs/suite-{suite.name}")
   jobs = plan(suite, suite.seeds, output, command.overrides)
   if command.action == "dry-run":
     ledger = Ledger(output / "jobs.json")
@@ -229,13 +231,13 @@ def _train(
   directory = suites.run_folder(folder, run.name, seed)
   needs = {suites.run_name(each, seed) for each in suite.lenders(run.name)}
   origin = _origin(above, needs)
-  settings = config_lib.differences(config_lib.Config(), wanted)
+  settings = loading.differences(schema.Config(), wanted)
   learnt = [each for each in settings if not each.startswith(_NOT_LEARNT)]
 
   def finished() -> bool:
     if not (directory / "summary.json").exists():
       return False
-    return config_lib.load([str(directory / "config.yaml")]) == wanted
+    return loading.load([str(directory / "config.yaml")]) == wanted
 
   return Job(
     name=suites.run_name(run.name, seed),
@@ -278,7 +280,7 @@ def _evaluate(
     ),
     needs=frozenset(needs),
     finished=lambda: all(file.exists() for file in made),
-    settings=_fingerprint(config_lib.differences(config_lib.Config(), wanted)),
+    settings=_fingerprint(loading.differences(schema.Config(), wanted)),
     origin=_origin(above, needs),
   )
 
@@ -409,7 +411,7 @@ def perform(
   jobs: Sequence[Job],
   at_once: int,
   ledger: Ledger,
-  screen: terminal.Terminal,
+  screen: console_lib.Console,
   lock: int,
 ) -> None:
   """Brings every job to its end, so many at once, each after what it needs.
@@ -496,11 +498,11 @@ def _start(
 
 
 def _end(
-  one: Live, code: int, ledger: Ledger, progress: terminal.Stage
+  one: Live, code: int, ledger: Ledger, progress: console_lib.Progress
 ) -> None:
   """Enters a job that came to its end; raises if it failed."""
   seconds = time.monotonic() - one.began
-  name, took = one.job.name, terminal.duration(seconds)
+  name, took = one.job.name, console_lib.duration(seconds)
   if code not in (0, _DIVERGED):
     lines = one.log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "")
@@ -570,7 +572,7 @@ def write_report(
   jobs: Sequence[Job],
   ledger: Ledger,
   output: pathlib.Path,
-  screen: terminal.Terminal,
+  screen: console_lib.Console,
 ) -> None:
   """Writes report.md, its pictures and results.json; says what came out.
 
@@ -580,12 +582,12 @@ def write_report(
   done = {name for name, reason in why.items() if reason is None}
   found = results.Results(suite, seeds, output / "runs", done)
   judged = [
-    findings.judge(
+    report.judge(
       claim, *(_side(found, side) for side in claim.sides), seeds=len(seeds)
     )
     for claim in suite.claims
   ]
-  account = findings.Account(
+  account = report.Account(
     command=spelled(command),
     overrides=command.overrides,
     machine=found.machine() or "no run is finished",
@@ -595,7 +597,7 @@ def write_report(
     missing=[f"{name} ({why[name]})" for name in why if name not in done],
     pictures=draw(suite, found, output),
   )
-  text = findings.report(suite, found.of, judged, account)
+  text = report.report(suite, found.of, judged, account)
   files.replace(output / "report.md", text)
   content = {
     "suite": suite.name,
@@ -604,19 +606,19 @@ def write_report(
       for field in ("command", "machine", "at_once", "seconds", "seeds")
     },
     "missing": account.missing,
-    "claims": [findings.plain(each) for each in judged],
+    "claims": [report.plain(each) for each in judged],
     "runs": found.plain(),
   }
   text = json.dumps(content, indent=2, allow_nan=False) + "\n"
   files.replace(output / "results.json", text)
   for each in judged:
-    screen.line(f"{each.verdict}: {findings.sentence(each)}")
+    screen.line(f"{each.verdict}: {report.sentence(each)}")
   screen.line(f"report: {output / 'report.md'}", style="bold")
 
 
 def _side(
   found: results.Results, side: suites.Reference | float
-) -> findings.BySeed | float:
+) -> report.BySeed | float:
   return found.of(side) if isinstance(side, suites.Reference) else side
 
 

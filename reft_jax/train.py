@@ -23,36 +23,25 @@ from importlib import metadata
 
 import jax
 
-from reft_jax import (
-  batching,
-  devices,
-  files,
-  hub,
-  layout,
-  metrics,
-  plots,
-  processes,
-  terminal,
-  xla_flags,
-)
-from reft_jax import config as config_lib
+from reft_jax import files as files_lib
+from reft_jax.config import checks, cli, loading, schema
+from reft_jax.data import encode
 from reft_jax.errors import UserError
-from reft_jax.methods import (
-  answering,
-  building,
-  evaluating,
-  gold,
-  loop,
-  pipeline,
-  planning,
-)
-from reft_jax.methods import run as run_lib
-from reft_jax.models import pretrained
-from reft_jax.tasks import choices
+from reft_jax.evaluation import evaluation as evaluation_lib
+from reft_jax.huggingface import hub
+from reft_jax.models.hf import pretrained
+from reft_jax.run import context, dry_run, reference_check, setup
+from reft_jax.run import loop as loop_lib
+from reft_jax.run import stages as stages_lib
+from reft_jax.runtime import console as console_lib
+from reft_jax.runtime import layout, metrics, multihost, plots, xla_flags
+from reft_jax.runtime import mesh as mesh_lib
+from reft_jax.sampling import grading
+from reft_jax.tasks.answers import choices
 from reft_jax.tasks.sandbox import executor as executor_lib
 
 
-def _share(metric: str) -> Callable[[pipeline.Result], float | None]:
+def _share(metric: str) -> Callable[[stages_lib.Result], float | None]:
   return lambda result: result.shares.get(metric)
 
 
@@ -62,7 +51,7 @@ _COLUMNS = {
   "wrong": _share("verdict/wrong"),
   "none": _share("verdict/none"),
   "partial": _share("reward/partial"),
-  "unreached": _share(answering.UNREACHED),
+  "unreached": _share(grading.UNREACHED),
   "vote": operator.attrgetter("majority_accuracy"),
   "dev": operator.attrgetter("dev_accuracy"),
   "best": operator.attrgetter("best_step"),
@@ -90,40 +79,40 @@ _MAY_CHANGE = (
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv`; returns the exit code."""
-  return processes.run(functools.partial(_main, argv))
+  return multihost.run(functools.partial(_main, argv))
 
 
 def _main(argv: Sequence[str]) -> int:
-  screen = terminal.Terminal()
+  screen = console_lib.Console()
   try:
-    command = config_lib.parse(argv)
+    command = cli.parse(argv)
     match command.action:
       case "help":
-        config_lib.print_help("reft_jax.train")
+        cli.print_help("reft_jax.train")
       case "print-config":
-        print(config_lib.to_yaml(command.config), end="")
+        print(loading.to_yaml(command.config), end="")
       case "dry-run":
-        config_lib.validate(command.config)
-        planning.show(command.config, screen)
+        checks.validate(command.config)
+        dry_run.show(command.config, screen)
       case "run":
-        config_lib.validate(command.config)
+        checks.validate(command.config)
         xla_flags.use(command.config.xla_flags, screen.line)
-        processes.join(command.config.distributed)
-        screen = terminal.Terminal(quiet=not processes.first())
+        multihost.initialize(command.config.distributed)
+        screen = console_lib.Console(quiet=not multihost.is_lead())
         train(command.config, screen)
   except (UserError, pretrained.UnsupportedModelError) as error:
-    return processes.refuse(error)
+    return multihost.refuse(error)
   except executor_lib.LostWorkerError as error:
     print(
       f"error: {error}; the same command goes on from the last save.",
       file=sys.stderr,
     )
     return 3
-  except loop.DivergedError as error:
-    if processes.first():
+  except loop_lib.DivergedError as error:
+    if multihost.is_lead():
       print(f"error: {error}", file=sys.stderr)
     return 4
-  except loop.PreemptedError as reason:
+  except loop_lib.PreemptedError as reason:
     screen.line(f"{reason}; the same command goes on from there.")
     return 75
   except KeyboardInterrupt:
@@ -132,47 +121,49 @@ def _main(argv: Sequence[str]) -> int:
   return 0
 
 
-def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
+def train(config: schema.Config, screen: console_lib.Console) -> None:
   """Runs all stages of a config and shows what came out."""
   logging.getLogger("absl").setLevel(logging.WARNING)
-  building.use_compilation_cache()
+  setup.use_compilation_cache()
   with contextlib.ExitStack() as exits:
-    with processes.together():
-      config_lib.check_files(config)
-      grader = building.open_grader(config, exits)
-      tokenizer, network = building.open_model(config)
-      laid_out = building.lay_out(config, network)
-      mesh, sampling_mesh = devices.meshes(laid_out)
+    with multihost.raise_on_all_processes():
+      checks.check_files(config)
+      grader = setup.open_grader(config, exits)
+      tokenizer, network = setup.open_model(config)
+      laid_out = setup.lay_out(config, network)
+      mesh, sampling_mesh = mesh_lib.meshes(laid_out)
       network = dataclasses.replace(network, gather=laid_out.gather)
-      building.check_lengths(config, network)
-      building.check_lora(config, network)
-      building.check_warmup(config, tokenizer, network)
-      splits = run_lib.encoded(config, tokenizer)
-      planning.check_rationales(config, splits["train"])
-      failures = gold.check(grader, tokenizer, splits, config.reft)
-      policies = building.open_policies(config, mesh, network.config.vocab_size)
+      setup.check_lengths(config, network)
+      setup.check_lora(config, network)
+      setup.check_warmup(config, tokenizer, network)
+      splits = context.encoded(config, tokenizer)
+      dry_run.check_rationales(config, splits["train"])
+      failures = reference_check.check_reference_answers(
+        grader, tokenizer, splits, config.reft
+      )
+      policies = setup.open_policies(config, mesh, network.config.vocab_size)
     inputs = {
       "tokenizer": tokenizer.fingerprint,
-      "problems": batching.fingerprint(splits),
+      "problems": encode.fingerprint(splits),
       **weights(config),
     }
     settings = {
       f"setting {key}": repr(value)
-      for key, _, value in config_lib.settings(config)
+      for key, _, value in loading.settings(config)
     }
-    processes.check_alike(settings | inputs | {"layout": repr(laid_out)})
-    directory = config_lib.run_directory(config)
-    with processes.together():
-      if processes.first():
+    multihost.check_equal_on_all(settings | inputs | {"layout": repr(laid_out)})
+    directory = schema.run_directory(config)
+    with multihost.raise_on_all_processes():
+      if multihost.is_lead():
         claim(directory, config, inputs)
     recorder = exits.enter_context(
       contextlib.closing(
         metrics.Recorder(directory, tensorboard=config.logging.tensorboard)
-        if processes.first()
+        if multihost.is_lead()
         else metrics.Silent()
       )
     )
-    run = run_lib.Run(
+    run = context.Run(
       config=config,
       directory=directory,
       mesh=mesh,
@@ -182,22 +173,22 @@ def train(config: config_lib.Config, screen: terminal.Terminal) -> None:
       **{name: split.examples for name, split in splits.items()},
       grader=grader,
       recorder=recorder,
-      terminal=screen,
+      console=screen,
     )
     introduce(run, splits, laid_out)
-    if processes.first():
+    if multihost.is_lead():
       list_failures(run, failures)
-    exits.enter_context(loop.stopping_on_sigterm())
+    exits.enter_context(loop_lib.stopping_on_sigterm())
     exits.enter_context(jax.set_mesh(mesh))
-    results = pipeline.Pipeline(run)(policies)
-    if processes.first():
+    results = stages_lib.Pipeline(run)(policies)
+    if multihost.is_lead():
       report(run, results, splits)
 
 
-def weights(config: config_lib.Config) -> dict[str, str]:
+def weights(config: schema.Config) -> dict[str, str]:
   """Fingerprints of the models that a run starts from."""
   return {
-    f"weights in {name}": evaluating.fingerprint(hub.folder(path, name))
+    f"weights in {name}": evaluation_lib.fingerprint(hub.folder(path, name))
     for name, path in (
       ("model.path", config.model.path),
       ("model.warmup", config.model.warmup),
@@ -207,16 +198,16 @@ def weights(config: config_lib.Config) -> dict[str, str]:
 
 
 def introduce(
-  run: run_lib.Run,
-  splits: Mapping[str, batching.Encoded],
+  run: context.Run,
+  splits: Mapping[str, encode.Encoded],
   laid_out: layout.Layout,
 ) -> None:
   """Says what is about to be run, on what and with what."""
-  config, line = run.config, run.terminal.line
+  config, line = run.config, run.console.line
   line(f"{config.name}, seed {config.seed}: {run.directory}", style="bold")
-  line(planning.describe_problems(splits))
-  line(planning.describe_devices(laid_out))
-  for filling in planning.describe_filling(config, run.mesh, run.sampling_mesh):
+  line(dry_run.describe_problems(splits))
+  line(dry_run.describe_devices(laid_out))
+  for filling in dry_run.describe_filling(config, run.mesh, run.sampling_mesh):
     line(filling)
   executor = run.grader.executor
   if executor is not None:
@@ -225,7 +216,9 @@ def introduce(
       line(note)
 
 
-def list_failures(run: run_lib.Run, failures: Sequence[gold.Failure]) -> None:
+def list_failures(
+  run: context.Run, failures: Sequence[reference_check.Failure]
+) -> None:
   """Says how many known answers earn 1, and lists those that do not."""
   total = sum(map(len, (run.train, run.dev, run.test)))
   text = f"known answers: {total - len(failures)} of {total} earn 1"
@@ -234,14 +227,14 @@ def list_failures(run: run_lib.Run, failures: Sequence[gold.Failure]) -> None:
   if failures:
     rows = [json.dumps(failure.row()) + "\n" for failure in failures]
     file.write_text("".join(rows), encoding="utf-8")
-    shown = "; ".join(map(gold.describe, failures[:_FAILURES_SHOWN]))
+    shown = "; ".join(map(reference_check.describe, failures[:_FAILURES_SHOWN]))
     text += f"; not: {shown} (all in {file})"
-  run.terminal.line(text)
+  run.console.line(text)
 
 
 def claim(
   directory: pathlib.Path,
-  config: config_lib.Config,
+  config: schema.Config,
   inputs: Mapping[str, str],
 ) -> None:
   """Makes the run's folder, or takes up the run that lies there.
@@ -264,12 +257,10 @@ def claim(
   if settled.exists():
     changed = [
       change
-      for change in config_lib.differences(
-        config_lib.load([str(settled)]), config
-      )
+      for change in loading.differences(loading.load([str(settled)]), config)
       if not change.startswith(_MAY_CHANGE)
     ]
-    before = files.facts(directory / "inputs.json")
+    before = files_lib.read_json(directory / "inputs.json")
     changed += [
       f"other {name}"
       for name in inputs
@@ -283,9 +274,9 @@ def claim(
   try:
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(inputs, indent=2) + "\n"
-    files.replace(directory / "inputs.json", text)
+    files_lib.replace(directory / "inputs.json", text)
     # Last: where it lies, all that says whose the run is lies there.
-    files.replace(settled, config_lib.to_yaml(config))
+    files_lib.replace(settled, loading.to_yaml(config))
   except OSError as error:
     raise UserError(
       f"the run's folder {directory} cannot be written ({error.strerror}); "
@@ -310,12 +301,12 @@ def describe_environment() -> dict[str, object]:
 
 
 def report(
-  run: run_lib.Run,
-  results: Mapping[str, pipeline.Result],
-  splits: Mapping[str, batching.Encoded],
+  run: context.Run,
+  results: Mapping[str, stages_lib.Result],
+  splits: Mapping[str, encode.Encoded],
 ) -> None:
   """The closing table, the picture, solutions side by side, summary.json."""
-  screen, directory = run.terminal, run.directory
+  screen, directory = run.console, run.directory
   summary = {
     "name": run.config.name,
     "seed": run.config.seed,
@@ -332,7 +323,7 @@ def report(
     "stages": {name: vars(result) for name, result in results.items()},
   }
   text = json.dumps(summary, indent=2) + "\n"
-  files.replace(directory / "summary.json", text)
+  files_lib.replace(directory / "summary.json", text)
   rows = chosen_rows(metrics.read(directory), results)
   plots.learning_curves(rows, directory / "learning_curves.png")
   compared = [name for name in _COMPARED if name in results]
@@ -360,7 +351,7 @@ def report(
   if "reward_model" in results:
     screen.line(
       "dev of reward_model: of the solution it prefers among"
-      f" {run.config.draws.samples} draws"
+      f" {run.config.collect.per_question} draws"
     )
   if "unreached" in columns:
     letter, share = choices.constant_letter([e.problem for e in run.test])
@@ -376,7 +367,7 @@ def report(
       screen.line(f"{what}: {directory / where}")
 
 
-def chosen_rows(rows, results: Mapping[str, pipeline.Result]):
+def chosen_rows(rows, results: Mapping[str, stages_lib.Result]):
   """Metrics with a sweep's chosen learning rate under its stage's own name."""
   chosen = {
     f"{name}-lr{result.learning_rate:g}": name
@@ -389,7 +380,7 @@ def chosen_rows(rows, results: Mapping[str, pipeline.Result]):
   ]
 
 
-def show_solutions(run: run_lib.Run, stages: Sequence[str]) -> None:
+def show_solutions(run: context.Run, stages: Sequence[str]) -> None:
   """What stages sampled for the same test problems, side by side."""
   files = {
     name: run.directory / "samples" / f"test-{name}-sampled.jsonl"
@@ -403,10 +394,12 @@ def show_solutions(run: run_lib.Run, stages: Sequence[str]) -> None:
   }
   for group in list(zip(*rows.values(), strict=True))[:_SOLUTIONS_SHOWN]:
     screen_rows = {
-      name: [terminal.Solution(row["completion"], row["verdict"], row["value"])]
+      name: [
+        console_lib.Solution(row["completion"], row["verdict"], row["value"])
+      ]
       for name, row in zip(rows, group, strict=True)
     }
-    run.terminal.side_by_side(
+    run.console.side_by_side(
       group[0]["question"], group[0]["answer"], screen_rows
     )
 

@@ -49,7 +49,7 @@ class SupervisedBatch:
   lengths_B: chex.Array
   targets_BS: chex.Array
 
-  def blank(self) -> "SupervisedBatch":
+  def masked_out(self) -> "SupervisedBatch":
     """The same rows as filler."""
     return self.replace(targets_BS=jnp.zeros_like(self.targets_BS))
 
@@ -68,7 +68,7 @@ class LabelledBatch:
   labels_B: chex.Array
   real_B: chex.Array
 
-  def blank(self) -> "LabelledBatch":
+  def masked_out(self) -> "LabelledBatch":
     """The same rows as filler."""
     return self.replace(real_B=jnp.zeros_like(self.real_B))
 
@@ -115,7 +115,7 @@ class Rollout:
     """Tokens of prompt and response together."""
     return self.prompt_lengths_B + self.response_lengths_B
 
-  def blank(self) -> "Rollout":
+  def masked_out(self) -> "Rollout":
     """The same prompts without a response."""
     return self.replace(
       response_lengths_B=jnp.zeros_like(self.response_lengths_B)
@@ -144,10 +144,10 @@ class Experience:
     """True at the actions that are learnt from."""
     return self.rollout.mask_BT & self.counts_B[:, None]
 
-  def blank(self) -> "Experience":
+  def masked_out(self) -> "Experience":
     """The same rows, left out."""
     return self.replace(
-      rollout=self.rollout.blank(), counts_B=jnp.zeros_like(self.counts_B)
+      rollout=self.rollout.masked_out(), counts_B=jnp.zeros_like(self.counts_B)
     )
 
 

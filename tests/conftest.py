@@ -15,7 +15,7 @@ import hypothesis
 import jax
 import pytest
 
-from reft_jax import xla_flags
+from reft_jax.runtime import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -8,10 +8,10 @@ import zipfile
 
 import pytest
 
-from reft_jax import config
+from reft_jax.config import checks, loading
 from reft_jax.studies import reading
 
-EXPERIMENTS = sorted(config.EXPERIMENTS.glob("*.yaml"))
+EXPERIMENTS = sorted(loading.EXPERIMENTS.glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def test_wheel_holds_every_module(wheel, root):
 
 def test_wheel_holds_the_experiments(wheel):
   held = {name for name in wheel if name.startswith("reft_jax/experiments/")}
-  files = config.EXPERIMENTS.rglob("*.yaml")
-  names = {file.relative_to(config.EXPERIMENTS).as_posix() for file in files}
+  files = loading.EXPERIMENTS.rglob("*.yaml")
+  names = {file.relative_to(loading.EXPERIMENTS).as_posix() for file in files}
   assert held == {f"reft_jax/experiments/{name}" for name in names}
 
 
@@ -76,7 +76,7 @@ def test_wheel_holds_the_suites(wheel):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_is_valid_and_named_like_its_file(path):
-  run = config.load([str(path)])
-  config.validate(run)
+  run = loading.load([str(path)])
+  checks.validate(run)
   assert run.name == path.stem
-  assert run == config.load([path.stem])
+  assert run == loading.load([path.stem])

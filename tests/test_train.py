@@ -13,9 +13,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from reft_jax import config, metrics, rate, train
-from reft_jax.methods import loop
-from reft_jax.models import pretrained
+from reft_jax import rate, train
+from reft_jax.config import checks, loading
+from reft_jax.models.hf import pretrained
+from reft_jax.run import loop as loop_lib
+from reft_jax.runtime import metrics
 
 TINY = [
   "data.dev_size=8",
@@ -53,7 +55,7 @@ def compilations() -> Iterator[dict[str, list[int]]]:
   def count(event, duration, **_):
     compiled[0] += event == "/jax/core/compile/backend_compile_duration"
 
-  original = loop.Loop.end_step
+  original = loop_lib.Loop.end_step
 
   def end_step(self, step, *args, **kwargs):
     original(self, step, *args, **kwargs)
@@ -61,7 +63,7 @@ def compilations() -> Iterator[dict[str, list[int]]]:
 
   jax.monitoring.register_event_duration_secs_listener(count)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop.Loop, "end_step", end_step)
+    patch.setattr(loop_lib.Loop, "end_step", end_step)
     yield counts
 
 
@@ -159,7 +161,7 @@ def others(finished) -> tuple[pathlib.Path, list[str]]:
     f"model.path={finished / 'models' / 'base'}",
     f"model.warmup={finished / 'models' / 'warmup'}",
     "stages=[offline_st,online_st,reward_model]",
-    "draws.samples=4",
+    "collect.per_question=4",
     "offline_st.epochs=2",
     "offline_st.batch_size=8",
     "online_st.steps=6",
@@ -244,7 +246,7 @@ def settings(finished, output) -> list[str]:
 STRUCK = """
 import os, signal, sys
 from reft_jax import train
-from reft_jax.methods import loop
+from reft_jax.run import loop
 
 how, at = signal.Signals[sys.argv[1]], int(sys.argv[2])
 end_step = loop.Loop.end_step
@@ -337,6 +339,6 @@ def test_piped_output_has_no_control_characters(unbroken):
 
 
 def test_the_resolved_config_runs_again(finished):
-  resolved = config.load([str(finished / "config.yaml")])
-  config.validate(resolved)
+  resolved = loading.load([str(finished / "config.yaml")])
+  checks.validate(resolved)
   assert resolved.reft.steps == 6

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from reft_jax import config as configs
-from reft_jax import tokenizer as tokenizers
 from reft_jax import train
+from reft_jax.config import cli, loading
+from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.models import config as model_configs
-from reft_jax.models import networks, partition, pretrained
+from reft_jax.models import networks, partition
+from reft_jax.models.hf import pretrained
 from reft_jax.tasks import embedded
 from reft_jax.tasks.sandbox import seccomp
 
@@ -59,7 +60,7 @@ def edit_json(path: str, **changes) -> None:
 
 def write_model(folder: str, *, vocab_size=None, max_positions=2048) -> None:
   """A tiny model, with the tokenizer of the embedded task."""
-  tokenizer = tokenizers.wrap(embedded.tokenizer())
+  tokenizer = tokenizer_lib.wrap(embedded.tokenizer())
   config = model_configs.ModelConfig(
     vocab_size=vocab_size or tokenizer.vocab_size,
     width=8,
@@ -85,7 +86,7 @@ def folder(tmp_path, monkeypatch):
     raise StartedError
 
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(train.pipeline, "Pipeline", start)
+  monkeypatch.setattr(train.stages_lib, "Pipeline", start)
   write_model("model")
   write_rows("train.json", ROWS)
   handler = signal.getsignal(signal.SIGTERM)
@@ -299,7 +300,7 @@ def test_a_missing_tokenizer(refused):
 def test_a_tokenizer_that_is_larger_than_the_embedding(refused):
   write_model("small", vocab_size=10)
   said = refused("model.path=small")
-  size = tokenizers.load("small").vocab_size
+  size = tokenizer_lib.load("small").vocab_size
   assert f"model.path=small: the tokenizer has {size} ids" in said
   assert "only 10 rows" in said
   assert "model.resize_vocab=true" in said
@@ -383,9 +384,9 @@ def test_limits_keep_so_many_problems():
   shutil.copy("train.json", "test.json")
   settings = [*SETTINGS, "data.test=test.json"]
   limits = ["data.train_limit=3", "data.test_limit=4"]
-  config = configs.parse([*settings, *limits]).config
-  tokenizer = tokenizers.load("model")
-  splits = train.run_lib.encoded(config, tokenizer)
+  config = cli.parse([*settings, *limits]).config
+  tokenizer = tokenizer_lib.load("model")
+  splits = train.context.encoded(config, tokenizer)
   sizes = {name: len(split.examples) for name, split in splits.items()}
   assert sizes == {"train": 3, "dev": 2, "test": 4}
 
@@ -406,7 +407,7 @@ def test_print_config_can_be_read_back(capsys, folder):
   said = capsys.readouterr()
   assert said.err == ""
   pathlib.Path("printed.yaml").write_text(said.out)
-  assert configs.load(["printed.yaml"]) == configs.parse(SETTINGS).config
+  assert loading.load(["printed.yaml"]) == cli.parse(SETTINGS).config
   assert not (folder / "run").exists()
 
 

@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reft_jax import batching, devices, rollout, types
-from reft_jax import config as configs
-from reft_jax import tokenizer as tokenizers
-from reft_jax.methods import run as run_lib
+from reft_jax import types
+from reft_jax.config import loading
+from reft_jax.data import encode
+from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.models import config, networks
-from reft_jax.tasks import embedded, grading
+from reft_jax.run import context
+from reft_jax.runtime import mesh as mesh_lib
+from reft_jax.sampling import sampler as sampler_lib
+from reft_jax.tasks import embedded, grader
 
 CONFIG = config.ModelConfig(
   vocab_size=29,
@@ -44,7 +47,7 @@ def policy(seed: int = 0):
 
 @functools.cache
 def sampler(temperature: float = 1.0, samples: int = 1, eos=EOS, pad=PAD):
-  return rollout.Sampler(
+  return sampler_lib.Sampler(
     make(),
     response_tokens=RESPONSE_SLOTS,
     eos_ids=eos,
@@ -58,7 +61,7 @@ def sampler(temperature: float = 1.0, samples: int = 1, eos=EOS, pad=PAD):
 def mesh(shape: tuple[int, int, int]) -> jax.sharding.Mesh:
   """Data x fsdp x tensor, of as many devices as that takes."""
   data, fsdp, tensor = shape
-  return devices.make_mesh(
+  return mesh_lib.make_mesh(
     data=data,
     fsdp=fsdp,
     tensor=tensor,
@@ -66,16 +69,16 @@ def mesh(shape: tuple[int, int, int]) -> jax.sharding.Mesh:
   )
 
 
-def run(problems, *settings: str, executor=None) -> run_lib.Run:
+def run(problems, *settings: str, executor=None) -> context.Run:
   """A run of the embedded experiment whose test problems are these."""
-  options = configs.load(["embedded"], settings)
-  tokenizer = tokenizers.wrap(
+  options = loading.load(["embedded"], settings)
+  tokenizer = tokenizer_lib.wrap(
     embedded.tokenizer(
       choices=options.embedded.choices > 0,
       programs=options.embedded.programs > 0,
     )
   )
-  return run_lib.Run(
+  return context.Run(
     config=options,
     directory=pathlib.Path(),
     mesh=mesh((1, 2, 1)),
@@ -86,7 +89,7 @@ def run(problems, *settings: str, executor=None) -> run_lib.Run:
     tokenizer=tokenizer,
     train=(),
     dev=(),
-    test=batching.encode(
+    test=encode.encode(
       problems,
       tokenizer,
       reasoning=options.data.reasoning,
@@ -94,11 +97,11 @@ def run(problems, *settings: str, executor=None) -> run_lib.Run:
       max_prompt_tokens=200,
       max_response_tokens=100,
     ).examples,
-    grader=grading.Grader(
+    grader=grader.Grader(
       options.data.reasoning, options.data.answers, executor
     ),
     recorder=None,
-    terminal=None,
+    console=None,
   )
 
 

@@ -1,1 +1,1 @@
-"""Pure maths: arrays and numbers in, arrays out."""
+"""Pure mathematics on arrays: masked means, log-probs, advantages, losses."""

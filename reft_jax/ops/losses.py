@@ -22,11 +22,11 @@ def clipped_policy(
   """
   chex.assert_equal_shape([logprobs_BT, old_logprobs_BT, advantages_BT])
   ratio_BT = jnp.exp(logprobs_BT - old_logprobs_BT)
-  clipped_BT = clipped(ratio_BT, clip=clip, clip_high=clip_high)
+  clipped_BT = clip_ratio(ratio_BT, clip=clip, clip_high=clip_high)
   return jnp.maximum(-advantages_BT * ratio_BT, -advantages_BT * clipped_BT)
 
 
-def clipped(
+def clip_ratio(
   ratio_BT: jax.Array, *, clip: float, clip_high: float | None = None
 ) -> jax.Array:
   """clip(r, 1 - clip, 1 + clip_high), the latter `clip` where it is None.
@@ -38,7 +38,9 @@ def clipped(
   return jnp.clip(ratio_BT, 1.0 - clip, 1.0 + high)
 
 
-def near(values_BT: jax.Array, old_BT: jax.Array, *, clip: float) -> jax.Array:
+def clip_to(
+  values_BT: jax.Array, old_BT: jax.Array, *, clip: float
+) -> jax.Array:
   """Values kept within `clip` of the old ones."""
   return jnp.clip(values_BT, old_BT - clip, old_BT + clip)
 
@@ -56,7 +58,7 @@ def clipped_value(
   computes this.
   """
   chex.assert_equal_shape([values_BT, old_values_BT, returns_BT])
-  near_BT = near(values_BT, old_values_BT, clip=clip)
+  near_BT = clip_to(values_BT, old_values_BT, clip=clip)
   return 0.5 * jnp.maximum(
     (values_BT - returns_BT) ** 2, (near_BT - returns_BT) ** 2
   )

@@ -1,1 +1,1 @@
-"""Will a run fit hardware that is not here, and how long will it take?"""
+"""Memory and time that a run needs on hardware that is not here."""

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from reft_jax import layout
 from reft_jax.planner import hardware
 from reft_jax.planner import subject as subjects
+from reft_jax.runtime import layout
 
 Settings = dict[str, Any]
 

@@ -10,9 +10,10 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from reft_jax import devices, layout
 from reft_jax.planner import hardware, hlo, programs
 from reft_jax.planner import subject as subjects
+from reft_jax.runtime import layout
+from reft_jax.runtime import mesh as mesh_lib
 
 KINDS = ("weights", "optimizer", "reference", "published", "cache")
 
@@ -74,7 +75,7 @@ def open_meshes(
         topology_name=f"{target.kind}:{target.topology}",
         **bounds,
       ).devices
-  return devices.meshes(laid_out(subject, target), found)
+  return mesh_lib.meshes(laid_out(subject, target), found)
 
 
 def abstract_meshes(

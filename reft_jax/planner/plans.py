@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reft_jax import batching, devices, layout
+from reft_jax.algorithms import reft
+from reft_jax.data import batches
 from reft_jax.errors import UserError
-from reft_jax.methods import reft
 from reft_jax.models import config as configs
 from reft_jax.models import partition
 from reft_jax.planner import advice, hardware, measuring, programs, roofline
 from reft_jax.planner import subject as subjects
+from reft_jax.runtime import layout
+from reft_jax.runtime import mesh as mesh_lib
 
 # The phases of a step, by the stage that samples as it learns.
 _STEPS = {
@@ -250,12 +252,12 @@ def work(
   gather = measuring.laid_out(subject, target).gather
 
   def rows(of: int, micro: int) -> dict[str, int]:
-    micro, filled = batching.micro_batches(of, micro, learning.ways)
+    micro, filled = batches.micro_batches(of, micro, learning.ways)
     return {"rows": filled, "micro": micro}
 
   def sample(stage) -> roofline.Work:
     samples = stage.samples_per_question
-    questions = devices.shared_alike(
+    questions = mesh_lib.pad_to_shards(
       meshes[1], stage.batch_size // samples, samples
     )
     # As long as the longest answer may be: some row nearly always is.

@@ -15,11 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from reft_jax import devices, optim, rollout, steps, types
-from reft_jax.methods import reft
-from reft_jax.models import adapters, partition
+from reft_jax import types
+from reft_jax.algorithms import reft
+from reft_jax.learning import optim, steps
+from reft_jax.models import lora as lora_lib
 from reft_jax.models import networks as networks_lib
+from reft_jax.models import partition
 from reft_jax.planner import subject as subjects
+from reft_jax.runtime import mesh as mesh_lib
+from reft_jax.sampling import sampler as sampler_lib
 
 # Optimizers want a number of steps for their schedule, which is one constant.
 _STEPS = 1000
@@ -135,7 +139,7 @@ class Shapes:
   @property
   def ways(self) -> int:
     """Into how many parts a batch is split."""
-    return devices.batch_ways(self.mesh)
+    return mesh_lib.num_batch_shards(self.mesh)
 
   def rows(self, tree: Any) -> Any:
     """Batches, split over the devices that share one; scalars are everywhere.
@@ -146,16 +150,16 @@ class Shapes:
     def one(leaf):
       spec = PartitionSpec()
       if leaf.ndim and leaf.shape[0] % self.ways == 0:
-        spec = devices.BATCH
+        spec = mesh_lib.BATCH
       if leaf.ndim == 4 and leaf.shape[1] % self.mesh.shape["tensor"] == 0:
-        spec = PartitionSpec(*devices.BATCH, "tensor")
+        spec = PartitionSpec(*mesh_lib.BATCH, "tensor")
       return _struct(leaf, NamedSharding(self.mesh, spec))
 
     return jax.tree.map(one, tree)
 
   def shards(self, tree: Any) -> Any:
     """Parameters and optimizer state, as `devices.put` spreads them."""
-    return jax.tree.map(_struct, tree, devices.shardings(self.mesh, tree))
+    return jax.tree.map(_struct, tree, mesh_lib.shardings(self.mesh, tree))
 
   def whole(self, tree: Any) -> Any:
     """Published parameters: split over "tensor" alone."""
@@ -217,7 +221,7 @@ class Shapes:
     frozen, learnt = {}, policy
     if lora.rank:
       init = functools.partial(
-        adapters.init,
+        lora_lib.init,
         self.subject.shape,
         rank=lora.rank,
         targets=lora.targets,
@@ -229,14 +233,14 @@ class Shapes:
         self.networks.init_value, kind=config.model.value
       )
       params["value"] = self.shards(jax.eval_shape(init, learnt))
-    base = adapters.beneath(frozen, params)
+    base = lora_lib.frozen_base(frozen, params)
     init = functools.partial(steps.init_state, optimizer=optimizer)
     state = self.shards(jax.eval_shape(init, params))
-    started = adapters.join(base, {"policy": learnt})["policy"]
+    started = lora_lib.join(base, {"policy": learnt})["policy"]
     return Learner(
       state=state,
       base=base,
-      policy=adapters.join(base, state.params)["policy"],
+      policy=lora_lib.join(base, state.params)["policy"],
       reference=started if reference else None,
     )
 
@@ -334,12 +338,12 @@ def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
   alive = learner.alive
   published = _rollouts(shapes, stage, learner, handle, phase="sample")
 
-  by_action, values = steps.readers(
+  by_action, values = steps.make_forward(
     shapes.networks, ppo, logit_chunk=config.model.logit_chunk
   )
   sampled = shapes.rollout(stage.batch_size)
   critic = learner.state.params.get("value", {"head": None})
-  critic = adapters.join(learner.base, {"value": critic})["value"]
+  critic = lora_lib.join(learner.base, {"value": critic})["value"]
   own = "trunk" in critic
   head = None if own else critic["head"]
   # The policy's and its reference's are one executable, called twice.
@@ -419,7 +423,7 @@ def evaluation(
     )
   ways = shapes.sampling.ways
   rows = max(config.evaluation.batch_size, ways)
-  sampler = rollout.Sampler(
+  sampler = sampler_lib.Sampler(
     shapes.networks,
     response_tokens=shapes.subject.response_slots,
     eos_ids=_EOS,
@@ -435,7 +439,7 @@ def evaluation(
 def _rollouts(shapes, stage, learner, handle, *, phase):
   """Publishes a stage's policy and samples a step's rollouts from it."""
   samples = stage.samples_per_question
-  sampler = rollout.Sampler(
+  sampler = sampler_lib.Sampler(
     shapes.networks,
     response_tokens=shapes.subject.response_slots,
     eos_ids=_EOS,
@@ -443,7 +447,7 @@ def _rollouts(shapes, stage, learner, handle, *, phase):
     temperature=stage.temperature,
     samples=samples,
   )
-  questions = devices.shared_alike(
+  questions = mesh_lib.pad_to_shards(
     shapes.sampling.mesh, stage.batch_size // samples, samples
   )
   alive = learner.alive
@@ -485,7 +489,7 @@ def _sampled(shapes, published, alive, sampler, questions, handle, *, phase):
       guess=shapes.rows,
     )
   )
-  chunk = rollout.CHUNK
+  chunk = sampler_lib.CHUNK
   handle(
     Program(
       name="decode",

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reft_jax import terminal
 from reft_jax.planner import hardware
+from reft_jax.runtime import console as console_lib
 
 _GIB = 2**30
 _COLUMNS = ("weights", "optimizer", "reference", "published", "cache", "rest")
@@ -14,7 +14,7 @@ _NOTES = (
 )
 
 
-def show(plan: Mapping[str, Any], screen: terminal.Terminal) -> None:
+def show(plan: Mapping[str, Any], screen: console_lib.Console) -> None:
   """One target: its memory by phase, its time by phase, its verdict."""
   mesh = " x ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
   screen.line(f"{plan['target']}, mesh {mesh}", style="bold")
@@ -82,7 +82,7 @@ def show(plan: Mapping[str, Any], screen: terminal.Terminal) -> None:
 
 
 def compare(
-  plans: Sequence[Mapping[str, Any]], screen: terminal.Terminal
+  plans: Sequence[Mapping[str, Any]], screen: console_lib.Console
 ) -> None:
   """Several targets, a row each."""
   unit, size = _unit([plan["memory"]["peak"] for plan in plans])
@@ -199,8 +199,8 @@ def _span(seconds: float | None) -> str:
   if seconds is None:
     return "-"
   if seconds < 9.95:
-    return f"{terminal.number(seconds)}s"
-  return terminal.duration(seconds)
+    return f"{console_lib.number(seconds)}s"
+  return console_lib.duration(seconds)
 
 
 def _unit(sizes: Sequence[float]) -> tuple[str, int]:

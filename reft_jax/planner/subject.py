@@ -12,14 +12,15 @@ import json
 import pathlib
 from typing import Any
 
-from reft_jax import batching, hub
-from reft_jax import config as config_lib
+from reft_jax import files
+from reft_jax.config import schema
+from reft_jax.data import batches
 from reft_jax.errors import UserError
-from reft_jax.methods import building
-from reft_jax.methods import run as run_lib
+from reft_jax.huggingface import hub
 from reft_jax.models import config as configs
-from reft_jax.models import families, pretrained
 from reft_jax.models import networks as networks_lib
+from reft_jax.models.hf import families, pretrained
+from reft_jax.run import context, setup
 from reft_jax.tasks import embedded
 
 # Training problems in the files of github.com/lqtrung1998/mwp_ReFT, by the
@@ -46,7 +47,7 @@ class Subject:
     problems: how many there are to learn from; None: that is not known.
   """
 
-  config: config_lib.Config
+  config: schema.Config
   shape: configs.ModelConfig
   model: str
   problems: int | None
@@ -59,7 +60,7 @@ class Subject:
   @property
   def prompt_slots(self) -> int:
     """P of a run: its longest prompt may be as long as it is allowed to."""
-    return batching.round_up(self.config.data.max_prompt_tokens)
+    return batches.round_up(self.config.data.max_prompt_tokens)
 
   @property
   def response_slots(self) -> int:
@@ -70,12 +71,12 @@ class Subject:
   def row_slots(self) -> int:
     """S of a supervised batch."""
     data = self.config.data
-    return batching.round_up(data.max_prompt_tokens + data.max_response_tokens)
+    return batches.round_up(data.max_prompt_tokens + data.max_response_tokens)
 
   @property
   def supervised(self) -> str | None:
     """The stage that stands for all that imitate, None if there is none."""
-    names = [n for n in config_lib.SUPERVISED if n in self.config.stages]
+    names = [n for n in schema.SUPERVISED if n in self.config.stages]
 
     def rows(name):
       stage = getattr(self.config, name)
@@ -104,7 +105,7 @@ class Subject:
     stages = self.config.stages
     found = [name for name in ("base", "reward_model") if name in stages]
     if {"offline_st", "reward_model"} & set(stages):
-      found.append("draws")
+      found.append("collecting samples")
     return found
 
   def changed(self, settings: dict[str, Any]) -> "Subject":
@@ -135,7 +136,7 @@ def read_shape(name: str) -> configs.ModelConfig:
   return families.BY_TYPE[fields["model_type"]].read_config(fields)
 
 
-def subject(config: config_lib.Config, model: str | None) -> Subject:
+def subject(config: schema.Config, model: str | None) -> Subject:
   """What is planned, by the settings and --model.
 
   Raises:
@@ -157,7 +158,7 @@ def _architecture(config, model) -> tuple[str, configs.ModelConfig]:
     return name, read_shape(name)
   path = config.model.path
   if path is None:
-    return f"base ({config.base.family})", building.open_model(config)[1].config
+    return f"base ({config.base.family})", setup.open_model(config)[1].config
   if hub.is_id(path) and hub.find(path) is None:
     bare = path.partition("@")[0].lower()
     for name, row in published().items():
@@ -176,13 +177,13 @@ def _architecture(config, model) -> tuple[str, configs.ModelConfig]:
   return path, pretrained.read_config(folder)
 
 
-def _problems(config: config_lib.Config) -> int | None:
+def _problems(config: schema.Config) -> int | None:
   """Training problems: counted where they are, else as published."""
   data = config.data
   if data.train == embedded.NAME:
     count = config.embedded.questions
-  elif config_lib.expanded(data.train).is_file():
-    count = len(run_lib.problems(config)["train"].problems)
+  elif files.expand_user(data.train).is_file():
+    count = len(context.problems(config)["train"].problems)
   else:
     stem = pathlib.PurePath(data.train).stem
     if stem not in _PUBLISHED_PROBLEMS:

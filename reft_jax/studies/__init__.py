@@ -1,1 +1,1 @@
-"""What compares finished runs, on the host: suites, and ratings by people."""
+"""Comparing finished runs: suites, their reports, ratings by people."""

@@ -5,9 +5,11 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from reft_jax import config as config_lib
-from reft_jax import errors, hub
-from reft_jax.studies import evaluations, suites
+from reft_jax import errors
+from reft_jax.config import checks, schema
+from reft_jax.evaluation import settings as settings_lib
+from reft_jax.huggingface import hub
+from reft_jax.studies import suites
 
 # Where runs would lie; what lies there now is of no interest.
 _FOLDER = pathlib.Path()
@@ -54,7 +56,7 @@ def _check_run(
   lent = suite.lent_models(run.name, seed, _FOLDER)
   with _saying_where(suite, f"run {run.name}"):
     for each in suite.seeds:
-      config_lib.validate(dataclasses.replace(config, seed=each))
+      checks.validate(dataclasses.replace(config, seed=each))
     # Models of other runs are not there yet, and need not be.
     _check_files(
       config,
@@ -86,8 +88,8 @@ def _check_evaluation(
   config = suite.evaluation_config(evaluation, seed, _FOLDER, overrides)
   settings = config.evaluation
   with _saying_where(suite, where):
-    config_lib.validate(config)
-    evaluations.check(settings)
+    checks.validate(config)
+    settings_lib.check(settings)
     _check_files(config, {"path": None})
     if settings.split != "test":
       raise errors.UserError(
@@ -106,14 +108,14 @@ def _check_evaluation(
         f"evaluation.reward_model={judge}: no reward model there; give its"
         " folder, or name a run of this suite as reward_model"
       )
-  return evaluations.known(settings)
+  return settings_lib.known(settings)
 
 
 def _check_files(
-  config: config_lib.Config, model: Mapping[str, str | None]
+  config: schema.Config, model: Mapping[str, str | None]
 ) -> None:
   """Checks that files exist, with these changes to where models are."""
-  config_lib.check_files(
+  checks.check_files(
     dataclasses.replace(
       config, model=dataclasses.replace(config.model, **model)
     )

@@ -35,8 +35,8 @@ from typing import Any
 
 import omegaconf
 
-from reft_jax import config as config_lib
 from reft_jax import errors, files
+from reft_jax.config import loading
 from reft_jax.studies import suites
 
 SUITES = files.packaged("suites")
@@ -53,14 +53,14 @@ def load(file: str) -> suites.Suite:
   Raises:
     UserError: it does not exist, or is not written as a suite is.
   """
-  path = config_lib.expanded(file)
+  path = files.expand_user(file)
   if not path.is_file() and file in packaged():
     path = SUITES / f"{file}.yaml"
   if not path.is_file():
     raise errors.UserError(
       f"suite {file}: no such file; packaged suites are {', '.join(packaged())}"
     )
-  content = omegaconf.OmegaConf.to_container(config_lib.read_file(file, path))
+  content = omegaconf.OmegaConf.to_container(loading.read_file(file, path))
   return _suite(file, content)
 
 

@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from reft_jax import config as config_lib
-from reft_jax import metrics
-from reft_jax.studies import evaluations, suites
+from reft_jax.config import loading
+from reft_jax.evaluation import settings
+from reft_jax.runtime import metrics
+from reft_jax.studies import suites
 
 # Where a run's summary.json keeps a metric of a stage.
 _IN_SUMMARY = {
@@ -106,7 +107,7 @@ class Results:
         # Divided by, for places to be equal that are: 6/12 and 5/10.
         last = max((row["step"] for row in rows), default=1)
       elif over == "rows":
-        config = config_lib.load([str(folder / "config.yaml")])
+        config = loading.load([str(folder / "config.yaml")])
         times = getattr(config, stage).batch_size
       for row in rows:
         if math.isfinite(row.get(metric, math.nan)):
@@ -184,4 +185,4 @@ def accuracies(folder: pathlib.Path, stage: str) -> dict[str, float]:
 
 def evaluation_file(folder: pathlib.Path, stage: str) -> pathlib.Path:
   """Where reft_jax.evaluate leaves that."""
-  return evaluations.folder(folder, stage, "test") / evaluations.FILE
+  return settings.folder(folder, stage, "test") / settings.FILE

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reft_jax import config as config_lib
 from reft_jax import errors
-from reft_jax.studies import evaluations
+from reft_jax.config import loading, schema
+from reft_jax.evaluation import settings as settings_lib
 
 MAIN = "main"
 REWARD_MODEL = "reward_model"
@@ -199,7 +199,7 @@ class Suite:
     seed: int,
     folder: pathlib.Path,
     overrides: Sequence[str] = (),
-  ) -> config_lib.Config:
+  ) -> schema.Config:
     """All settings of one run; the command line's `overrides` win.
 
     Raises:
@@ -225,7 +225,7 @@ class Suite:
     seed: int,
     folder: pathlib.Path,
     overrides: Sequence[str] = (),
-  ) -> config_lib.Config:
+  ) -> schema.Config:
     """All settings of an evaluation of a run's models; `overrides` win.
 
     Raises:
@@ -240,7 +240,7 @@ class Suite:
         *overrides,
       ],
     )
-    return evaluations.settings_of(
+    return settings_lib.settings_of(
       config, str(model_folder(folder, run, seed, evaluation.stages[0]))
     )
 
@@ -268,10 +268,10 @@ class Suite:
     }
     return {key: found for key, found in origins.items() if found[1]}
 
-  def _load(self, where: str, overrides: Sequence[str]) -> config_lib.Config:
+  def _load(self, where: str, overrides: Sequence[str]) -> schema.Config:
     """The experiment's config with overrides; errors say where in the suite."""
     try:
-      return config_lib.load([self.experiment], overrides)
+      return loading.load([self.experiment], overrides)
     except errors.UserError as error:
       text = str(error).removeprefix("command line: ")
       raise errors.UserError(f"{self.file}: {where}: {text}") from error

@@ -1,1 +1,1 @@
-"""Problems, prompts, answers and data sets: host code only, no jax."""
+"""Problems, prompts and answers, on the host alone: jax stays out."""

@@ -4,7 +4,8 @@ import itertools
 from typing import Literal
 
 from reft_jax.tasks import problem as problem_lib
-from reft_jax.tasks import prompts, quantities
+from reft_jax.tasks import prompts
+from reft_jax.tasks.answers import quantities
 from reft_jax.tasks.sandbox import results
 
 _NUMBERS = ("int", "float", "exact")

@@ -23,9 +23,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reft_jax import config, errors
-from reft_jax.tasks import answers, choices
+from reft_jax import errors, files
 from reft_jax.tasks import problem as problem_lib
+from reft_jax.tasks.answers import choices, grade
 
 HUB = "hub:"
 
@@ -66,7 +66,7 @@ def load(
     UserError: says which source, which row and what was expected of it.
   """
   if task is not None:
-    answers.kind(task)
+    grade.kind(task)
   rows = _read_hub(source) if source.startswith(HUB) else _read_file(source)
   if not rows:
     raise errors.UserError(f"{source} holds no rows.")
@@ -225,7 +225,7 @@ def _problem(
   if not task:
     raise errors.UserError(
       "rows without item_id need data.task; set it to one of: "
-      f"{', '.join(sorted(answers.TASKS))}."
+      f"{', '.join(sorted(grade.TASKS))}."
     )
   question, rationale, answer = layout.read(row)
   if not question.strip():
@@ -244,7 +244,7 @@ def _problem(
   )
   if task == _NUMERIC and re.fullmatch("[a-zA-Z]", problem.answer):
     return _numeric(problem)
-  answers.gold(problem)  # Raises if the task or the answer is not understood.
+  grade.gold(problem)  # Raises if the task or the answer is not understood.
   return problem
 
 
@@ -268,7 +268,7 @@ def _numeric(problem: problem_lib.Problem) -> problem_lib.Problem | None:
 
 
 def _read_file(source: str) -> list[Row]:
-  path = config.expanded(source)
+  path = files.expand_user(source)
   if not path.is_file():
     raise errors.UserError(
       f"no data file at {source!r}; give a .json or .jsonl file, 'embedded' "

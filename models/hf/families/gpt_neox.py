@@ -1,0 +1,101 @@
+"""GPT-NeoX: Pythia. Queries, keys and values are stored head by head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from reft_jax.models import config as configs
+from reft_jax.models.hf.families import kinds, llama, rope_fields, table
+
+CLASSIFIER = "GPTNeoXForSequenceClassification"
+PREFIX = "gpt_neox."
+HEAD = "embed_out.weight"
+IGNORED = r".*(rotary_emb\.inv_freq|attention\.(bias|masked_bias))"
+FIXED: dict[str, Any] = {}
+
+KINDS = {
+  **llama.SHARED_KINDS,
+  "layer_norm_eps": kinds.NUMBER,
+  "use_parallel_residual": kinds.FLAG,
+  "attention_bias": kinds.FLAG,
+  "rotary_pct": kinds.POSITIVE,
+  "rotary_emb_base": kinds.POSITIVE,
+}
+
+_BLOCK = "trunk/blocks"
+_LAYER = "gpt_neox.layers.{}"
+
+
+def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
+  """The ModelConfig of a GPTNeoXForCausalLM's config.json."""
+  fields = kinds.checked(fields, KINDS)
+  heads = fields["num_attention_heads"]
+  shared = llama.shared_fields(fields) | {
+    "kv_heads": heads,
+    "head_size": fields["hidden_size"] // heads,
+    "norm_eps": fields.get("layer_norm_eps", 1e-5),
+    "activation": fields.get("hidden_act", "gelu"),
+  }
+  bias = fields.get("attention_bias", True)
+  parallel = fields.get("use_parallel_residual", True)
+  return configs.ModelConfig(
+    family="gpt_neox",
+    **shared,
+    rope=llama.read_rope(
+      fields,
+      shared,
+      theta=fields.get("rotary_emb_base", 10000.0),
+      share=fields.get("rotary_pct", 0.25),
+    ),
+    norm="layer",
+    parallel="own_norms" if parallel else "none",
+    qkv_bias=bias,
+    o_bias=bias,
+    gated=False,
+    mlp_bias=True,
+  )
+
+
+def write_config(config: configs.ModelConfig) -> dict[str, Any]:
+  """The config.json that `read_config` reads."""
+  fields = {
+    "architectures": ["GPTNeoXForCausalLM"],
+    **llama.write_shared(config),
+    **rope_fields.write(config.rope, config.head_size),
+    "layer_norm_eps": config.norm_eps,
+    "use_parallel_residual": config.parallel == "own_norms",
+    "attention_bias": config.qkv_bias,
+    "rotary_emb_base": config.rope.theta,
+  }
+  for name in ("rms_norm_eps", "num_key_value_heads", "head_dim"):
+    del fields[name]
+  share = config.turning(config.rope) / config.head_size
+  fields["rotary_pct"] = fields["partial_rotary_factor"] = share
+  fields["rope_parameters"]["partial_rotary_factor"] = share
+  return fields
+
+
+def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
+  """The tensors of a GPTNeoXForCausalLM."""
+  H, attention = config.head_size, f"{_BLOCK}/attention"
+  shares = table.alternating(config.heads, (H, H, H))
+  qkv = f"{_LAYER}.attention.query_key_value"
+  fused = [
+    row
+    for name, n, part in zip("qkv", "NKK", shares, strict=True)
+    for row in (
+      (f"{qkv}.weight", f"{attention}/{name}_D{n}H", f"{n}H D", part),
+      (f"{qkv}.bias", f"{attention}/{name}_bias_{n}H", f"{n}H", part),
+    )
+  ]
+  rows = [
+    ("gpt_neox.embed_in.weight", "trunk/embed_VD", "V D"),
+    *table.norm(f"{_LAYER}.input_layernorm", f"{_BLOCK}/attention_norm_D"),
+    *fused,
+    *table.linear(f"{_LAYER}.attention.dense", f"{attention}/o_NHD"),
+    *table.norm(f"{_LAYER}.post_attention_layernorm", f"{_BLOCK}/mlp_norm_D"),
+    *table.linear(f"{_LAYER}.mlp.dense_h_to_4h", f"{_BLOCK}/mlp/up_DF"),
+    *table.linear(f"{_LAYER}.mlp.dense_4h_to_h", f"{_BLOCK}/mlp/down_FD"),
+    *table.norm("gpt_neox.final_layer_norm", "trunk/norm_D"),
+    (HEAD, "lm_DV", "V D"),
+  ]
+  return table.present(config, rows)

@@ -1,0 +1,81 @@
+"""Phi-1, Phi-1.5 and Phi-2: attention and feed-forward layer side by side."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from reft_jax.models import config as configs
+from reft_jax.models.hf.families import kinds, llama, rope_fields, table
+
+CLASSIFIER = "PhiForSequenceClassification"
+PREFIX = "model."
+HEAD = "lm_head.weight"
+IGNORED = llama.IGNORED
+FIXED: dict[str, Any] = {}
+
+KINDS = {
+  **llama.SHARED_KINDS,
+  "layer_norm_eps": kinds.NUMBER,
+  "qk_layernorm": kinds.FLAG,
+}
+
+_BLOCK = "trunk/blocks"
+_LAYER = "model.layers.{}"
+
+
+def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
+  """The ModelConfig of a PhiForCausalLM's config.json."""
+  fields = kinds.checked(fields, KINDS)
+  shared = llama.shared_fields(fields) | {
+    "norm_eps": fields.get("layer_norm_eps", 1e-5),
+    "activation": fields.get("hidden_act", "gelu_new"),
+  }
+  return configs.ModelConfig(
+    family="phi",
+    **shared,
+    rope=llama.read_rope(fields, shared, share=0.5),
+    norm="layer",
+    parallel="shared_norm",
+    qkv_bias=True,
+    o_bias=True,
+    qk_norm="head" if fields.get("qk_layernorm") else "none",
+    gated=False,
+    mlp_bias=True,
+    head_bias=True,
+  )
+
+
+def write_config(config: configs.ModelConfig) -> dict[str, Any]:
+  """The config.json that `read_config` reads."""
+  fields = {
+    "architectures": ["PhiForCausalLM"],
+    **llama.write_shared(config),
+    **rope_fields.write(config.rope, config.head_size),
+    "layer_norm_eps": config.norm_eps,
+    "qk_layernorm": config.qk_norm == "head",
+  }
+  del fields["rms_norm_eps"]
+  share = config.turning(config.rope) / config.head_size
+  fields["partial_rotary_factor"] = share
+  fields["rope_parameters"]["partial_rotary_factor"] = share
+  return fields
+
+
+def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
+  """The tensors of a PhiForCausalLM."""
+  stored, attention = f"{_LAYER}.self_attn", f"{_BLOCK}/attention"
+  rows = [
+    ("model.embed_tokens.weight", "trunk/embed_VD", "V D"),
+    *table.norm(f"{_LAYER}.input_layernorm", f"{_BLOCK}/attention_norm_D"),
+    *table.linear(f"{stored}.q_proj", f"{attention}/q_DNH"),
+    *table.linear(f"{stored}.k_proj", f"{attention}/k_DKH"),
+    *table.linear(f"{stored}.v_proj", f"{attention}/v_DKH"),
+    *table.linear(f"{stored}.dense", f"{attention}/o_NHD"),
+    *table.norm(f"{stored}.q_layernorm", f"{attention}/q_norm_H"),
+    *table.norm(f"{stored}.k_layernorm", f"{attention}/k_norm_H"),
+    *table.linear(f"{_LAYER}.mlp.fc1", f"{_BLOCK}/mlp/up_DF"),
+    *table.linear(f"{_LAYER}.mlp.fc2", f"{_BLOCK}/mlp/down_FD"),
+    *table.norm("model.final_layernorm", "trunk/norm_D"),
+    (HEAD, "lm_DV", "V D"),
+    ("lm_head.bias", "lm_bias_V", "V"),
+  ]
+  return table.present(config, rows)

@@ -1,0 +1,217 @@
+"""LoRA: low-rank adapters beside the weights of a policy's blocks.
+
+A weight W called `q_DNH` acts as W + scale A B, where A is `q_a_DR` and B is
+`q_b_RNH` beside it (Hu et al. 2022; `layers.Layer.project`). An adapter is a
+tree that holds A and B alone, at their places in a policy; joined to the tree
+it was made for, it is a policy again, without a copy of anything.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reft_jax.models import config as configs
+from reft_jax.models import errors, layers
+
+ALL = "all"
+# What may have an adapter: the module of a block that it lies in, its name.
+TARGETS = {
+  "q": ("attention", "q_DNH"),
+  "k": ("attention", "k_DKH"),
+  "v": ("attention", "v_DKH"),
+  "o": ("attention", "o_NHD"),
+  "gate": ("mlp", "gate_DF"),
+  "up": ("mlp", "up_DF"),
+  "down": ("mlp", "down_FD"),
+}
+# The factors' names by the weight's, and all of them.
+_FACTORS = {name: layers.adapter_names(name) for _, name in TARGETS.values()}
+_NAMES = frozenset(name for pair in _FACTORS.values() for name in pair)
+
+
+def selected_targets(
+  config: configs.ModelConfig, targets: Iterable[str]
+) -> dict[str, tuple[str, str]]:
+  """The rows of TARGETS that are meant, in its order; "all" means all.
+
+  Raises:
+    UnsupportedModelError: the architecture lacks one, or there is no such.
+  """
+  has = {
+    target: row
+    for target, row in TARGETS.items()
+    if target != "gate" or config.gated
+  }
+  wanted = set(targets)
+  lacking = sorted(wanted - has.keys() - {ALL})
+  if lacking:
+    raise errors.UnsupportedModelError(
+      f"{config.family} models have no {' and no '.join(lacking)} to adapt, "
+      f"only {', '.join(has)}."
+    )
+  return {
+    target: row
+    for target, row in has.items()
+    if ALL in wanted or target in wanted
+  }
+
+
+def largest_rank(config: configs.ModelConfig, targets: Iterable[str]) -> int:
+  """The rank at which a product A B can be any matrix; more says no more."""
+  sides = []
+  for _, name in selected_targets(config, targets).values():
+    down, up = _FACTORS[name]
+    sizes = config.sizes | {"R": 1}
+    sides += [_size(down, sizes), _size(up, sizes)]
+  return min(sides)
+
+
+def _size(name, sizes) -> int:
+  return math.prod(sizes[letter] for letter in configs.letters(name))
+
+
+def init(
+  config: configs.ModelConfig,
+  key: jax.Array,
+  *,
+  rank: int,
+  targets: Iterable[str],
+) -> dict[str, Any]:
+  """An adapter that changes nothing yet: A is uniform, B is 0.
+
+  As PEFT's: A is in +-1 / sqrt(inputs). A target starts alike whatever the
+  others are.
+
+  Raises:
+    UnsupportedModelError: as `chosen`.
+  """
+  sizes = config.sizes | {"R": rank}
+  modules: dict[str, Any] = {}
+  for target, (module, name) in selected_targets(config, targets).items():
+    down, up = _FACTORS[name]
+    shape_of = {
+      each: (config.layers, *(sizes[x] for x in configs.letters(each)))
+      for each in (down, up)
+    }
+    limit = (_size(down, sizes) // rank) ** -0.5
+    modules.setdefault(module, {})[down] = jax.random.uniform(
+      jax.random.fold_in(key, list(TARGETS).index(target)),
+      shape_of[down],
+      minval=-limit,
+      maxval=limit,
+    )
+    modules[module][up] = jnp.zeros(shape_of[up], jnp.float32)
+  return {"trunk": {"blocks": modules}}
+
+
+def frozen_base(
+  policy: Mapping[str, Any], params: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The base of parameters that are adapters of one policy.
+
+  Args:
+    policy: what is adapted; {} where nothing is.
+    params: what is learnt, by its part: a policy, a value function, a scorer.
+
+  Returns:
+    What `join` makes whole parts of: the policy, and its trunk again (the same
+    arrays) for any other part that has a trunk.
+  """
+  if not policy:
+    return {}
+  trunk = {"trunk": policy["trunk"]}
+  return {
+    name: policy if name == "policy" else trunk
+    for name, part in params.items()
+    if "trunk" in part
+  }
+
+
+def join(base: Any, adapter: Any) -> Any:
+  """Both trees as one, of the same arrays; `adapter` wins where both have one.
+
+  Either may be empty.
+  """
+  if not isinstance(base, Mapping) or not isinstance(adapter, Mapping):
+    return adapter
+  both = {
+    name: join(base[name], node) if name in base else node
+    for name, node in adapter.items()
+  }
+  return {**base, **both}
+
+
+def split(policy: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The inverse of `join`: what is no adapter, and the adapter or {}."""
+  base: dict[str, Any] = {}
+  adapter: dict[str, Any] = {}
+  for name, node in policy.items():
+    if isinstance(node, Mapping):
+      base[name], inner = split(node)
+      if inner:
+        adapter[name] = inner
+    else:
+      (adapter if name in _NAMES else base)[name] = node
+  return base, adapter
+
+
+def merge(policy: Mapping[str, Any], scale: float) -> dict[str, Any]:
+  """The policy whose weights are W + scale A B, summed in fp32.
+
+  Also of a part of a policy, such as one layer's block; the same arrays where
+  there are no adapters.
+  """
+  merged = {
+    name: merge(node, scale) if isinstance(node, Mapping) else node
+    for name, node in policy.items()
+    if name not in _NAMES
+  }
+  for name, (down, up) in _FACTORS.items():
+    if down in policy:
+      product = jnp.einsum(
+        f"...{configs.letters(down)},...{configs.letters(up)}"
+        f"->...{configs.letters(name)}",
+        jnp.asarray(policy[down], jnp.float32),
+        jnp.asarray(policy[up], jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+      )
+      merged[name] = policy[name] + scale * product
+  return merged
+
+
+def merge_in_place(policy: Mapping[str, Any], scale: float) -> dict[str, Any]:
+  """As `merge`, in place: the weights are donated, each stays on its shards.
+
+  Where there is no adapter it is `policy` itself.
+  """
+  base, adapter = split(policy)
+  if not adapter:
+    return dict(policy)
+  adapted, rest = _apart(base, adapter)
+  merged = jax.jit(
+    functools.partial(_merged, scale=scale),
+    donate_argnums=0,
+    out_shardings=jax.tree.map(lambda weight: weight.sharding, adapted),
+  )(adapted, adapter)
+  return join(rest, merged)
+
+
+def _merged(adapted, adapter, *, scale):
+  return merge(join(adapted, adapter), scale)
+
+
+def _apart(base, adapter):
+  """The weights that have adapters, and the others."""
+  adapted, rest = {}, {}
+  for name, node in base.items():
+    if isinstance(node, Mapping):
+      adapted[name], rest[name] = _apart(node, adapter.get(name, {}))
+    elif name in _FACTORS and _FACTORS[name][0] in adapter:
+      adapted[name] = node
+    else:
+      rest[name] = node
+  return adapted, rest

@@ -1,0 +1,1 @@
+"""The training loops of the paper, one file for each algorithm."""

@@ -1,0 +1,246 @@
+"""Settings from YAML files and overrides, and back to YAML."""
+
+import dataclasses
+import difflib
+import pathlib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import omegaconf
+import yaml
+
+from reft_jax import errors
+from reft_jax import files as files_lib
+from reft_jax.config import schema
+
+EXPERIMENTS = files_lib.packaged("experiments")
+
+DEFAULT_EXPERIMENT = "embedded"
+
+
+def load(files: Sequence[str], overrides: Sequence[str] = ()) -> schema.Config:
+  """Lays files, then `key=value` overrides, over the defaults.
+
+  Raises:
+    UserError: See `parse`.
+  """
+  tree = omegaconf.OmegaConf.structured(schema.Config)
+  _unlock(tree)
+  for file in files:
+    for where, layer in _layers(file):
+      _overlay(tree, layer, where)
+  for override in overrides:
+    try:
+      layer = omegaconf.OmegaConf.from_dotlist([override])
+    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+      raise errors.UserError(
+        f"command line: cannot read {override!r}; quote its value"
+      ) from error
+    _overlay(tree, layer, where="command line")
+  try:
+    return omegaconf.OmegaConf.to_object(tree)
+  except omegaconf.errors.OmegaConfBaseException as error:
+    raise errors.UserError(_first_line(error)) from error
+
+
+def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+  """Every setting below a node: dotted key, dataclass field and value."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from settings(value, f"{prefix}{field.name}.")
+    else:
+      yield f"{prefix}{field.name}", field, value
+
+
+def to_yaml(config: schema.Config) -> str:
+  """The whole tree as YAML that `load` reads back to an equal config."""
+  return yaml.safe_dump(_plain(config), sort_keys=False)
+
+
+def differences(old: schema.Config, new: schema.Config) -> list[str]:
+  """What changed, one `key: old -> new` for each setting."""
+  pairs = zip(settings(old), settings(new), strict=True)
+  return [
+    f"{key}: {show(was)} -> {show(now)}"
+    for (key, _, was), (_, _, now) in pairs
+    if was != now
+  ]
+
+
+def _plain(value: Any) -> Any:
+  """Dataclasses and tuples as the dicts and lists of YAML."""
+  if dataclasses.is_dataclass(value):
+    return {
+      field.name: _plain(getattr(value, field.name))
+      for field in dataclasses.fields(value)
+    }
+  return list(value) if isinstance(value, tuple) else value
+
+
+def show(value: Any) -> str:
+  """A setting's value as it is written in an override."""
+  if isinstance(value, tuple | list):
+    return f"[{', '.join(map(show, value))}]"
+  if value is None or isinstance(value, bool):
+    return {None: "null", True: "true", False: "false"}[value]
+  return str(value)
+
+
+def experiments() -> list[str]:
+  """The names of the packaged experiments."""
+  return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+def _layers(
+  file: str, below: tuple[str, ...] = ()
+) -> Iterator[tuple[str, omegaconf.DictConfig]]:
+  """A file's settings after those of the files that it `extends`.
+
+  Args:
+    file: a YAML file, or the name of a packaged experiment.
+    below: the files that extend this one.
+  """
+  if file in below:
+    raise errors.UserError(f"{' extends '.join((*below, file))}: a circle")
+  path = _found(file, below)
+  layer = read_file(file, path)
+  parents = layer.pop("extends", None)
+  if not isinstance(parents, omegaconf.ListConfig):
+    parents = [] if parents is None else [parents]
+  for parent in map(str, parents):
+    beside = path.parent / parent
+    yield from _layers(
+      str(beside) if beside.is_file() else parent, (*below, file)
+    )
+  yield file, layer
+
+
+def _found(file: str, below: Sequence[str]) -> pathlib.Path:
+  """Where a file lies that a command line or another file names."""
+  path = files_lib.expand_user(file)
+  if path.is_file():
+    return path
+  packaged = [EXPERIMENTS / f"{file}.yaml", EXPERIMENTS / f"parts/{file}.yaml"]
+  for path in packaged[: 2 if below else 1]:
+    if path.is_file():
+      return path
+  raise errors.UserError(
+    f"{f'{below[-1]}: extends' if below else '--config'} {file}: no such"
+    f" file; packaged experiments are {', '.join(experiments())}"
+  )
+
+
+def read_file(file: str, path: pathlib.Path) -> omegaconf.DictConfig:
+  """A YAML file's mapping; errors call it `file`."""
+  try:
+    layer = omegaconf.OmegaConf.load(path)
+  except yaml.MarkedYAMLError as error:
+    raise errors.UserError(
+      f"{file} line {error.problem_mark.line + 1}: not valid YAML:"
+      f" {error.problem}"
+    ) from error
+  except (
+    OSError,
+    ValueError,
+    yaml.YAMLError,
+    omegaconf.errors.OmegaConfBaseException,
+  ) as error:
+    raise errors.UserError(f"{file}: {_first_line(error)}") from error
+  if not isinstance(layer, omegaconf.DictConfig):
+    raise errors.UserError(f"{file}: expected a mapping of settings")
+  return layer
+
+
+def _unlock(node: omegaconf.DictConfig) -> None:
+  """Lets a tree of frozen dataclasses be changed while it is put together."""
+  omegaconf.OmegaConf.set_readonly(node, False)
+  for child in node.values():
+    if isinstance(child, omegaconf.DictConfig):
+      _unlock(child)
+
+
+def _overlay(
+  tree: omegaconf.DictConfig, layer: omegaconf.DictConfig, where: str
+) -> None:
+  """Lays one file or override over the tree, setting by setting."""
+  for key, value in _leaves(
+    omegaconf.OmegaConf.to_container(layer, resolve=False)
+  ):
+    kind = _type_of(key, where)
+    if dataclasses.is_dataclass(kind):
+      if value in (None, {}):  # A group whose settings are all commented out.
+        continue
+      raise errors.UserError(
+        f"{where}: {key} is a group, set {key}.{_names(kind)[0]} and so on"
+      )
+    nullable = types.NoneType in typing.get_args(kind)
+    meant = None if nullable and value in ("None", "none") else value
+    if key == "distributed" and value is False:
+      meant = "off"  # YAML takes the word for a boolean.
+    try:
+      omegaconf.OmegaConf.update(tree, key, meant)
+    except omegaconf.errors.OmegaConfBaseException as error:
+      raise errors.UserError(
+        f"{where}: {key}={show(value)} should be {_expected(kind)}"
+      ) from error
+
+
+def _leaves(layer: dict[Any, Any], prefix: str = "") -> Iterator[Any]:
+  """Dotted keys and values of a nested mapping."""
+  for key, value in layer.items():
+    if isinstance(value, dict) and value:
+      yield from _leaves(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _names(kind: type) -> list[str]:
+  return [field.name for field in dataclasses.fields(kind)]
+
+
+def _type_of(key: str, where: str) -> Any:
+  """The declared type of a dotted key; `where` it was read, for the error."""
+  kind, group = schema.Config, ""
+  for part in key.split("."):
+    names = _names(kind) if dataclasses.is_dataclass(kind) else []
+    if part not in names:
+      last = key.rpartition(".")[2]
+      close = [
+        other
+        for other, _, _ in settings(schema.Config())
+        if other.rpartition(".")[2] == last
+      ] or [group + name for name in difflib.get_close_matches(part, names)]
+      if close:
+        remedy = f"did you mean {' or '.join(close)}?"
+      elif names:
+        remedy = f"{group[:-1] or 'the top'} holds {', '.join(names)}"
+      else:
+        remedy = f"{group[:-1]} is not a group"
+      raise errors.UserError(f"{where}: unknown setting {key}; {remedy}")
+    kind = typing.get_type_hints(kind)[part]
+    group += f"{part}."
+  return kind
+
+
+def _expected(kind: Any) -> str:
+  """A type, in words."""
+  if typing.get_origin(kind) is Literal:
+    return "one of " + ", ".join(typing.get_args(kind))
+  if typing.get_origin(kind) is tuple:
+    return f"a list (each {_expected(typing.get_args(kind)[0])})"
+  if typing.get_origin(kind) in (types.UnionType, typing.Union):
+    members = (k for k in typing.get_args(kind) if k is not types.NoneType)
+    return " or ".join([*map(_expected, members), "null"])
+  return {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+  }[kind]
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).partition("\n")[0]

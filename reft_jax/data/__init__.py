@@ -1,0 +1,1 @@
+"""Problems as token ids, and token ids as batches."""

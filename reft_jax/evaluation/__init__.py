@@ -1,0 +1,1 @@
+"""Measuring a model: votes, pass@k, reranking and their intervals."""

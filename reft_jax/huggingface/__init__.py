@@ -1,0 +1,1 @@
+"""The Hugging Face hub, its model folders and model cards."""

@@ -1,0 +1,115 @@
+"""Models to Hugging Face folders: weights, configs, tokenizer, and more."""
+
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from reft_jax.data import tokenizer as tokenizer_lib
+from reft_jax.models import config as configs
+from reft_jax.models.hf import peft, pretrained
+from reft_jax.runtime import multihost
+
+
+def write(
+  folder: pathlib.Path,
+  shape: configs.ModelConfig,
+  tokenizer: tokenizer_lib.Tokenizer,
+  model: Any,
+  *,
+  classifier: bool = False,
+  adapter: peft.Adapter | None = None,
+  texts: Mapping[str, str] | None = None,
+  **options: Any,
+) -> None:
+  """Writes a folder in one move, whole or not at all.
+
+  All processes that hold the model call this, and the first one writes.
+
+  Args:
+    folder: replaced if it exists.
+    shape: the architecture.
+    tokenizer: the model's.
+    model: a policy, or a classifier.
+    classifier: whether it is one.
+    adapter: one that was merged into it, for a folder in the folder.
+    texts: what else the folder holds, by file name.
+    **options: as those of `fill`.
+  """
+  head_DC = None
+  if adapter is not None:
+    adapter = adapter._replace(params=multihost.allgather(adapter.params))
+    if classifier:
+      head_DC = multihost.allgather(model[f"score_{shape.outer}C"])
+  if not multihost.is_lead():
+    pretrained.hand_over(
+      shape,
+      model,
+      classifier=classifier,
+      dtype=options.get("dtype", "float32"),
+    )
+    multihost.barrier("model written")
+    return
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    new = pathlib.Path(scratch) / folder.name
+    fill(new, shape, tokenizer, model, classifier=classifier, **options)
+    if adapter is not None:
+      peft.save(new / peft.FOLDER, shape, adapter, head_DC=head_DC)
+    for name, text in (texts or {}).items():
+      (new / name).write_text(text, encoding="utf-8")
+    if folder.exists():
+      shutil.rmtree(folder)
+    new.rename(folder)
+  multihost.barrier("model written")
+
+
+def fill(
+  folder: pathlib.Path,
+  shape: configs.ModelConfig,
+  tokenizer: tokenizer_lib.Tokenizer,
+  model: Any,
+  *,
+  classifier: bool = False,
+  value: Any = None,
+  **options: Any,
+) -> None:
+  """Writes a model's files into a folder, which is made if need be.
+
+  Args:
+    folder: the folder; other files in it stay.
+    shape: the architecture.
+    tokenizer: the model's.
+    model: a policy, or a classifier.
+    classifier: whether it is one.
+    value: a value function, written beside a policy.
+    **options: how weights are stored: `dtype` and `max_shard_bytes`, as of
+      `pretrained.save`.
+  """
+  save = pretrained.save_classifier if classifier else pretrained.save
+  special = {
+    "bos_token_id": tokenizer.bos_id,
+    "eos_token_id": list(tokenizer.eos_ids),
+    "pad_token_id": tokenizer.pad_id,
+  }
+  save(folder, shape, model, extra=special, **options)
+  if value is not None:
+    pretrained.save_value(folder, shape, value, **options)
+  tokenizer.save(folder)
+
+
+def merge(new: pathlib.Path, folder: pathlib.Path) -> None:
+  """Moves a model's files into a folder, in the place of the one there.
+
+  What is of no model stays, such as the .git of a clone of the hub's.
+  """
+  if not folder.exists():
+    new.rename(folder)
+    return
+  pretrained.remove(folder)
+  for file in sorted(new.rglob("*")):
+    if file.is_file():
+      place = folder / file.relative_to(new)
+      place.parent.mkdir(parents=True, exist_ok=True)
+      file.replace(place)

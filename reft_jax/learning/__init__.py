@@ -1,0 +1,1 @@
+"""The learner: what the jitted updates compute, and their state."""

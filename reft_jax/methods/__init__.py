@@ -1,1 +1,0 @@
-"""The training methods: each loop reads like the paper's algorithm box."""

@@ -1,0 +1,1 @@
+"""The machine: mesh, processes, checkpoints, metrics, console, plots."""

@@ -1,0 +1,308 @@
+"""What a person sees while a run goes on.
+
+On a terminal: a progress bar with the time left and the latest metrics, notes
+and samples above it. Piped to a file: one plain line each time there is
+something to say.
+"""
+
+import contextlib
+import dataclasses
+import math
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TextIO
+
+import rich.box
+import rich.console
+import rich.padding
+import rich.progress
+import rich.rule
+import rich.table
+import rich.text
+
+# The metrics worth their place on a line, and what they are called there.
+_HEADLINES = {
+  "loss": "loss",
+  "reward/mean": "reward",
+  "accuracy": "accuracy",
+  "verdict/correct": "correct",
+  "verdict/none": "none",
+  "choice/unreached": "unreached",
+  "kl": "kl",
+  "response/length": "tokens",
+  "clip_fraction": "clipped",
+  "value/explained_variance": "explained",
+  "grad_norm": "grad",
+  "learning_rate": "lr",
+  "dev/accuracy": "dev",
+}
+_VERDICT_STYLES = {"correct": "green", "wrong": "yellow", "none": "red"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+  """A sampled completion and how it was graded.
+
+  Attributes:
+    completion: as the model wrote it.
+    verdict: `correct`, `wrong`, or `none` where no answer was found.
+    value: the answer found, None without one.
+  """
+
+  completion: str
+  verdict: str
+  value: float | str | None
+
+
+class Console:
+  """Prints to `file`, standard output if None; a quiet one prints nothing."""
+
+  def __init__(self, file: TextIO | None = None, *, quiet: bool = False):
+    self._console = rich.console.Console(
+      file=file, quiet=quiet, highlight=False, markup=False, emoji=False
+    )
+    # A completion may hold letters that the terminal's encoding lacks.
+    with contextlib.suppress(AttributeError):
+      self._console.file.reconfigure(errors="replace")
+    self._live = (
+      self._console.is_terminal
+      and not self._console.is_dumb_terminal
+      and not quiet
+    )
+
+  def line(self, text: str, style: str | None = None) -> None:
+    """Prints one line as it is, however long."""
+    self._console.print(_clean(text), style=style, soft_wrap=True)
+
+  @contextlib.contextmanager
+  def stage(
+    self, name: str, total_steps: int, start: int = 0
+  ) -> Iterator["Progress"]:
+    """Follows a stage with `start` steps done; says when all are."""
+    begin = time.monotonic()
+    with contextlib.ExitStack() as stack:
+      bar = None
+      if self._live:
+        bar = stack.enter_context(
+          rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}", style="bold"),
+            rich.progress.BarColumn(bar_width=20),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeRemainingColumn(compact=True),
+            rich.progress.TextColumn(
+              "{task.fields[metrics]}",
+              markup=False,
+              table_column=rich.table.Column(no_wrap=True, ratio=1),
+            ),
+            console=self._console,
+            expand=True,
+            speed_estimate_period=3600,  # A step may take minutes.
+            transient=True,
+          )
+        )
+        bar.add_task(name, total=total_steps, completed=start, metrics="")
+      stage = Progress(self, name, total_steps, start, bar)
+      yield stage
+    self.line(
+      f"{name}: {stage.done - start} steps in"
+      f" {duration(time.monotonic() - begin)}",
+      style="bold",
+    )
+
+  def sample(
+    self,
+    stage: str,
+    step: int,
+    question: str,
+    solution: Solution,
+    answer: str,
+  ) -> None:
+    """Shows one completion, with what was found in it and the right answer."""
+    grid = rich.table.Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("question", _clean(question.strip()))
+    grid.add_row("sampled", _written(solution))
+    grid.add_row("verdict", _verdict(solution, answer))
+    self._console.print(
+      rich.rule.Rule(f"{stage}, step {step}: a sample", style="dim"),
+      grid,
+      rich.rule.Rule(style="dim"),
+    )
+
+  def table(
+    self,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str | float | None]],
+  ) -> None:
+    """Prints a table; numbers in few digits, columns of them to the right."""
+    table = _table(title)
+    named = max((len(str(row[0])) for row in rows), default=0)
+    for index, column in enumerate(columns):
+      words = "".join(x for x in (r[index] for r in rows) if isinstance(x, str))
+      table.add_column(
+        column,
+        justify="left" if any(map(str.isalpha, words)) else "right",
+        min_width=None if index else named,
+      )
+    for row in rows:
+      cells = (c if isinstance(c, str) else number(c) for c in row)
+      table.add_row(*map(_clean, cells))
+    self._console.print(table)
+
+  def side_by_side(
+    self,
+    question: str,
+    answer: str,
+    solutions: Mapping[str, Sequence[Solution]],
+  ) -> None:
+    """Shows what several models sampled for one question, a column each."""
+    table = _table(None)
+    table.show_lines = True
+    for name in solutions:
+      table.add_column(name, ratio=1, overflow="fold")
+    table.expand = True
+    for row in zip(*solutions.values(), strict=True):
+      table.add_row(
+        *(
+          rich.console.Group(
+            _written(solution),
+            _verdict(solution, answer),
+          )
+          for solution in row
+        )
+      )
+    self._console.print()
+    self._console.print(_clean(question.strip()), style="italic")
+    self._console.print(table)
+
+
+class Progress:
+  """A stage under way, made by `Console.stage`; `done` counts its steps."""
+
+  def __init__(
+    self,
+    console: Console,
+    name: str,
+    total_steps: int,
+    start: int,
+    bar: rich.progress.Progress | None,
+  ):
+    self.done = start
+    self._console = console
+    self._name = name
+    self._total_steps = total_steps
+    self._bar = bar
+    # The clock, and the steps done, after the first step: that one compiles.
+    self._clock: float | None = None
+    self._clocked = start
+
+  def step(self, done: int, values: Mapping[str, float] | None = None) -> None:
+    """So many steps are done now; values are shown if given."""
+    self.done = done
+    if self._clock is None:
+      self._clock, self._clocked = time.monotonic(), self.done
+    text = _metrics(values or {})
+    if self._bar:
+      task = self._bar.task_ids[0]
+      self._bar.update(task, completed=self.done)
+      if text:
+        self._bar.update(task, metrics=text)
+    elif text:
+      width = len(str(self._total_steps))
+      self._console.line(
+        f"{self._name} {self.done:>{width}}/{self._total_steps}"
+        f"  {text}{self._time_left()}"
+      )
+
+  def note(self, text: str) -> None:
+    """Prints a line above the bar, marked with the stage's name."""
+    self._console.line(f"{self._name}: {text}")
+
+  def _time_left(self) -> str:
+    steps, left = self.done - self._clocked, self._total_steps - self.done
+    if not steps or not left:
+      return ""
+    seconds = (time.monotonic() - self._clock) / steps * left
+    return f"  {duration(seconds)} left"
+
+
+def number(value: float | None) -> str:
+  """A number in about three digits; `-` for None and nan."""
+  if value is None or math.isnan(value):
+    return "-"
+  if isinstance(value, int):
+    return f"{value:,}"
+  if math.isinf(value):
+    return str(value)
+  size = abs(value)
+  if size >= 100:
+    return f"{value:,.0f}"
+  if 0 < size < 1e-3:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+  return f"{value:#.3g}"
+
+
+def duration(seconds: float) -> str:
+  """A span of time in its two largest units, such as `1h 05m` or `12s`."""
+  if seconds < 9.95:
+    return f"{seconds:.1f}s"
+  whole = round(seconds)
+  minutes, seconds = divmod(whole, 60)
+  hours, minutes = divmod(minutes, 60)
+  days, hours = divmod(hours, 24)
+  if days:
+    return f"{days}d {hours:02}h"
+  if hours:
+    return f"{hours}h {minutes:02}m"
+  return f"{minutes}m {seconds:02}s" if minutes else f"{seconds}s"
+
+
+def _metrics(values: Mapping[str, float]) -> str:
+  """The metrics worth a place, or all of them if none is known."""
+  known = {
+    label: values[name] for name, label in _HEADLINES.items() if name in values
+  }
+  return " ".join(
+    f"{label} {number(value):<7}" for label, value in (known or values).items()
+  )
+
+
+def _written(solution: Solution) -> str:
+  """A completion on its own: a program's body starts at the margin."""
+  return _clean(textwrap.dedent(solution.completion).strip())
+
+
+def _verdict(solution: Solution, answer: str) -> rich.text.Text:
+  found = solution.value
+  if isinstance(found, float):
+    found = f"{found:.10g}"
+  text = {
+    "correct": f"correct: {found}",
+    "wrong": f"wrong: {found}, not {answer}",
+    "none": f"no answer; it is {answer}",
+  }[solution.verdict]
+  return rich.text.Text(
+    _clean(text), style=_VERDICT_STYLES[solution.verdict], overflow="fold"
+  )
+
+
+def _clean(text: str) -> str:
+  """Text without characters that could move or recolour the terminal."""
+  return "".join(
+    c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}"
+    for c in text.expandtabs(2)
+  )
+
+
+def _table(title: str | None) -> rich.table.Table:
+  return rich.table.Table(
+    title=title,
+    title_justify="left",
+    box=rich.box.SIMPLE_HEAD,
+    pad_edge=False,
+    collapse_padding=True,  # Widest tables fit 80 columns.
+  )

@@ -1,0 +1,213 @@
+"""How a model is laid out on devices, where the settings leave it open.
+
+Arithmetic on sizes alone: a run asks about the devices it has, a plan about
+those of its target, and both get the same answer.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+
+from reft_jax.config import schema
+from reft_jax.errors import UserError
+from reft_jax.models import config as configs
+
+AXES = ("data", "fsdp", "tensor")
+
+# A parameter's master, two moments and the reference policy, in fp32.
+_STATE_BYTES = 16
+# The shares of a device's memory that these may fill.
+_STATE_SHARE, _COPY_SHARE, _GATHERED_SHARE = 0.4, 0.4, 0.25
+# What a device could read from its memory while it waits for one small
+# all-reduce, 15 us at 3 TB/s. Each layer has two for a token.
+_LATENCY_BYTES = 45e6
+# What sampling must gain before it gets a layout of its own.
+_LEAST_GAIN = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+  """What a model is laid out on.
+
+  Attributes:
+    count: all of them.
+    node: those that share the fast links; it divides `count`.
+    memory: bytes of one that programs may have; None: not known, and plenty.
+  """
+
+  count: int
+  node: int
+  memory: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The axes' sizes, and what else follows from sizes.
+
+  Attributes:
+    data: copies of the state, each with a share of the batch.
+    fsdp: shards of the state, each with a share of the batch.
+    tensor: shards of heads, feed-forward and vocabulary.
+    gather: "step", a copy of the blocks in the compute dtype is gathered along
+      fsdp once an optimizer step (ZeRO-2); "layer", each layer is gathered
+      where it is used (FSDP), forward and backward of each micro-batch.
+    sampler_tensor: `tensor` of the sampler, whose weights are whole along its
+      other axis.
+  """
+
+  data: int
+  fsdp: int
+  tensor: int
+  gather: Literal["step", "layer"]
+  sampler_tensor: int
+
+  @property
+  def learner(self) -> tuple[int, int, int]:
+    """The mesh to learn on, by AXES."""
+    return self.data, self.fsdp, self.tensor
+
+  @property
+  def sampler(self) -> tuple[int, int, int]:
+    """The mesh to sample on: the learner's, unless it has its own."""
+    if self.sampler_tensor == self.tensor:
+      return self.learner
+    rows = math.prod(self.learner) // self.sampler_tensor
+    return rows, 1, self.sampler_tensor
+
+
+def choose(
+  wanted: schema.MeshConfig,
+  shape: configs.ModelConfig | None,
+  *,
+  parameters: int,
+  compute_dtype: str,
+  devices: Devices,
+) -> Layout:
+  """The layout that is wanted; what is not said follows from the sizes.
+
+  Args:
+    wanted: the settings; None is not said.
+    shape: the architecture; None, not known, is one that fits everywhere.
+    parameters: how many it has.
+    compute_dtype: what the weights' copies are in.
+    devices: what there is.
+
+  Raises:
+    UserError: the axes do not multiply to the number of devices.
+  """
+  copy = parameters * (2 if compute_dtype == "bfloat16" else 4)
+  axes = {name: getattr(wanted, name) for name in AXES}
+  if any(size is not None for size in axes.values()):
+    rest = None if -1 in axes.values() else -1
+    usual = {"data": 1, "fsdp": rest or 1, "tensor": 1}
+    axes = {name: axes[name] or usual[name] for name in AXES}
+  else:
+    axes = _axes(shape, copy, parameters, devices)
+  sizes = axis_sizes(**axes, count=devices.count)
+  gather = wanted.gather
+  if gather == "auto":
+    small = (
+      devices.memory is not None
+      and copy / sizes["tensor"] <= _GATHERED_SHARE * devices.memory
+    )
+    gather = "step" if small and sizes["fsdp"] > 1 else "layer"
+  tensor = wanted.sampler_tensor
+  if tensor is None:
+    tensor = _sampler_tensor(shape, copy, sizes["tensor"], devices)
+  if devices.count % tensor:
+    raise UserError(
+      f"mesh.sampler_tensor={tensor} does not divide the {devices.count} "
+      "devices; give a size that does, or null."
+    )
+  return Layout(**sizes, gather=gather, sampler_tensor=tensor)
+
+
+def axis_sizes(
+  *, data: int, fsdp: int, tensor: int, count: int
+) -> dict[str, int]:
+  """The size of each axis of a mesh over `count` devices, with no -1 left.
+
+  Raises:
+    UserError: more than one is -1, or they do not multiply to `count`.
+  """
+  sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+  free = [name for name, size in sizes.items() if size == -1]
+  given = int(np.prod([size for size in sizes.values() if size != -1]))
+  if len(free) > 1:
+    raise UserError(f"mesh: only one axis may be -1, not {' and '.join(free)}.")
+  if free and given and count % given == 0:
+    sizes[free[0]] = count // given
+  if int(np.prod(list(sizes.values()))) != count:
+    shape = " x ".join(
+      f"{name}={size}" for name, size in sizes.items() if size != -1
+    )
+    remedy = (
+      f"give sizes that divide {count}"
+      if free
+      else "set one axis to -1 to give it the rest"
+    )
+    raise UserError(
+      f"mesh: {shape} does not use all of the {count} devices; {remedy}."
+    )
+  return sizes
+
+
+def _axes(shape, copy, parameters, devices) -> dict[str, int]:
+  """The axes where the settings say nothing.
+
+  As little tensor parallelism as lets a device hold its share of the copy that
+  is sampled from. The state is sharded over one node, or over as many as it
+  takes; what is left are copies of it.
+  """
+  count, memory = devices.count, devices.memory or math.inf
+  tensor = next(
+    (
+      size
+      for size in _divisors(shape, devices)
+      if copy / size <= _COPY_SHARE * memory
+    ),
+    _divisors(shape, devices)[-1],
+  )
+  shards = max(devices.node, tensor)
+  while (
+    _STATE_BYTES * parameters / shards > _STATE_SHARE * memory
+    and shards < count
+  ):
+    shards = min(2 * shards, count)
+  if count % shards:
+    shards = count
+  return {"data": count // shards, "fsdp": shards // tensor, "tensor": tensor}
+
+
+def _sampler_tensor(shape, copy, tensor, devices) -> int:
+  """The sampler's tensor axis: what decodes a token soonest at few rows.
+
+  A token costs the reading of a device's weights and, where they are shared,
+  the all-reduces of its layers. Rows' caches weigh the same in all layouts.
+  """
+  if devices.memory is None or shape is None:
+    return tensor
+
+  def cost(size: int) -> float:
+    waits = 2 * shape.layers * _LATENCY_BYTES if size > 1 else 0.0
+    return copy / size + waits
+
+  sizes = [size for size in _divisors(shape, devices) if size % tensor == 0]
+  best = min(sizes, key=cost, default=tensor)
+  return best if cost(best) <= (1 - _LEAST_GAIN) * cost(tensor) else tensor
+
+
+def _divisors(shape, devices) -> list[int]:
+  """Sizes of a tensor axis within a node that split heads and feed-forward."""
+  if shape is None:
+    return [1]
+  return [
+    size
+    for size in range(1, devices.node + 1)
+    if all(
+      number % size == 0
+      for number in (devices.node, shape.heads, shape.kv_heads, shape.ffn)
+    )
+  ]

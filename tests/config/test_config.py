@@ -1,0 +1,464 @@
+import dataclasses
+import re
+import subprocess
+import sys
+import typing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reft_jax import errors
+from reft_jax.config import checks, cli, loading, schema
+
+SETTINGS = {
+  key: (field, value) for key, field, value in loading.settings(schema.Config())
+}
+NUMBERS = (int, float, int | None, float | None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """A dotted key with a value that its type allows."""
+
+  key: str
+  value: object
+
+
+def values_of(kind):
+  """Values of a declared type."""
+  if typing.get_origin(kind) is typing.Literal:
+    return st.sampled_from(typing.get_args(kind))
+  if typing.get_origin(kind) is tuple:
+    return st.lists(values_of(typing.get_args(kind)[0])).map(tuple)
+  if typing.get_args(kind):
+    return st.one_of(*map(values_of, typing.get_args(kind)))
+  finite = st.floats(allow_nan=False, allow_infinity=False)
+  return {
+    bool: st.booleans(),
+    int: st.integers(),
+    float: finite,
+    str: st.text("abc-/.:1 ", min_size=1),
+    type(None): st.none(),
+  }[kind]
+
+
+setting_st = st.sampled_from(sorted(SETTINGS)).flatmap(
+  lambda key: st.builds(
+    Setting, st.just(key), values_of(loading._type_of(key, "test"))
+  )
+)
+
+
+def replaced(node, key, value):
+  """A config with one setting changed."""
+  head, _, rest = key.partition(".")
+  if rest:
+    value = replaced(getattr(node, head), rest, value)
+  return dataclasses.replace(node, **{head: value})
+
+
+def write(folder, text, name="run.yaml"):
+  path = folder / name
+  path.write_text(text, encoding="utf-8")
+  return str(path)
+
+
+def small(*overrides):
+  """A valid run of given settings."""
+  return loading.load(["embedded"], overrides)
+
+
+def test_defaults_are_the_papers_and_valid():
+  run = schema.Config()
+  checks.validate(run)
+  assert (run.warmup.epochs, run.sft.epochs, run.reft.epochs) == (2, 40, 300)
+  assert (run.sft.batch_size, run.reft.batch_size) == (48, 32)
+  assert run.sft.optimizer.learning_rate == 1e-5
+  assert run.reft.optimizer.learning_rate == 3e-7
+  assert run.reft.optimizer.schedule == "constant"
+  assert (run.reft.gamma, run.reft.lam, run.reft.kl_coef) == (1.0, 0.95, 0.05)
+  assert (run.reft.clip, run.reft.value_clip, run.reft.vf_coef) == (0.2, 0.2, 5)
+  assert run.data.max_prompt_tokens + run.data.max_response_tokens == 700
+
+
+def test_no_arguments_is_the_embedded_experiment():
+  command = cli.parse([])
+  assert command.action == "run"
+  assert command.config == loading.load(["embedded"])
+  checks.validate(command.config)
+  checks.check_files(command.config)
+
+
+def test_every_setting_has_help_and_every_number_a_range():
+  for key, (field, _) in SETTINGS.items():
+    assert field.metadata["help"], key
+    if loading._type_of(key, "test") in NUMBERS:
+      assert field.metadata["range"], key
+
+
+def test_a_config_can_be_a_key():
+  assert len({schema.Config(), schema.Config(), small()}) == 2
+
+
+@settings(max_examples=30)
+@given(st.lists(setting_st, max_size=3))
+def test_yaml_reads_back_to_the_same_config(tmp_path_factory, changes):
+  run = schema.Config()
+  for setting in changes:
+    run = replaced(run, setting.key, setting.value)
+  folder = tmp_path_factory.mktemp("config")
+  assert loading.load([write(folder, loading.to_yaml(run))]) == run
+
+
+@given(setting_st)
+def test_differences_name_the_changed_setting(setting):
+  before = schema.Config()
+  after = replaced(before, setting.key, setting.value)
+  changed = loading.differences(before, after)
+  if before == after:
+    assert not changed
+  else:
+    (line,) = changed
+    assert line.startswith(f"{setting.key}: ")
+
+
+def test_differences_show_old_and_new():
+  before = small("reft.steps=60", "sft.learning_rates=[1e-4, 1e-3]")
+  after = small("reft.steps=61", "sft.learning_rates=null")
+  assert loading.differences(before, after) == [
+    "sft.learning_rates: [0.0001, 0.001] -> null",
+    "reft.steps: 60 -> 61",
+  ]
+
+
+def test_later_files_win_and_overrides_win_over_them(tmp_path):
+  first = write(tmp_path, "seed: 1\nreft: {steps: 5, clip: 0.1}", "a.yaml")
+  second = write(tmp_path, "reft:\n  steps: 6\nsft:\n", "b.yaml")
+  command = cli.parse(
+    ["--config", first, f"--config={second}", "reft.lam=0.5", "reft.lam=0.6"]
+  )
+  assert command.config.reft == dataclasses.replace(
+    schema.ReftConfig(), steps=6, clip=0.1, lam=0.6
+  )
+  assert command.config.seed == 1
+  assert command.overrides == ("reft.lam=0.5", "reft.lam=0.6")
+
+
+def test_a_file_is_laid_over_those_it_extends(tmp_path):
+  folder = tmp_path / "parts"
+  folder.mkdir()
+  write(folder, "seed: 1\nreft: {steps: 5, clip: 0.1}\n", "far.yaml")
+  write(folder, "extends: far.yaml\nseed: 2\n", "near.yaml")
+  write(tmp_path, "reft: {clip: 0.3}\n", "other.yaml")
+  file = write(
+    tmp_path,
+    "extends: [embedded, parts/near.yaml, other.yaml]\nname: mine\n",
+  )
+  expected = small("name=mine", "seed=2", "reft.steps=5", "reft.clip=0.3")
+  assert loading.load([file]) == expected
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("extends: run.yaml", "extends {file}: a circle"),
+    ("extends: [gone]", "{file}: extends gone: no such file"),
+    ("extends: 3", "{file}: extends 3: no such file"),
+  ],
+)
+def test_files_that_cannot_be_extended(tmp_path, text, message):
+  file = write(tmp_path, text)
+  with pytest.raises(errors.UserError) as caught:
+    loading.load([file])
+  assert message.format(file=file) in str(caught.value)
+
+
+@pytest.mark.parametrize("nothing", ["None", "none", "null", ""])
+def test_nothing_can_be_said_in_several_ways(nothing):
+  run = small(f"reft.optimizer.clip_norm={nothing}")
+  assert run.reft.optimizer.clip_norm is None
+
+
+def test_none_stays_a_choice_where_it_is_one():
+  assert small("model.remat=none").model.remat == "none"
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path):
+  path = write(tmp_path, "reft: {optimizer: {learning_rate: 1e-4}}")
+  assert loading.load([path]).reft.optimizer.learning_rate == 1e-4
+  run = small("sft.learning_rates=[1e-4, 3]")
+  assert run.sft.learning_rates == (1e-4, 3.0)
+
+
+def test_print_config_shows_what_would_run():
+  command = cli.parse(["--print-config", "seed=3"])
+  assert command.action == "print-config"
+  assert "\nseed: 3\n" in loading.to_yaml(command.config)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_help_names_every_setting(capsys, monkeypatch, width):
+  monkeypatch.setenv("COLUMNS", str(width))
+  assert cli.parse(["seed=oops", "--help"]).action == "help"
+  cli.print_help("reft_jax.train")
+  lines = capsys.readouterr().out.splitlines()
+  words = {line.split()[0] for line in lines if line.strip()}
+  for key in SETTINGS:
+    group, _, name = key.rpartition(".")
+    assert name in words
+    assert not group or f"{group}." in words
+  assert all(len(line) <= width for line in lines if "Usage" not in line)
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("reft.stpes=3", "unknown setting reft.stpes; did you mean reft.steps?"),
+    ("steps=3", "did you mean base.steps or online_st.steps or reft.steps?"),
+    ("learning_rate=3", "reft.optimizer.learning_rate"),
+    ("seed.x=3", "seed is not a group"),
+    ("reft=3", "reft is a group"),
+    ("=3", "unknown setting"),
+    ("seed=1.5", "seed=1.5 should be a whole number"),
+    ("seed=true", "seed=true should be a whole number"),
+    ("reft.lam=much", "reft.lam=much should be a number"),
+    ("reft.lam=null", "reft.lam=null should be a number"),
+    ("reft.whiten=3x", "reft.whiten=3x should be true or false"),
+    ("name=[1]", "name=[1] should be text"),
+    ("model.remat=all", "should be one of none, block, dots"),
+    ("stages=[sft, rl]", "stages=[sft, rl] should be a list (each one of base"),
+    ("sft.learning_rates=[a]", "should be a list (each a number) or null"),
+    ("seed=[1", "cannot read 'seed=[1'"),
+    ("name=${sed}", "'sed' not found"),
+    ("seed", "unknown argument 'seed'"),
+    ("--seed=3", "unknown argument '--seed=3'"),
+    ("--config", "--config needs a file"),
+  ],
+)
+def test_bad_arguments_are_told_in_one_line(override, message):
+  with pytest.raises(errors.UserError) as caught:
+    cli.parse([override])
+  assert message in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+# One setting of each type.
+OF_EACH_TYPE = {
+  str(loading._type_of(key, "")): key for key in SETTINGS
+}.values()
+
+
+@pytest.mark.parametrize("key", OF_EACH_TYPE)
+def test_every_type_of_setting_says_what_it_should_be(key):
+  with pytest.raises(errors.UserError) as caught:
+    cli.parse([f"{key}=[[1]]"])
+  assert f"{key}=[[1]] should be " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("reft: {stpes: 3}", "run.yaml: unknown setting reft.stpes"),
+    ("reft:\n  steps: many", "run.yaml: reft.steps=many should be"),
+    ("seed: 1\nseed: 2", "run.yaml line 2: not valid YAML: found duplicate"),
+    ("a: [1", "run.yaml line"),
+    ("- seed", "run.yaml: expected a mapping"),
+    ("3", "run.yaml: Invalid loaded object"),
+    ("1: 2", "run.yaml: unknown setting 1"),
+    ("seed: ${", "run.yaml: "),
+  ],
+)
+def test_bad_files_are_told_in_one_line(tmp_path, text, message):
+  with pytest.raises(errors.UserError) as caught:
+    loading.load([write(tmp_path, text)])
+  assert message in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_binary_and_missing_files(tmp_path):
+  (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+  with pytest.raises(errors.UserError, match=r"binary\.yaml"):
+    loading.load([str(tmp_path / "binary.yaml")])
+  with pytest.raises(errors.UserError, match=r"no such file; .*embedded"):
+    cli.parse(["--config", "embeded"])
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    (["name=a/b"], "name='a/b'"),
+    (["stages=[]"], "at least one stage"),
+    (["stages=[sft, base]"], "must keep the order"),
+    (["stages=[sft, sft]"], "must keep the order"),
+    (["data.train=x.json"], "the base stage is for embedded data"),
+    (["model.path=folder"], "would train another model"),
+    (["stages=[warmup]"], "model.path=null needs the base stage"),
+    (["data.chat_template=true"], "the base stage's model knows no chat"),
+    (["data.system_prompt=Hi"], "is part of a chat; set data.chat_template"),
+    (["stages=[base, sft]"], "sft.start=warmup needs the warmup stage"),
+    (["warmup.start=warmup"], "warmup.start=warmup must be base"),
+    (
+      ["model.warmup=folder"],
+      "model.warmup=folder: the warmup stage would train another",
+    ),
+    (
+      ["model.warmup=folder", "stages=[base, reft]"],
+      "did not start from the model of the base stage",
+    ),
+    (
+      ["stages=[base, reward_model]"],
+      "reward_model.start=warmup needs the warmup stage or model.warmup",
+    ),
+    (["reft.advantages=rloo"], "compares rollouts of one question"),
+    (
+      ["reft.advantages=grpo", "reft.value_warmup_steps=2"],
+      "has no critic to warm up",
+    ),
+    (
+      ["reft.steps=2", "reft.value_warmup_steps=2"],
+      "would leave the policy none of reft.steps=2",
+    ),
+    (
+      ["reft.vf_coef=0", "reft.value_warmup_steps=2"],
+      "the critic would learn nothing",
+    ),
+    (
+      ["reft.advantages=grpo", "model.value=separate"],
+      "has no critic; set model.value=shared",
+    ),
+    (["reft.kl_target=6", "reft.kl_coef=0"], "must start above 0"),
+    (["reft.filter_zero_variance_groups=true"], "leave out every question"),
+    (
+      ["online_st.batch_size=9", "online_st.micro_batch_size=4"],
+      "online_st.minibatch_size=9 must be a multiple",
+    ),
+    (["online_st.learning_rates=[]"], "online_st.learning_rates=[] must hold"),
+    (["sft.learning_rates=[]"], "must hold a number"),
+    (["data.dev_size=0"], "chosen on dev"),
+    (["embedded.min_events=5"], "embedded.max_events=4"),
+    (["mesh.data=-1", "mesh.fsdp=-1"], "only one axis"),
+    (["mesh.tensor=0"], "mesh.tensor=0 must be above 0, or -1"),
+    (["base.heads=3", "base.kv_heads=3"], "base.width=64 must be a multiple"),
+    (["base.kv_heads=3"], "base.heads=4 must be a multiple"),
+    (["sft.micro_batch_size=5"], "sft.batch_size=16 must be a multiple"),
+    (["reft.samples_per_question=3"], "reft.samples_per_question=3"),
+    (["reft.minibatch_size=48"], "reft.minibatch_size=48"),
+    (
+      ["reft.minibatch_size=64", "reft.micro_batch_size=48"],
+      "reft.minibatch_size=64 must be a multiple",
+    ),
+    (
+      [
+        "reft.batch_size=128",
+        "reft.minibatch_size=null",
+        "reft.micro_batch_size=48",
+      ],
+      "reft.minibatch_size=128 must be a multiple",
+    ),
+    (["seed=-1"], "seed=-1 must be between 0 and 2**32 - 1"),
+    (["seed=4294967296"], "seed=4294967296 must be between"),
+    (["data.test=embedded"], "only data.train=embedded tests on generated"),
+    (["sft.learning_rates=[1e-3, 1e-3]"], "[0.001, 0.001] must differ"),
+    (["sft.learning_rates=[1e-3, 1.0000001e-3]"], "must differ"),
+    (["reft.batch_size=0"], "reft.batch_size=0 must be above 0"),
+    (["reft.temperature=0"], "reft.temperature=0.0 must be above 0"),
+    (["embedded.noise=1.1"], "embedded.noise=1.1 must be between 0 and 1"),
+    (["sft.learning_rates=[1e-4, -1]"], "sft.learning_rates=-1.0 must be"),
+    (["reft.kl_coef=.inf"], "reft.kl_coef=inf must be finite"),
+    (["reft.optimizer.b2=1"], "must be at least 0 and below 1"),
+    (["data.train_limit=0"], "data.train_limit=0 must be above 0"),
+  ],
+)
+def test_settings_that_do_not_fit(overrides, message):
+  with pytest.raises(errors.UserError) as caught:
+    checks.validate(small(*overrides))
+  assert message in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_all_problems_are_told_at_once():
+  with pytest.raises(errors.UserError) as caught:
+    checks.validate(
+      small("name=/", "mesh.data=-1", "mesh.fsdp=-1", "stages=[warmup]")
+    )
+  first, second, third = str(caught.value).split("; ")
+  assert first.startswith("name='/'")
+  assert second.startswith("model.path=null needs the base stage")
+  assert third.startswith("mesh: only one axis")
+
+
+@pytest.mark.parametrize(
+  "real",
+  [["data.train=x.json"], ["model.path=m"], ["data.train=x", "model.path=m"]],
+)
+def test_real_runs_name_their_settings(real):
+  with pytest.raises(errors.UserError) as caught:
+    cli.parse(real)
+  said = str(caught.value)
+  assert f"{' and '.join(real)} would be trained with" in said
+  assert "\n" not in said
+  for experiment in re.findall(r"--config (\w+)", said):
+    cli.parse([f"--config={experiment}", *real])
+  assert "--config embedded" in said
+
+
+def test_generated_runs_need_no_name():
+  same = cli.parse(["data.train=embedded", "model.path=null"])
+  assert same.config == cli.parse([]).config
+
+
+def test_missing_files_are_named(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  run = small(
+    "data.train=train.json", "data.test=hub:some/set", "model.path=model"
+  )
+  with pytest.raises(errors.UserError) as caught:
+    checks.check_files(run)
+  first, second = str(caught.value).split("; ")
+  assert first.startswith("data.train=train.json: no such file")
+  assert second.startswith("model.path=model: no Hugging Face model")
+  write(tmp_path, "[]", "train.json")
+  (tmp_path / "model").mkdir()
+  write(tmp_path / "model", "{}", "config.json")
+  checks.check_files(run)
+
+
+def test_models_of_the_hub_are_not_looked_for(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  hub = ["model.path=acme/model", "model.warmup=acme/model@v2"]
+  checks.check_files(small(*hub))
+  (tmp_path / "acme").mkdir()  # Now the first is a folder that is missing.
+  with pytest.raises(errors.UserError) as caught:
+    checks.check_files(small(*hub))
+  said = str(caught.value)
+  assert said.startswith("model.path=acme/model: no Hugging Face model there")
+  assert "model.warmup" not in said
+
+
+def test_run_directory():
+  assert str(schema.run_directory(small("seed=3"))) == "runs/embedded-seed3"
+  assert str(schema.run_directory(small("output=there"))) == "there"
+
+
+def test_paths_can_start_at_home(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "model").mkdir()
+  for name in ("train.json", "test.json", "model/config.json"):
+    write(tmp_path, "{}", name)
+  write(tmp_path, "output: ~/run")
+  run = loading.load(
+    ["~/run.yaml"],
+    ["data.train=~/train.json", "data.test=~/test.json", "model.path=~/model"],
+  )
+  checks.check_files(run)
+  assert run.output == "~/run"
+  assert schema.run_directory(run) == tmp_path / "run"
+
+
+def test_reading_a_config_does_not_import_jax():
+  code = "import sys, reft_jax.config.cli; print('jax' in sys.modules)"
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip() == "False"

@@ -1,0 +1,387 @@
+"""Models by name: folders, the hub's cache, and what the hub may answer."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import types
+
+import huggingface_hub
+import jax
+import numpy as np
+import pytest
+import tiny
+from huggingface_hub import errors as hub_errors
+
+from reft_jax import errors, evaluate, train
+from reft_jax.config import checks, cli
+from reft_jax.data import tokenizer as tokenizer_lib
+from reft_jax.huggingface import hub
+from reft_jax.models import networks
+from reft_jax.models.hf import pretrained
+from reft_jax.run import model_paths, setup
+from reft_jax.tasks import embedded
+
+NAME = "acme/small-model"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> pathlib.Path:
+  """An empty cache of the hub's, and a working directory without models."""
+  folder = tmp_path / "hub"
+  folder.mkdir()
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+  (tmp_path / "here").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+  hub._downloaded.cache_clear()
+  return folder
+
+
+def snapshot(cache, name=NAME, revision="main", commit=COMMIT) -> pathlib.Path:
+  """The folder of a model in the layout of the hub's cache."""
+  home = cache / f"models--{name.replace('/', '--')}"
+  (home / "refs").mkdir(parents=True, exist_ok=True)
+  (home / "refs" / revision).write_text(commit)
+  folder = home / "snapshots" / commit
+  folder.mkdir(parents=True)
+  return folder
+
+
+def fill(folder: pathlib.Path, *files: str) -> None:
+  for name in files:
+    (folder / name).write_text("{}")
+
+
+def write_model(folder: pathlib.Path) -> None:
+  """A whole model, with the tokenizer of the embedded task."""
+  tokenizer = tokenizer_lib.wrap(embedded.tokenizer())
+  size = tokenizer.vocab_size
+  shape = dataclasses.replace(tiny.CONFIG, vocab_size=size, layers=1)
+  policy = jax.jit(networks.Networks(shape).init)(jax.random.key(0))
+  pretrained.save(folder, shape, policy)
+  tokenizer.save(folder)
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("acme/small-model", True),
+    ("acme/Small.Model_7b@v1.0", True),
+    ("acme/small@refs/pr/3", True),
+    ("gpt2", False),
+    ("./acme/small", False),
+    ("/acme/small", False),
+    ("~/small", False),
+    ("../acme/small", False),
+    ("runs/a/models", False),
+    ("acme/small@", False),
+    ("", False),
+  ],
+)
+def test_names_of_the_hub(name, expected):
+  assert hub.is_id(name) == expected
+
+
+def test_what_lies_here_is_no_name_of_the_hub(cache):
+  pathlib.Path("acme/small").mkdir(parents=True)
+  pathlib.Path("acme/rows.json").touch()
+  fill(snapshot(cache, "acme/small"), "config.json", "model.safetensors")
+  assert not hub.is_id("acme/small")
+  assert not hub.is_id("acme/rows.json")
+  assert hub.folder("acme/small") == pathlib.Path("acme/small")
+  # A folder that is missing beside others was meant as one.
+  assert not hub.is_id("acme/smal")
+  assert hub.is_id("acme/smal@main")
+
+
+def test_home_is_understood(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert hub.folder("~/here") == tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+  "weights",
+  [
+    ("model.safetensors",),
+    ("pytorch_model.bin",),
+    ("model.safetensors", "pytorch_model.bin"),
+  ],
+)
+def test_what_is_in_the_cache_needs_no_network(cache, monkeypatch, weights):
+  here = snapshot(cache)
+  fill(here, "config.json", "tokenizer.json", *weights)
+  assert hub.find(NAME) == here
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+  monkeypatch.setattr(hub, "_downloaded", lambda *_: 1 / 0)
+  assert hub.folder(NAME) == here
+
+
+def test_a_revision_is_another_snapshot(cache):
+  fill(snapshot(cache), "config.json", "model.safetensors")
+  other = snapshot(cache, revision="v2", commit=COMMIT[::-1])
+  fill(other, "config.json", "model.safetensors")
+  assert hub.find(f"{NAME}@v2") == hub.find(f"{NAME}@{COMMIT[::-1]}") == other
+  assert hub.find(NAME).name == COMMIT
+  assert hub.find(f"{NAME}@v3") is None
+  assert hub.page(f"{NAME}@v2") == f"huggingface.co/{NAME} at v2"
+
+
+@pytest.mark.parametrize(
+  "files",
+  [
+    (),
+    ("config.json",),
+    ("model.safetensors",),
+    ("config.json", "model-00001-of-00002.safetensors"),
+  ],
+)
+def test_half_a_snapshot_is_none(cache, files):
+  fill(snapshot(cache), *files)
+  assert hub.find(NAME) is None
+  with pytest.raises(errors.UserError):
+    hub.folder(NAME)
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_all_shards_belong_to_a_snapshot(cache, kind):
+  here = snapshot(cache)
+  fill(here, "config.json")
+  stem, _, ending = kind.partition(".")
+  shards = [f"{stem}-0000{n}-of-00002.{ending}" for n in (1, 2)]
+  index = {"weight_map": dict(zip("ab", shards, strict=True))}
+  (here / f"{kind}.index.json").write_text(json.dumps(index))
+  fill(here, shards[0])
+  assert hub.find(NAME) is None
+  fill(here, shards[1])
+  assert hub.find(NAME) == here
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+  """A hub: `remote(*files)` is what it holds, `remote.asked` what it was."""
+  home = tmp_path / "remote"
+  home.mkdir()
+
+  def download(repo, *, revision, allow_patterns, local_files_only):
+    if local_files_only:
+      raise hub_errors.LocalEntryNotFoundError("not in the cache")
+    hold.asked.append((repo, revision))
+    names = huggingface_hub.utils.filter_repo_objects(
+      hold.files, allow_patterns=allow_patterns
+    )
+    folder = tmp_path / "downloaded"
+    folder.mkdir(exist_ok=True)
+    fill(folder, *names)
+    return str(folder)
+
+  def hold(*files):
+    hold.files = files
+
+  hold.asked = []
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  return hold
+
+
+DESCRIBED = (
+  *("config.json", "generation_config.json", "tokenizer.json"),
+  *("tokenizer_config.json", "tokenizer.model", "chat_template.jinja"),
+)
+
+
+@pytest.mark.parametrize(
+  ("held", "wanted"),
+  [
+    (("model.safetensors", "pytorch_model.bin"), ("model.safetensors",)),
+    (("pytorch_model.bin", "tf_model.h5"), ("pytorch_model.bin",)),
+    (
+      (
+        *("model-1-of-1.safetensors", "model.safetensors.index.json"),
+        *("consolidated.safetensors", "original/model.safetensors"),
+        *("onnx/model.safetensors", "README.md", "runs/x", "model.gguf"),
+      ),
+      ("model-1-of-1.safetensors", "model.safetensors.index.json"),
+    ),
+  ],
+)
+def test_no_more_is_downloaded_than_is_read(remote, held, wanted):
+  remote(*DESCRIBED, *held)
+  found = hub.folder(f"{NAME}@v2")
+  assert sorted(os.listdir(found)) == sorted((*DESCRIBED, *wanted))
+  assert set(remote.asked) == {(NAME, "v2")}
+  again = len(remote.asked)
+  assert hub.folder(f"{NAME}@v2") == found
+  assert len(remote.asked) == again, "one answer a process"
+
+
+@pytest.mark.parametrize(
+  ("held", "lacking"),
+  [
+    (("model.safetensors",), "config.json"),
+    (("config.json", "model.gguf"), "model.safetensors"),
+  ],
+)
+def test_repositories_of_another_kind(remote, held, lacking):
+  remote(*held)
+  with pytest.raises(errors.UserError) as caught:
+    hub.folder(NAME, "model.path")
+  said = str(caught.value)
+  assert said.startswith(f"model.path={NAME}: huggingface.co/{NAME} holds no")
+  assert lacking in said
+
+
+def answer(kind):
+  """An error of the hub's client."""
+  response = types.SimpleNamespace(headers={}, request=None)
+  return kind("said the hub\nin many lines", response=response)
+
+
+@pytest.mark.parametrize(
+  ("error", "words"),
+  [
+    (
+      answer(hub_errors.RepositoryNotFoundError),
+      ["neither a folder here nor a model", "private", "hf auth login"],
+    ),
+    (
+      answer(hub_errors.GatedRepoError),
+      [f"accept its licence at https://huggingface.co/{NAME}", "login"],
+    ),
+    (
+      answer(hub_errors.RevisionNotFoundError),
+      [f"huggingface.co/{NAME} has no revision v2"],
+    ),
+    (
+      hub_errors.LocalEntryNotFoundError("not in the cache"),
+      ["cannot be reached", "HF_HUB_OFFLINE is set", f"hf download {NAME}"],
+    ),
+    (
+      hub_errors.OfflineModeIsEnabled("offline"),
+      ["cannot be reached", "HF_HUB_OFFLINE is set"],
+    ),
+    (
+      answer(hub_errors.HfHubHTTPError),
+      ["cannot be downloaded (HfHubHTTPError: said the hub)"],
+    ),
+    (
+      TimeoutError("slow"),
+      ["cannot be downloaded (TimeoutError: slow)"],
+    ),
+    (OSError(28, "No space left on device"), ["No space left on device"]),
+  ],
+)
+def test_what_the_hub_may_answer(monkeypatch, error, words):
+  def download(*_, local_files_only, **__):
+    if local_files_only:
+      raise hub_errors.LocalEntryNotFoundError("not in the cache")
+    raise error
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  with pytest.raises(errors.UserError) as caught:
+    hub.folder(f"{NAME}@v2", "model.path")
+  said = str(caught.value)
+  assert said.startswith(f"model.path={NAME}@v2: ")
+  assert "\n" not in said
+  for word in words:
+    assert word in said
+
+
+def test_without_a_network(cache):
+  """The hub's own client, offline."""
+  assert hub.find(NAME) is None
+  with pytest.raises(errors.UserError, match=r"small-model: no folder .*reach"):
+    hub.folder(NAME)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "rows.json", "acme/x y"])
+def test_neither_a_folder_nor_a_name(name):
+  pathlib.Path("rows.json").touch()
+  with pytest.raises(errors.UserError) as caught:
+    hub.folder(name, "model.path")
+  said = str(caught.value)
+  assert said.startswith(f"model.path={name}: neither a folder nor a name")
+
+
+def test_a_name_that_the_hub_does_not_allow():
+  with pytest.raises(errors.UserError, match="nor a name that the hub allows"):
+    hub.folder("acme/small--model")
+
+
+SETTINGS = (
+  "--config=embedded",
+  *("stages=[sft]", "sft.start=base", "embedded.questions=4"),
+  *("data.dev_size=2", "embedded.test=4", "mesh.fsdp=8"),
+  *("data.max_prompt_tokens=80", "data.max_response_tokens=80"),
+)
+
+
+def test_a_run_starts_from_a_model_in_the_cache(cache):
+  write_model(snapshot(cache))
+  config = cli.parse([*SETTINGS, f"model.path={NAME}"]).config
+  checks.check_files(config)
+  tokenizer, network = setup.open_model(config)
+  assert tokenizer.vocab_size == network.config.vocab_size
+  mesh = tiny.mesh((1, 8, 1))
+  readers = setup.open_policies(config, mesh, tokenizer.vocab_size)
+  assert list(readers) == ["base"]
+  shapes = jax.eval_shape(network.init, jax.random.key(0))
+  policy = readers["base"]()
+  assert jax.tree.map(np.shape, policy) == jax.tree.map(np.shape, shapes)
+
+
+def test_a_run_says_that_a_model_cannot_be_had(capsys):
+  assert train.main([*SETTINGS, f"model.path={NAME}"]) == 2
+  said = capsys.readouterr().err
+  assert said.startswith(f"error: model.path={NAME}: no folder here, and")
+  assert not list(pathlib.Path().iterdir())
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+  """Fails whatever would download."""
+
+  def refuse(*_, local_files_only, **__):
+    assert local_files_only, "a download"
+    raise hub_errors.LocalEntryNotFoundError("not in the cache")
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+
+
+def test_a_dry_run_downloads_nothing(unreachable, capsys):
+  paths = [f"model.path={NAME}@v2", "model.warmup=acme/warm"]
+  assert train.main([*SETTINGS, *paths, "--dry-run"]) == 0
+  said = " ".join(capsys.readouterr().out.split())
+  assert f"missing: model.path={NAME}@v2, to be downloaded from hugging" in said
+  assert f"huggingface.co/{NAME} at v2" in said
+  assert "missing: model.warmup=acme/warm, to be downloaded from" in said
+
+
+def test_a_dry_run_looks_into_the_cache(cache, capsys):
+  write_model(snapshot(cache))
+  assert train.main([*SETTINGS, f"model.path={NAME}", "--dry-run"]) == 0
+  said = capsys.readouterr().out
+  assert "missing" not in said
+  assert "all that can be known without weights fits" in said
+
+
+def test_an_evaluation_of_a_model_of_the_hub(cache, capsys):
+  write_model(snapshot(cache))
+  (model,) = model_paths.find(f"{NAME}@main")
+  assert model.name == "small-model"
+  settings = [*SETTINGS[2:], "--config=embedded", "evaluation.samples=0"]
+  dry = [f"{NAME}@main", *settings, "--dry-run"]
+  assert evaluate.main(dry) == 0, capsys.readouterr().err
+  said = capsys.readouterr().out
+  assert "all is well" in said
+  assert "small-model-test" in said
+
+
+def test_a_dry_evaluation_downloads_nothing(unreachable, capsys):
+  settings = [*SETTINGS[2:], "--config=embedded", "evaluation.samples=1"]
+  judge = "evaluation.reward_model=acme/judge"
+  assert evaluate.main([NAME, *settings, judge, "--dry-run"]) == 0
+  said = " ".join(capsys.readouterr().out.split())
+  for name in (NAME, "acme/judge"):
+    origin = f"to be downloaded from huggingface.co/{name}"
+    assert said.count(f"missing: {name}, {origin}") == 1
+  assert "what is missing was not checked" in said

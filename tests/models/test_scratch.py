@@ -1,0 +1,75 @@
+"""Small models of any family."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reft_jax.config import schema
+from reft_jax.models import config as model_configs
+from reft_jax.models import errors, networks
+from reft_jax.models.hf import pretrained, scratch
+
+SIZES = {
+  "vocab_size": 11,
+  "width": 16,
+  "layers": 2,
+  "heads": 4,
+  "kv_heads": 4,
+  "ffn": 20,
+  "max_positions": 24,
+}
+
+
+def test_the_settings_offer_every_family():
+  hints = typing.get_type_hints(schema.BaseConfig)
+  assert typing.get_args(hints["family"]) == scratch.FAMILIES
+
+
+def test_the_default_base_model_is_a_plain_llama():
+  assert scratch.architecture("llama", **SIZES) == model_configs.ModelConfig(
+    vocab_size=11,
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=4,
+    head_size=4,
+    ffn=20,
+    tied_head=True,
+    max_positions=24,
+  )
+
+
+@pytest.mark.parametrize("family", scratch.FAMILIES)
+def test_a_model_of_every_family_starts_near_chance_and_is_saved(
+  family, tmp_path
+):
+  config = scratch.architecture(family, **SIZES)
+  assert config.family == family
+  assert config.tied_head
+  net = networks.Networks(config)
+  tokens_BS = np.arange(6, dtype=np.int32).reshape(1, 6)
+
+  @jax.jit
+  def losses(key):
+    policy = net.init(key)
+    hidden_BSD = net.hidden(policy["trunk"], tokens_BS, jnp.array([6]))
+    logits_BSV = net.logits(policy, hidden_BSD)
+    return policy, -jax.nn.log_softmax(logits_BSV)[0, :-1, 1:]
+
+  policy, losses_SV = losses(jax.random.key(0))
+  # Gemma's embeddings are large on purpose; the others begin near ln V.
+  if not family.startswith("gemma"):
+    np.testing.assert_allclose(losses_SV.mean(), np.log(11), atol=0.1)
+  pretrained.save(tmp_path, config, policy)
+  config_again, again = pretrained.load(tmp_path)
+  assert config_again == config
+  jax.tree.map(np.testing.assert_array_equal, again, policy)
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "codegen", "gpt_neox"])
+def test_grouped_heads_are_refused_where_there_are_none(family):
+  with pytest.raises(errors.UnsupportedModelError, match="kv_heads=2 must be"):
+    scratch.architecture(family, **SIZES | {"kv_heads": 2})

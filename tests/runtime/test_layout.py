@@ -1,0 +1,276 @@
+"""How a model is laid out on devices, and that it changes no result."""
+
+import dataclasses
+import functools
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import strategies as st
+
+from reft_jax.config import schema
+from reft_jax.data import batches
+from reft_jax.errors import UserError
+from reft_jax.learning import optim, steps
+from reft_jax.models import config as model_configs
+from reft_jax.planner import hlo
+from reft_jax.planner import subject as subjects
+from reft_jax.runtime import layout
+from reft_jax.runtime import mesh as mesh_lib
+from reft_jax.sampling import sampler as sampler_lib
+
+GIB = 2**30
+
+
+def choose(wanted=None, *, model="codellama-7b", count=8, node=8, memory=60):
+  """The layout of a published model in bfloat16; memory is in GiB."""
+  shape = subjects.read_shape(model)
+  some = subjects.Subject(schema.Config(), shape, model, None)
+  return layout.choose(
+    wanted or schema.MeshConfig(),
+    shape,
+    parameters=some.parameters,
+    compute_dtype="bfloat16",
+    devices=layout.Devices(count, node, memory and memory * GIB),
+  )
+
+
+def axes(found: layout.Layout) -> tuple[int, ...]:
+  return found.data, found.fsdp, found.tensor
+
+
+def test_seven_billion_on_eight_gpus():
+  """ZeRO-2 to learn, tensor-parallel to sample."""
+  found = choose()
+  assert axes(found) == (1, 8, 1)
+  assert found.gather == "step"
+  assert found.sampler_tensor == 8
+
+
+def test_a_small_model_is_sampled_from_where_it_is_learnt():
+  found = choose(model="galactica-125m")
+  assert axes(found) == (1, 8, 1)
+  assert found.sampler_tensor == 1
+
+
+def test_seventy_billion_is_gathered_layer_by_layer():
+  found = choose(model="llama-3.1-70b", count=64)
+  assert found.gather == "layer"
+  assert found.tensor == 8  # 141 GB of bfloat16 are too many for one device.
+  assert found.fsdp * found.tensor == 64
+
+
+def test_several_nodes_hold_copies_of_what_fits_one():
+  assert axes(choose(count=32)) == (4, 8, 1)
+  # A state of 16 bytes a parameter takes two of these nodes.
+  assert axes(choose(count=32, node=4, memory=40)) == (4, 8, 1)
+
+
+def test_a_chip_too_small_for_a_copy_gets_a_tensor_axis():
+  assert choose(memory=16).tensor > 1
+
+
+def test_where_memory_is_not_known_all_share_the_state():
+  found = choose(memory=None)
+  assert axes(found) == (1, 8, 1)
+  assert found.gather == "layer"
+  assert found.sampler_tensor == 1
+
+
+@pytest.mark.parametrize(
+  ("wanted", "expected"),
+  [
+    ({"tensor": 4}, (1, 2, 4)),
+    ({"data": 8}, None),
+    ({"data": 8, "fsdp": 1}, (8, 1, 1)),
+    ({"data": -1}, (8, 1, 1)),
+    ({"data": -1, "tensor": 2}, (4, 1, 2)),
+    ({"fsdp": 4, "data": -1}, (2, 4, 1)),
+    ({"data": 2}, (2, 4, 1)),
+  ],
+)
+def test_what_is_said_is_done(wanted, expected):
+  mesh = schema.MeshConfig(**wanted)
+  if expected is None:  # The rest of the devices, one, is fsdp's.
+    expected = (8, 1, 1)
+  assert axes(choose(mesh)) == expected
+
+
+def test_a_mesh_that_leaves_devices_out_is_refused():
+  said = r"data=3 x tensor=1 does not use all of the 8 devices; give sizes that"
+  with pytest.raises(UserError, match=said):
+    choose(schema.MeshConfig(data=3))
+  with pytest.raises(UserError, match="set one axis to -1"):
+    choose(schema.MeshConfig(data=2, fsdp=2, tensor=1))
+
+
+def test_a_sampler_that_leaves_devices_out_is_refused():
+  with pytest.raises(UserError, match=r"mesh\.sampler_tensor=3"):
+    choose(schema.MeshConfig(sampler_tensor=3))
+
+
+@hypothesis.given(
+  nodes=st.sampled_from([1, 2, 3, 4, 8, 16]),
+  node=st.sampled_from([1, 2, 4, 8]),
+  memory=st.one_of(st.none(), st.floats(4, 200)),
+  model=st.sampled_from(["galactica-125m", "codellama-7b", "llama-3.1-70b"]),
+)
+def test_all_devices_are_used_and_heads_are_split_alike(
+  nodes, node, memory, model
+):
+  found = choose(model=model, count=nodes * node, node=node, memory=memory)
+  shape = subjects.read_shape(model)
+  assert np.prod(axes(found)) == nodes * node
+  for tensor in (found.tensor, found.sampler_tensor):
+    assert node % tensor == 0
+    assert shape.kv_heads % tensor == 0
+    assert shape.ffn % tensor == 0
+
+
+# Results ---------------------------------------------------------------------
+
+MODEL = dataclasses.replace(tiny.CONFIG, kv_heads=4)
+ROWS = 16
+
+
+def learner(gather: str, dtype="float32"):
+  """A supervised update of two micro-batches, its optimizer, a batch."""
+  networks = dataclasses.replace(
+    tiny.make(compute_dtype=dtype), config=MODEL, gather=gather
+  )
+  optimizer = optim.build(schema.OptimizerConfig(learning_rate=1e-2), 10)
+  update = steps.supervised(networks, optimizer, micro_batch_size=8)
+  random = np.random.default_rng(0)
+  rows = [
+    (random.integers(4, 29, 3).tolist(), random.integers(4, 29, 5).tolist())
+    for _ in range(ROWS)
+  ]
+  batch = batches.supervised(rows, batch=ROWS, slots=8, pad_id=0)
+  return networks, optimizer, update, batch
+
+
+@functools.cache
+def learnt(gather: str, shape: tuple[int, int, int]):
+  """The compiled update, and what three of them make, on the host."""
+  networks, optimizer, update, batch = learner(gather)
+  mesh = tiny.mesh(shape)
+  with jax.set_mesh(mesh):
+    policy = networks.init(jax.random.key(0))
+    state = mesh_lib.put(mesh, steps.init_state({"policy": policy}, optimizer))
+    rows = mesh_lib.put_batch(mesh, batch)
+    compiled = update.lower(state, rows).compile()
+    found = []
+    for _ in range(3):
+      state, metrics = compiled(state, rows)
+      found.append(float(metrics["loss"].value()))
+    return compiled, found, jax.device_get(state.params)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+def test_gathering_once_a_step_changes_no_result(shape):
+  _, ours, params = learnt("step", shape)
+  _, theirs, expected = learnt("layer", (1, 1, 1))
+  np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+  chex.assert_trees_all_close(params, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_gathered_once_however_many_micro_batches():
+  """Two micro-batches gather the blocks twice, or once for both."""
+  sent = {}
+  for gather in ("layer", "step"):
+    compiled, _, params = learnt(gather, (1, 8, 1))
+    found = hlo.collectives(hlo.parse(compiled.as_text()), open_loop=1)
+    sent[gather] = sum(
+      each.times * each.payload for each in found if each.kind == "all-gather"
+    )
+  blocks = params["policy"]["trunk"]["blocks"]
+  matrices = [x for x in jax.tree.leaves(blocks) if x.ndim > 2]
+  assert sent["layer"] - sent["step"] == sum(x.nbytes for x in matrices)
+
+
+def test_the_copy_of_a_step_is_in_the_compute_dtype():
+  networks, *_ = learner("step", "bfloat16")
+  params = {"policy": networks.init(jax.random.key(0))}
+  copy = networks.working_copy(params)["policy"]
+  blocks = jax.tree.leaves(copy["trunk"]["blocks"])
+  assert {leaf.dtype for leaf in blocks} == {jnp.dtype("bfloat16")}
+  # A token's gradients add up here, from all of a batch.
+  assert copy["trunk"]["embed_VD"].dtype == jnp.float32
+
+
+@functools.cache
+def sampled(sampler_tensor: int, model=MODEL):
+  """What is sampled on a layout of the sampler's own, from fsdp shards."""
+  laid_out = layout.Layout(1, 8, 1, "layer", sampler_tensor)
+  mesh, sampling = mesh_lib.meshes(laid_out)
+  networks = dataclasses.replace(tiny.make(), config=model)
+  policy = mesh_lib.put(mesh, networks.init(jax.random.key(0)))
+  sampler = sampler_lib.Sampler(
+    networks, response_tokens=7, eos_ids=(3,), pad_id=0, chunk=3
+  )
+  random = np.random.default_rng(1)
+  prompts = batches.prompts(
+    [random.integers(4, 29, 1 + row % 6).tolist() for row in range(8)],
+    range(8),
+    batch=8,
+    slots=6,
+    pad_id=0,
+  )
+  with jax.set_mesh(mesh), jax.set_mesh(sampling):
+    published = jax.jit(networks.publish)(policy)
+    out = sampler(
+      published, mesh_lib.put_batch(sampling, prompts), jax.random.key(2)
+    )
+  return published, sampling, mesh_lib.put_batch(mesh, out)
+
+
+@pytest.mark.parametrize("tensor", [4, 8])
+def test_a_sampler_s_own_layout_samples_the_same(tensor):
+  _, _, ours = sampled(tensor)
+  _, _, theirs = sampled(1)
+  np.testing.assert_array_equal(ours.response_BT, theirs.response_BT)
+  np.testing.assert_allclose(ours.logprobs_BT, theirs.logprobs_BT, atol=1e-5)
+  assert ours.response_BT.sharding.is_equivalent_to(
+    theirs.response_BT.sharding, 2
+  )
+
+
+def test_a_sampler_s_own_layout_holds_a_share_of_each_weight():
+  published, sampling, _ = sampled(4)
+  assert dict(sampling.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
+  weight = published["trunk"]["blocks"][0]["mlp"]["up_DF"]
+  assert weight.sharding.shard_shape(weight.shape) == (
+    weight.shape[0],
+    weight.shape[1] // 4,
+  )
+
+
+def test_key_value_heads_that_do_not_divide_are_whole():
+  """Fewer of them than the tensor axis: each device has all."""
+  few = dataclasses.replace(tiny.CONFIG, kv_heads=2)
+  published, _, ours = sampled(4, few)
+  _, _, theirs = sampled(1, few)
+  np.testing.assert_array_equal(ours.response_BT, theirs.response_BT)
+  weight = published["trunk"]["blocks"][0]["attention"]["k_DKH"]
+  assert weight.sharding.shard_shape(weight.shape) == weight.shape
+
+
+def test_layouts_are_frozen():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    choose().data = 2
+
+
+def test_a_model_that_is_not_known_fits():
+  found = layout.choose(
+    schema.MeshConfig(),
+    None,
+    parameters=0,
+    compute_dtype="bfloat16",
+    devices=layout.Devices(8, 8, 16 * GIB),
+  )
+  assert axes(found) == (1, 8, 1)
+  assert isinstance(MODEL, model_configs.ModelConfig)
