@@ -1,4 +1,4 @@
-"""Files that are whole or not there; folders that come with the package."""
+"""Atomic file writes, and the folders that come with the package."""
 
 import json
 import os
@@ -12,18 +12,18 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent
 def replace(
   path: str | os.PathLike[str], content: str | Iterable[bytes]
 ) -> None:
-  """Gives a file new content in one move: it holds the old or the new.
+  """Replaces a file's content atomically.
 
-  The new content is written beside it, to `NAME.new`, and brought to the disk
-  first, so that even a machine that goes down leaves no file half written.
+  The new content is first written to `NAME.new` and flushed to disk, so that a
+  crash leaves either the old or the new content.
 
   Args:
-    path: the file, whose folder exists.
+    path: the file; its folder exists.
     content: text, written as UTF-8, or pieces of bytes; these may be read from
-      the old file, which is there until the end.
+      the old file, which exists until the end.
 
   Raises:
-    OSError: it cannot be written; the old file, if any, is as it was.
+    OSError: the file cannot be written; the old one is unchanged.
   """
   path = pathlib.Path(path)
   new = path.with_name(f"{path.name}.new")
@@ -35,7 +35,7 @@ def replace(
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """What a file of JSON says by name; nothing where it cannot be read."""
+  """The object in a JSON file; empty if it cannot be read."""
   try:
     return dict(json.loads(path.read_text(encoding="utf-8")))
   except (OSError, ValueError, TypeError):
@@ -43,7 +43,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def packaged(folder: str) -> pathlib.Path:
-  """A folder of `launch`, which lies inside the package once installed."""
+  """A folder of `launch`; an installed package contains it."""
   installed = _PACKAGE / folder
   return (
     installed if installed.is_dir() else _PACKAGE.parent / "launch" / folder
@@ -51,5 +51,5 @@ def packaged(folder: str) -> pathlib.Path:
 
 
 def expand_user(path: str) -> pathlib.Path:
-  """A path of a setting; ~ is home, which shells leave alone in `key=~/x`."""
+  """Expands ~ in a setting's path: shells do not expand it in `key=~/x`."""
   return pathlib.Path(os.path.expanduser(path))

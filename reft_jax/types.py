@@ -1,24 +1,34 @@
-"""What flows through the program on devices: batches, rollouts, experience.
+"""The data on devices: batches, rollouts, experience.
 
 Letters in names are axes: B sequences, P prompt slots, T response slots,
-S = P + T, V vocabulary, D width. Rows are right-padded and lengths define the
-masks, never pad ids, so a sampled pad id is a token like any other.
+S = P + T, V vocabulary, D width. Rows are right-padded. Masks come from
+lengths, never from pad ids, so a sampled pad id is a token like any other.
 
-Everything about a response is indexed by action: at index t the state is the
-prompt and response[:t], the action is response[t].
+Arrays of a response are indexed by action: at index t the state is the prompt
+and response[:t], and the action is response[t].
 """
 
-from typing import Any
+import dataclasses
+import typing
+from typing import Any, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+_Class = TypeVar("_Class", bound=type)
 
-@chex.dataclass(frozen=True)
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
+def _data(cls: _Class) -> _Class:
+  """A frozen chex dataclass that type checkers understand."""
+  return chex.dataclass(cls, frozen=True)
+
+
+@_data
 class Mean:
-  """A metric that stays a sum until it is read: merged by adding."""
+  """A metric that stays a sum until it is read, so means merge by adding."""
 
   total: chex.Numeric
   count: chex.Numeric
@@ -28,21 +38,21 @@ class Mean:
 
   @classmethod
   def of(cls, total: float, count: float = 1) -> "Mean":
-    """One from host numbers, in float32 like those from devices."""
+    """A mean of host numbers, in float32 like those from devices."""
     return cls(total=np.float32(total), count=np.float32(count))
 
   def value(self) -> float:
-    """The mean on the host; nan where nothing was counted."""
+    """The mean on the host; nan if nothing was counted."""
     count = float(self.count)
     return float(self.total) / count if count else float("nan")
 
 
-@chex.dataclass(frozen=True)
+@_data
 class SupervisedBatch:
-  """Texts to imitate. One row is prompt, answer, EOS, then padding.
+  """Supervised training rows: prompt, answer, EOS, padding.
 
-  `targets_BS` is true at the tokens to be predicted (the answer and its EOS);
-  a filler row has none and counts for nothing.
+  `targets_BS` is true at the tokens to predict: the answer and its EOS. Filler
+  rows have no targets and do not count.
   """
 
   tokens_BS: chex.Array
@@ -51,16 +61,16 @@ class SupervisedBatch:
 
   def masked_out(self) -> "SupervisedBatch":
     """The same rows as filler."""
-    return self.replace(targets_BS=jnp.zeros_like(self.targets_BS))
+    return dataclasses.replace(self, targets_BS=jnp.zeros_like(self.targets_BS))
 
 
-@chex.dataclass(frozen=True)
+@_data
 class LabelledBatch:
-  """Solutions to judge. One row is prompt, solution without EOS, then padding.
+  """Reward model rows: prompt, solution without EOS, padding.
 
-  `labels_B` is the index of the row's class in models.config.CLASSES: 1 where
-  the solution is correct. A filler row is one that is not real: it has a
-  token, so that it can be read, and counts for nothing.
+  `labels_B` is the index of the row's class in models.config.CLASSES: 1 if the
+  solution is correct. Rows that are not real are filler: they have one token,
+  so that they can be read, and do not count.
   """
 
   tokens_BS: chex.Array
@@ -70,16 +80,16 @@ class LabelledBatch:
 
   def masked_out(self) -> "LabelledBatch":
     """The same rows as filler."""
-    return self.replace(real_B=jnp.zeros_like(self.real_B))
+    return dataclasses.replace(self, real_B=jnp.zeros_like(self.real_B))
 
 
-@chex.dataclass(frozen=True)
+@_data
 class Prompts:
-  """Questions to answer. `requests_B` names each row's random stream.
+  """Questions to answer.
 
-  What is sampled for a request depends on its number and not on its place in
-  the batch. A filler row is one that is not real: it has a token, so that it
-  can be read, and is done before anything is sampled.
+  `requests_B` selects each row's random stream, so a response does not depend
+  on its place in the batch. Rows that are not real are filler: they have one
+  token, so that they can be read, and are done before the first sample.
   """
 
   tokens_BP: chex.Array
@@ -88,13 +98,13 @@ class Prompts:
   real_B: chex.Array
 
 
-@chex.dataclass(frozen=True)
+@_data
 class Rollout:
-  """One sampled response a row, with its prompt.
+  """Prompts with one sampled response each.
 
-  `response_lengths_B` counts the actions up to and including the one that
-  emits EOS; `ended_B` is false where the row was cut at the length limit.
-  `logprobs_BT` are the sampler's own, of the distribution sampled from.
+  `response_lengths_B` counts the actions, including the one that emits EOS;
+  `ended_B` is false for rows cut at the length limit. `logprobs_BT` are the
+  sampler's, of the distribution that it samples from.
   """
 
   prompt_BP: chex.Array
@@ -106,29 +116,29 @@ class Rollout:
 
   @property
   def mask_BT(self) -> jax.Array:
-    """True at the actions that were taken."""
+    """True at the actions taken."""
     slots_T = jnp.arange(self.response_BT.shape[1])
     return slots_T[None, :] < self.response_lengths_B[:, None]
 
   @property
   def lengths_B(self) -> jax.Array:
-    """Tokens of prompt and response together."""
+    """The tokens of prompt and response."""
     return self.prompt_lengths_B + self.response_lengths_B
 
   def masked_out(self) -> "Rollout":
     """The same prompts without a response."""
-    return self.replace(
-      response_lengths_B=jnp.zeros_like(self.response_lengths_B)
+    return dataclasses.replace(
+      self, response_lengths_B=jnp.zeros_like(self.response_lengths_B)
     )
 
 
-@chex.dataclass(frozen=True)
+@_data
 class Experience:
-  """A rollout scored: what the PPO update learns from, by action.
+  """A scored rollout, the data of a PPO update.
 
   Made once and never mutated; epochs and minibatches index it. Values and
-  returns are None without a critic. `counts_B` is false in rows that are left
-  out: their loss is 0, and no mean is over them.
+  returns are None without a critic. `counts_B` is false for rows that are left
+  out of the loss and of all means.
   """
 
   rollout: Rollout
@@ -141,22 +151,24 @@ class Experience:
 
   @property
   def mask_BT(self) -> jax.Array:
-    """True at the actions that are learnt from."""
+    """True at the actions in the loss."""
     return self.rollout.mask_BT & self.counts_B[:, None]
 
   def masked_out(self) -> "Experience":
-    """The same rows, left out."""
-    return self.replace(
-      rollout=self.rollout.masked_out(), counts_B=jnp.zeros_like(self.counts_B)
+    """The same rows, left out of the loss."""
+    return dataclasses.replace(
+      self,
+      rollout=self.rollout.masked_out(),
+      counts_B=jnp.zeros_like(self.counts_B),
     )
 
 
-@chex.dataclass(frozen=True)
+@_data
 class TrainState:
-  """Everything a step changes.
+  """Everything that a training step changes.
 
-  `step` counts optimizer updates; `kl_coef` is the present cost of drifting
-  from the reference, 0 where there is none.
+  `step` counts optimizer updates; `kl_coef` is the present coefficient of the
+  KL penalty, 0 without one.
   """
 
   step: chex.Array

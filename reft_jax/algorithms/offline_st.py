@@ -1,67 +1,52 @@
 """Offline self-training (paper section 4.2): imitate one's own right answers.
 
-Solutions are drawn once, from the warmed-up model; those whose answer is right
-join the annotations, and a model is fine-tuned on both.
+Solutions are sampled once, from the warmed-up model. Those whose answer is
+right join the annotations, and a model is fine-tuned on both.
 """
 
 import functools
 import random
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from reft_jax.algorithms import sft
 from reft_jax.config import schema
-from reft_jax.run import loop as loop_lib
-from reft_jax.run.context import Run
-from reft_jax.sampling.grading import Answer
+from reft_jax.run import context
 from reft_jax.tasks import prompts
 
 
-def train(
-  run: Run,
-  name: str,
-  policy: Callable[[], Any],
-  config: schema.OfflineConfig,
-  evaluate_fn: loop_lib.EvaluateFn | None,
-  draws: Sequence[Sequence[Answer]],
-) -> loop_lib.Trained:
-  """Fine-tunes a policy on annotations and right draws.
-
-  `draws` are graded solutions of the training questions, a group for each.
-  """
-  found = rows(run, config, draws)
+def train(run: context.Run, stage: context.StageRun) -> context.Trained:
+  """Fine-tunes a policy on annotations and right samples."""
+  collected = stage.collected["train"]
+  rows = training_rows(run, stage.config, collected)
   run.console.line(
-    f"{name}: {len(found)} solutions of {len(draws)} questions, "
+    f"{stage.name}: {len(rows)} solutions of {len(collected)} questions, "
     f"{len(sft.annotated(run.train))} of them annotated"
   )
-  return sft.train(run, name, policy, config, evaluate_fn, rows=found)
+  return sft.train_on(run, stage, rows)
 
 
-def rows(
-  run: Run,
-  config: schema.OfflineConfig,
-  draws: Sequence[Sequence[Answer]],
+def training_rows(
+  run: context.Run, config: schema.OfflineConfig, collected: context.Groups
 ) -> list[sft.Row]:
-  """What is learnt: for each question its annotation and right draws."""
+  """For each question its annotation and right samples."""
+  tokenizer = run.engine.tokenizer
   tidy = functools.partial(prompts.tidy, reasoning=run.config.data.reasoning)
-  end = run.tokenizer.eos_ids[0]
-  learnt: list[sft.Row] = []
-  for example, group in zip(run.train, draws, strict=True):
+  eos = tokenizer.eos_ids[0]
+  rows: list[sft.Row] = []
+  for example, group in zip(run.train, collected, strict=True):
     annotation = None
     if example.target is not None:
-      annotation = tidy(run.tokenizer.decode(example.target))
-      learnt.append((example.prompt, example.target))
+      annotation = tidy(tokenizer.decode(example.target))
+      rows.append((example.prompt, example.target))
     right = [tidy(each.completion) for each in group if each.correct]
-    texts = chosen(
+    texts = selected(
       right, annotation, config, f"{run.config.seed} {example.problem.uid}"
     )
-    learnt += [
-      (example.prompt, (*run.tokenizer.encode(text), end)) for text in texts
-    ]
-  return learnt
+    rows += [(example.prompt, (*tokenizer.encode(text), eos)) for text in texts]
+  return rows
 
 
-def chosen(
+def selected(
   right: Sequence[str],
   annotation: str | None,
   config: schema.OfflineConfig,
@@ -70,7 +55,7 @@ def chosen(
   """The texts that join a question's annotation, at most `config.keep`.
 
   Random ones that differ from it and from each other (paper section 4.2).
-  Deviation: the released code keeps the first ones drawn, and adds the
+  Deviation: the released code keeps the first ones sampled, and adds the
   annotation, which stands in its other file already, if it is not among them;
   `choose=official` does so.
   """

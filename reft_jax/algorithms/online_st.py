@@ -4,9 +4,7 @@ ReFT's loop without rewards, critic and KL: of what the policy samples, it
 imitates what is right, half and half with the annotations of the questions.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,22 +12,14 @@ from reft_jax import types
 from reft_jax.config import schema
 from reft_jax.data import batches as batches_lib
 from reft_jax.data import encode
-from reft_jax.learning import optim, steps
-from reft_jax.models import lora
+from reft_jax.learning import means, microbatch, supervised
+from reft_jax.run import context
 from reft_jax.run import loop as loop_lib
-from reft_jax.run.context import Run
 from reft_jax.runtime import mesh as mesh_lib
-from reft_jax.sampling import grading
-from reft_jax.sampling import rollouts as rollouts_lib
+from reft_jax.sampling import grading, rollouts
 
 
-def train(
-  run: Run,
-  name: str,
-  policy: Callable[[], Any],
-  config: schema.OnlineConfig,
-  evaluate_fn: loop_lib.EvaluateFn | None,
-) -> loop_lib.Trained:
+def train(run: context.Run, stage: context.StageRun) -> context.Trained:
   """Improves a warmed-up policy by its own right answers.
 
   The loss is CE(right samples) / 2 + CE(annotations) / 2, each a mean over its
@@ -38,65 +28,53 @@ def train(
   batch at a time.
   Deviation: no dropout, which the released code turns on here.
   """
-  train_at = functools.partial(_train_at, run, name, policy, evaluate_fn)
-  return loop_lib.sweep(run, name, config, train_at)
+  return loop_lib.sweep(run, stage, _train_at)
 
 
-def _train_at(run, name, policy, evaluate_fn, part, config) -> loop_lib.Trained:
-  """Improves it at one learning rate; all of them draw by the same keys."""
-  rollouts = rollouts_lib.Rollouts(run, name, config)
-  minibatch = config.minibatch_size or config.batch_size
-  starts = range(0, config.batch_size, minibatch)
-  updates = rollouts.steps * config.passes * len(starts)
-  optimizer = optim.build(config.optimizer, updates)
-  schedule = optim.schedule(config.optimizer, updates)
-  shares = {"correct": 1.0 - config.gold_share, "gold": config.gold_share}
-  if not config.gold_share:
-    del shares["gold"]
-  update = steps.supervised(
-    run.networks,
-    optimizer,
-    micro_batch_size=config.micro_batch_size or minibatch,
-    logit_chunk=run.config.model.logit_chunk,
-    parts=tuple(shares),
-    shares=tuple(shares.values()),
+def _train_at(run: context.Run, stage: context.StageRun) -> context.Trained:
+  config = stage.config
+  rollout_source = rollouts.Rollouts(run.engine, run.train, stage.name, config)
+  steps = rollout_source.steps
+  minibatches = range(0, config.batch_size, config.minibatch)
+  learner = supervised.SupervisedLearner(
+    *run.learner_arguments(),
+    name=stage.name,
+    policy=stage.start_policy(),
+    optimizer=config.optimizer,
+    updates=steps * config.passes * len(minibatches),
+    micro_batch=config.micro_batch,
+    weights=loss_weights(config),
   )
-  frozen, learnt = run.split_trainable(policy(), name)
-  params = {"policy": learnt}
-  base = lora.frozen_base(frozen, params)
-  whole = functools.partial(lora.join, base)
   with loop_lib.Loop(
-    run,
-    part,
-    steps=rollouts.steps,
-    evaluate_every=config.evaluate_every,
-    evaluate_fn=evaluate_fn,
-    base=base,
+    run, stage, learner, steps=steps, evaluate_every=config.evaluate_every
   ) as loop:
-    state = run.start(params, optimizer)
-    del learnt, params  # The state has its own.
-    state, start = loop.restore(state)
-    for step in range(start, rollouts.steps):
-      sampled, examples, verdicts = rollouts(
-        whole(state.params)["policy"], step
-      )
-      gold = [annotations(run, examples)] if "gold" in shares else []
-      answered = verdicts.answers(sampled)
-      correct_B = np.array([answer.correct for answer in answered])
-      correct_B = mesh_lib.put_batch(run.mesh, correct_B)
-      batches = [steps.imitations(sampled, correct_B), *gold]
-      metrics = _facts(answered, run.config.reft)
-      metrics["learning_rate"] = types.Mean.of(schedule(state.step))
-      for first in [*starts] * config.passes:
-        rows = steps.slice_rows(batches, first, minibatch)
-        state, learned = update(state, *rows, base=base)
-        metrics = loop_lib.merged(metrics, learned)
-      loop.end_step(step + 1, state, metrics, answered)
-    return loop.result(state, config.optimizer.learning_rate)
+    for step in loop:
+      rollout = rollout_source.sample(learner.model(), step)
+      annotated = []
+      if config.gold_share:
+        annotated = [annotations(run, rollout.examples)]
+      answers = rollout.answers()
+      correct_B = np.array([answer.correct for answer in answers])
+      correct_B = mesh_lib.put_batch(run.engine.mesh, correct_B)
+      batches = [supervised.imitations(rollout.tokens, correct_B), *annotated]
+      metrics = _sample_metrics(answers, run.config.reft)
+      metrics |= learner.learning_rate()
+      for first in [*minibatches] * config.passes:
+        rows = microbatch.slice_rows(batches, first, config.minibatch)
+        metrics = means.merge(metrics, learner.update(*rows))
+      loop.end_step(step, metrics, answers)
+    return loop.result()
+
+
+def loss_weights(config: schema.OnlineConfig) -> dict[str, float]:
+  """What right samples and annotations weigh in the loss."""
+  if not config.gold_share:
+    return {"correct": 1.0}
+  return {"correct": 1.0 - config.gold_share, "gold": config.gold_share}
 
 
 def annotations(
-  run: Run, examples: Sequence[encode.Example]
+  run: context.Run, examples: Sequence[encode.Example]
 ) -> types.SupervisedBatch:
   """The questions' annotated solutions."""
   rows = [(example.prompt, example.target or ()) for example in examples]
@@ -107,21 +85,18 @@ def annotations(
     slots=batches_lib.width(
       (len(prompt) + len(target) for prompt, target in rows),
       bucket=data.length_bucket,
-      most=run.prompt_slots + data.max_response_tokens,
+      most=run.engine.prompt_slots + data.max_response_tokens,
     ),
-    pad_id=run.tokenizer.pad_id,
+    pad_id=run.engine.tokenizer.pad_id,
   )
-  return mesh_lib.put_batch(run.mesh, host)
+  return mesh_lib.put_batch(run.engine.mesh, host)
 
 
-def _facts(
-  answered: Sequence[grading.Answer], config: schema.ReftConfig
+def _sample_metrics(
+  answers: Sequence[grading.Answer], config: schema.ReftConfig
 ) -> dict[str, types.Mean]:
-  """What is told of the samples, by the names that ReFT uses.
-
-  The reward is the one that ReFT would be paid.
-  """
-  scores_B = grading.rewards(answered, config)
-  return grading.verdict_metrics(answered, config) | {
-    "reward/mean": types.Mean.of(scores_B.sum(), len(answered)),
+  """Metrics of the samples, by ReFT's names, with the reward it would pay."""
+  rewards_B = grading.rewards(answers, config)
+  return grading.verdict_metrics(answers, config) | {
+    "reward/mean": types.Mean.of(rewards_B.sum(), len(answers)),
   }

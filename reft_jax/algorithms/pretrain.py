@@ -5,19 +5,18 @@ outside the run, for later runs with the same base settings.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 
-from reft_jax import files, types
+from reft_jax import files, manifest
 from reft_jax.algorithms import sft
 from reft_jax.config import schema
-from reft_jax.learning import optim, steps
+from reft_jax.data import splits
+from reft_jax.learning import supervised
 from reft_jax.models import config as model_config
 from reft_jax.models.hf import pretrained, scratch
 from reft_jax.run import context
 from reft_jax.run import loop as loop_lib
-from reft_jax.run.context import Run
 from reft_jax.runtime import mesh as mesh_lib
 from reft_jax.runtime import multihost
 from reft_jax.tasks import embedded
@@ -43,71 +42,74 @@ def architecture(
   )
 
 
-def cached(config: schema.Config) -> pathlib.Path:
+def cache_folder(config: schema.Config) -> pathlib.Path:
   """The folder that holds, or will hold, this config's base model."""
   root = files.expand_user(config.base.cache or "~/.cache/reft_jax")
-  relevant = {
-    "version": _VERSION,
-    "seed": config.seed,
-    "base": dataclasses.asdict(config.base) | {"cache": None},
-    # The annotator's habits touch neither the corpus nor what it leaves out.
-    "embedded": dataclasses.asdict(config.embedded) | {"merge": None},
-    "dev_size": config.data.dev_size,
-    "compute_dtype": config.model.compute_dtype,
-    # Learned positions are as many as the context has tokens.
-    "context": config.data.max_prompt_tokens + config.data.max_response_tokens,
-  }
-  text = json.dumps(relevant, sort_keys=True)
-  return root / f"base-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+  described = manifest.Manifest(
+    "base model",
+    {
+      "version": _VERSION,
+      "seed": config.seed,
+      "base": dataclasses.asdict(config.base) | {"cache": None},
+      # The annotator's habits change neither the corpus nor what it excludes.
+      "embedded": dataclasses.asdict(config.embedded) | {"merge": None},
+      "dev_size": config.data.dev_size,
+      "compute_dtype": config.model.compute_dtype,
+      # Learned positions are as many as the context has tokens.
+      "context": config.data.max_prompt_tokens
+      + config.data.max_response_tokens,
+    },
+  )
+  return root / f"base-{described.fingerprint}"
 
 
-def train_once(run: Run, name: str) -> tuple[loop_lib.Trained, bool]:
-  """The base model and whether it was in the cache; it is there afterwards.
+def train(run: context.Run, stage: context.StageRun) -> context.Trained:
+  """The base model, from the cache or trained; it is in the cache afterwards.
 
-  Each machine may have a cache of its own: where theirs do not hold the same
-  model, all train it and the first keeps it.
+  Each machine may have a cache of its own: where these do not hold the same
+  model, all processes train it and the lead keeps it.
   """
-  folder = cached(run.config)
-  notes = folder / "training.json"
-  kept = multihost.allgather_json(notes.read_text() if notes.exists() else None)
+  folder = cache_folder(run.config)
+  file = folder / "training.json"
+  kept = multihost.allgather_json(file.read_text() if file.exists() else None)
   if None not in kept and len(set(kept)) == 1:
-    run.console.line(f"{name}: taken from {folder}")
-    _, policy = pretrained.load(folder, mesh_lib.placement(run.mesh))
-    return loop_lib.Trained(model=policy, **json.loads(notes.read_text())), True
-  trained = train(run, name)
+    run.console.line(f"{stage.name}: taken from {folder}")
+    placement = mesh_lib.placement(run.engine.mesh)
+    _, policy = pretrained.load(folder, placement)
+    metadata = json.loads(file.read_text())
+    return context.Trained(model=policy, **metadata, cached=True)
+  trained = _train(run, stage)
   run.save_model(folder, trained.model, trained.metadata())
-  return trained, False
+  return trained
 
 
-def train(run: Run, name: str) -> loop_lib.Trained:
+def _train(run: context.Run, stage: context.StageRun) -> context.Trained:
   """Trains the base model on the corpus, next token by next token."""
   base = run.config.base
-  optimizer = optim.build(base.optimizer, base.steps)
-  schedule = optim.schedule(base.optimizer, base.steps)
-  policy = run.networks.init(run.key(name, "init"))
-  update = steps.supervised(
-    run.networks,
-    optimizer,
-    micro_batch_size=base.batch_size,
-    logit_chunk=run.config.model.logit_chunk,
+  learner = supervised.SupervisedLearner(
+    *run.learner_arguments(),
+    name=stage.name,
+    policy=run.engine.networks.init(run.key(stage.name, "init")),
+    adapters=False,
+    optimizer=base.optimizer,
+    updates=base.steps,
+    micro_batch=base.batch_size,
   )
-  with loop_lib.Loop(run, name, steps=base.steps) as loop:
-    batch = sft.batches(run, corpus(run), base.batch_size)
-    state, start = loop.restore(run.start({"policy": policy}, optimizer))
-    for step in range(start, base.steps):
-      state, metrics = update(state, batch(step))
-      metrics["learning_rate"] = types.Mean.of(schedule(step))
-      loop.end_step(step + 1, state, metrics)
-    return loop.result(state, base.optimizer.learning_rate)
+  with loop_lib.Loop(run, stage, learner, steps=base.steps) as loop:
+    batch = sft.epoch_batches(run, corpus(run), base.batch_size)
+    for step in loop:
+      metrics = learner.update(batch(step))
+      loop.end_step(step, metrics | learner.learning_rate(step))
+    return loop.result()
 
 
-def corpus(run: Run) -> list[sft.Row]:
+def corpus(run: context.Run) -> list[sft.Row]:
   """The documents as ids, each a target without a prompt, ending in EOS.
 
   No document holds a dev or test problem, used in this run or not.
   """
-  settings = run.config.embedded
-  splits = context.problems(run.config)
+  settings, tokenizer = run.config.embedded, run.engine.tokenizer
+  problems = splits.problems(run.config)
   texts = embedded.corpus(
     settings.documents,
     run.config.seed,
@@ -119,8 +121,8 @@ def corpus(run: Run) -> list[sft.Row]:
     min_events=settings.min_events,
     max_events=settings.max_events,
     exclude=embedded.signatures(
-      [*splits["dev"].problems, *splits["test"].problems]
+      [*problems["dev"].problems, *problems["test"].problems]
     ),
   )
-  end = run.tokenizer.eos_ids[0]
-  return [((), [*ids, end]) for ids in run.tokenizer.encode_all(texts)]
+  eos = tokenizer.eos_ids[0]
+  return [((), [*ids, eos]) for ids in tokenizer.encode_all(texts)]

@@ -2,52 +2,32 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from reft_jax import types
-from reft_jax.config import schema
-from reft_jax.data import batches as batches_lib
-from reft_jax.data import encode
-from reft_jax.learning import optim, steps
-from reft_jax.models import lora
+from reft_jax.data import batches, encode
+from reft_jax.learning import supervised
+from reft_jax.run import context
 from reft_jax.run import loop as loop_lib
-from reft_jax.run.context import Run
 from reft_jax.runtime import mesh as mesh_lib
 
-# The ids of a prompt, and those of the answer to be learnt.
+# The ids of a prompt, and those of the answer to be imitated.
 Row = tuple[Sequence[int], Sequence[int]]
 
 
-def train(
-  run: Run,
-  name: str,
-  policy: Callable[[], Any],
-  config: schema.SupervisedConfig,
-  evaluate_fn: loop_lib.EvaluateFn | None,
-  *,
-  rows: Sequence[Row] | None = None,
-  keep: str = "best",
-) -> loop_lib.Trained:
-  """Fine-tunes a policy; with several learning rates, the best on dev stays.
-
-  Args:
-    run: the run.
-    name: the stage's.
-    policy: gives the one it starts from, for each learning rate.
-    config: the stage's.
-    evaluate_fn: as `Loop`'s.
-    rows: what is learnt; the annotated solutions if None.
-    keep: which policy of a training run stays: the best on dev, or the last,
-      as for a warm-up of a given number of epochs.
+def train(run: context.Run, stage: context.StageRun) -> context.Trained:
+  """Fine-tunes a policy on the annotated solutions.
 
   Deviation: a warm-up has a schedule of its own length; the released scripts
   take an early checkpoint of the 40-epoch schedule.
   """
-  rows = annotated(run.train) if rows is None else rows
-  train_at = functools.partial(
-    _train_at, run, name, policy, evaluate_fn, rows, keep
-  )
-  return loop_lib.sweep(run, name, config, train_at)
+  return train_on(run, stage, annotated(run.train))
+
+
+def train_on(
+  run: context.Run, stage: context.StageRun, rows: Sequence[Row]
+) -> context.Trained:
+  """Fine-tunes a policy on rows; the best learning rate on dev is kept."""
+  return loop_lib.sweep(run, stage, functools.partial(_train_at, rows=rows))
 
 
 def annotated(examples: Sequence[encode.Example]) -> list[Row]:
@@ -60,67 +40,56 @@ def annotated(examples: Sequence[encode.Example]) -> list[Row]:
 
 
 def _train_at(
-  run, name, policy, evaluate_fn, rows, keep, part, config
-) -> loop_lib.Trained:
-  """Fine-tunes at one learning rate."""
+  run: context.Run, stage: context.StageRun, *, rows: Sequence[Row]
+) -> context.Trained:
+  config = stage.config
   epoch = -(-len(rows) // config.batch_size)
-  total = epoch * config.epochs
-
-  batch = batches(run, rows, config.batch_size)
-  optimizer = optim.build(config.optimizer, total)
-  update = steps.supervised(
-    run.networks,
-    optimizer,
-    micro_batch_size=config.micro_batch_size or config.batch_size,
-    logit_chunk=run.config.model.logit_chunk,
+  batch = epoch_batches(run, rows, config.batch_size)
+  learner = supervised.SupervisedLearner(
+    *run.learner_arguments(),
+    name=stage.name,
+    policy=stage.start_policy(),
+    optimizer=config.optimizer,
+    updates=epoch * config.epochs,
+    micro_batch=config.micro_batch,
   )
-  schedule = optim.schedule(config.optimizer, total)
-  frozen, learnt = run.split_trainable(policy(), name)
-  params = {"policy": learnt}
-  base = lora.frozen_base(frozen, params)
   with loop_lib.Loop(
     run,
-    part,
-    steps=total,
+    stage,
+    learner,
+    steps=epoch * config.epochs,
     evaluate_every=epoch * config.evaluate_every,
-    evaluate_fn=evaluate_fn,
-    keep=keep,
-    base=base,
   ) as loop:
-    state = run.start(params, optimizer)
-    del learnt, params  # The state has its own.
-    state, start = loop.restore(state)
-    for step in range(start, total):
-      state, metrics = update(state, batch(step), base=base)
-      metrics["learning_rate"] = types.Mean.of(schedule(step))
-      loop.end_step(step + 1, state, metrics)
-    return loop.result(state, config.optimizer.learning_rate)
+    for step in loop:
+      metrics = learner.update(batch(step))
+      loop.end_step(step, metrics | learner.learning_rate(step))
+    return loop.result()
 
 
-def batches(
-  run: Run, rows: Sequence[Row], batch: int
+def epoch_batches(
+  run: context.Run, rows: Sequence[Row], batch: int
 ) -> Callable[[int], types.SupervisedBatch]:
-  """A step's rows, on the devices; an epoch's last batch is filled up.
+  """A step's rows, on the devices; an epoch's last batch is padded.
 
   A batch is as wide as its longest row, in steps of `data.length_bucket`.
   """
   lengths = [len(prompt) + len(ids) for prompt, ids in rows]
-  most = batches_lib.round_up(max(lengths))
+  most = batches.round_up(max(lengths))
 
   def at(step: int) -> types.SupervisedBatch:
-    chosen = batches_lib.epoch_rows(
+    chosen = batches.epoch_rows(
       len(rows), seed=run.config.seed, step=step, batch=batch
     )
-    host = batches_lib.supervised(
+    host = batches.supervised(
       [rows[index] for index in chosen],
       batch=batch,
-      slots=batches_lib.width(
+      slots=batches.width(
         (lengths[index] for index in chosen),
         bucket=run.config.data.length_bucket,
         most=most,
       ),
-      pad_id=run.tokenizer.pad_id,
+      pad_id=run.engine.tokenizer.pad_id,
     )
-    return mesh_lib.put_batch(run.mesh, host)
+    return mesh_lib.put_batch(run.engine.mesh, host)
 
   return at

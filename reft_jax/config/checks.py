@@ -1,22 +1,20 @@
-"""What settings must hold: each on its own, and with each other."""
+"""Checks of settings: the range of each, and how they fit each other."""
 
 import math
-import pathlib
 import re
 from collections.abc import Iterator
 
-from reft_jax import errors, files
-from reft_jax.config import loading, schema
-from reft_jax.huggingface import hub
+from reft_jax import errors
+from reft_jax.config import loading, schema, stages
 
 
 def validate(config: schema.Config) -> None:
-  """Checks that the settings fit each other.
+  """Checks that all numbers are in range and the settings fit each other.
 
   Raises:
-    UserError: One line that holds every problem found.
+    UserError: one line with every problem.
   """
-  # Sizes are compared only once each is known to be a sensible number.
+  # Sizes are only compared if each of them is in its range.
   problems = list(_out_of_range(config)) or list(cross_field_errors(config))
   if not re.fullmatch(r"auto|off|\S+:\d+", config.distributed):
     problems.append(
@@ -24,41 +22,6 @@ def validate(config: schema.Config) -> None:
     )
   if problems:
     raise errors.UserError("; ".join(problems))
-
-
-def check_files(config: schema.Config) -> None:
-  """Checks that the files and folders a run starts from exist.
-
-  What is on the hub is not asked for.
-
-  Raises:
-    UserError: One line that holds everything that is missing.
-  """
-  problems = [
-    f"{key}={source}: no such file in {pathlib.Path.cwd()}"
-    for key, source in (
-      ("data.train", config.data.train),
-      ("data.test", config.data.test),
-    )
-    if _is_file(source) and not files.expand_user(source).is_file()
-  ]
-  problems += [
-    f"{key}={path}: no Hugging Face model there (a folder with config.json,"
-    " *.safetensors and tokenizer.json), nor a name on the hub"
-    " (owner/name[@revision])"
-    for key, path in (
-      ("model.path", config.model.path),
-      ("model.warmup", config.model.warmup),
-    )
-    if path and not hub.is_id(path) and hub.find(path) is None
-  ]
-  if problems:
-    raise errors.UserError("; ".join(problems))
-
-
-def _is_file(source: str | None) -> bool:
-  """Whether a data source is a file, not generated or on the hub."""
-  return bool(source) and source != "embedded" and source[:4] != "hub:"
 
 
 def _out_of_range(config: schema.Config) -> Iterator[str]:
@@ -75,48 +38,74 @@ def _out_of_range(config: schema.Config) -> Iterator[str]:
 
 def cross_field_errors(config: schema.Config) -> Iterator[str]:
   """Settings that do not fit each other."""
-  data, embedded = config.data, config.embedded
+  for group in (
+    _stage_errors,
+    _base_errors,
+    _data_errors,
+    _start_errors,
+    _learning_rate_errors,
+    _lora_errors,
+    _reft_errors,
+    _embedded_errors,
+    _mesh_errors,
+    _size_errors,
+  ):
+    yield from group(config)
+
+
+def _stage_errors(config: schema.Config) -> Iterator[str]:
+  """A run without a name, or with stages that are no sequence."""
   if not config.name or set(config.name) & set("/\\"):
     yield f"name={config.name!r} must be a folder's name"
-
   if not config.stages:
     yield "stages=[] must name at least one stage"
-  if config.stages != tuple(s for s in schema.STAGES if s in config.stages):
+  if config.stages != tuple(s for s in stages.TABLE if s in config.stages):
     yield (
       f"stages={loading.show(config.stages)} must keep the order"
-      f" {loading.show(schema.STAGES)}"
+      f" {loading.show(tuple(stages.TABLE))}"
     )
-  if "base" in config.stages:
-    if data.train != "embedded":
+
+
+def _base_errors(config: schema.Config) -> Iterator[str]:
+  """A base stage that cannot train, or neither that nor a model."""
+  data, model = config.data, config.model
+  if "base" not in config.stages:
+    if not model.path:
       yield (
-        f"data.train={data.train}: the base stage is for embedded data only;"
-        " set model.path and stages=[warmup, sft, reft]"
+        "model.path=null needs the base stage, or set a model: a folder, or"
+        " owner/name on the hub"
       )
-    if config.model.path:
-      yield (
-        f"model.path={config.model.path}: the base stage would train another"
-        " model; set stages=[warmup, sft, reft] or model.path=null"
-      )
-    for setting, share, wanted in (
-      ("programs", embedded.programs, data.reasoning == "python"),
-      ("choices", embedded.choices, data.task == "embedded-choice"),
-    ):
-      if wanted and not share:
-        yield (
-          f"embedded.{setting}=0: the base model would never have seen"
-          f" {setting}; set a share, or --config embedded_"
-          f"{'python' if setting == 'programs' else 'choice'}"
-        )
-    if data.chat_template:
-      yield (
-        "data.chat_template=true: the base stage's model knows no chat; set"
-        " model.path to an instruct model"
-      )
-  elif not config.model.path:
+    return
+  if data.train != "embedded":
     yield (
-      "model.path=null needs the base stage, or set a model: a folder, or"
-      " owner/name on the hub"
+      f"data.train={data.train}: the base stage is for embedded data only;"
+      " set model.path and stages=[warmup, sft, reft]"
     )
+  if model.path:
+    yield (
+      f"model.path={model.path}: the base stage would train another"
+      " model; set stages=[warmup, sft, reft] or model.path=null"
+    )
+  if data.reasoning == "python" and not config.embedded.programs:
+    yield (
+      "embedded.programs=0: the base model would never have seen programs;"
+      " set a share, or --config embedded_python"
+    )
+  if data.task == "embedded-choice" and not config.embedded.choices:
+    yield (
+      "embedded.choices=0: the base model would never have seen choices;"
+      " set a share, or --config embedded_choice"
+    )
+  if data.chat_template:
+    yield (
+      "data.chat_template=true: the base stage's model knows no chat; set"
+      " model.path to an instruct model"
+    )
+
+
+def _data_errors(config: schema.Config) -> Iterator[str]:
+  """Data that contradicts itself."""
+  data = config.data
   if data.system_prompt is not None and not data.chat_template:
     yield "data.system_prompt is part of a chat; set data.chat_template=true"
   if data.test == "embedded":
@@ -125,101 +114,69 @@ def cross_field_errors(config: schema.Config) -> Iterator[str]:
       " questions, and brings its own; set data.test to a file,"
       " hub:owner/name[:split] or null"
     )
+
+
+def _start_errors(config: schema.Config) -> Iterator[str]:
+  """Stages that would start from a model that is not there."""
   if config.warmup.start != "base":
     yield "warmup.start=warmup must be base"
-  if config.model.warmup and "warmup" in config.stages:
+  given = config.model.warmup
+  if given and "warmup" in config.stages:
     yield (
-      f"model.warmup={config.model.warmup}: the warmup stage would train"
-      " another; leave it out of stages, or set model.warmup=null"
+      f"model.warmup={given}: the warmup stage would train another; leave it"
+      " out of stages, or set model.warmup=null"
     )
-  if config.model.warmup and "base" in config.stages:
+  if given and "base" in config.stages:
     yield (
-      f"model.warmup={config.model.warmup} did not start from the model of the"
-      " base stage; set model.path to the one it started from"
+      f"model.warmup={given} did not start from the model of the base stage;"
+      " set model.path to the one it started from"
     )
-  for stage in ("sft", "offline_st", "reward_model"):
-    start = getattr(config, stage).start
-    if (
-      stage in config.stages and start == "warmup" and not schema.warmed(config)
-    ):
+  if stages.warmed(config):
+    return
+  for name in config.stages:
+    if stages.starts_from(config, name) == "warmup":
       yield (
-        f"{stage}.start=warmup needs the warmup stage or model.warmup, or set"
-        f" {stage}.start=base"
+        f"{name}.start=warmup needs the warmup stage or model.warmup, or set"
+        f" {name}.start=base"
       )
-  for stage in schema.STAGES[1:]:
-    yield from _learning_rate_errors(config, stage)
+
+
+def _learning_rate_errors(config: schema.Config) -> Iterator[str]:
+  """Learning rates that cannot be compared."""
+  for name in stages.TABLE:
+    rates = getattr(getattr(config, name), "learning_rates", None)
+    if rates == ():
+      yield f"{name}.learning_rates=[] must hold a number, or be null"
+    rates = rates or ()
+    if len(rates) > 1 and name in config.stages and not config.data.dev_size:
+      yield (
+        f"{name}.learning_rates are chosen on dev: data.dev_size=0 leaves"
+        " none; set one of them"
+      )
+    # A sweep's results are named by their rates in this format.
+    if len({f"{rate:g}" for rate in rates}) < len(rates):
+      yield (
+        f"{name}.learning_rates={loading.show(rates)} must differ in their"
+        " first six digits; leave one of two alike out"
+      )
+
+
+def _lora_errors(config: schema.Config) -> Iterator[str]:
   if config.lora.rank and not config.lora.targets:
     yield "lora.targets=[] must name at least one projection, or all"
-  if "reft" in config.stages:
-    yield from _reft_errors(config)
-
-  if embedded.min_events > embedded.max_events:
-    yield (
-      f"embedded.min_events={embedded.min_events} must not exceed"
-      f" embedded.max_events={embedded.max_events}"
-    )
-  if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
-    yield "mesh: only one axis can be -1, the rest of the devices"
-
-  sizes = {key: value for key, _, value in loading.settings(config)}
-  for stage in schema.REINFORCED:
-    if sizes[f"{stage}.minibatch_size"] is None:
-      sizes[f"{stage}.minibatch_size"] = sizes[f"{stage}.batch_size"]
-  for whole, part in (
-    ("base.width", "base.heads"),
-    ("base.heads", "base.kv_heads"),
-    ("warmup.batch_size", "warmup.micro_batch_size"),
-    ("sft.batch_size", "sft.micro_batch_size"),
-    ("offline_st.batch_size", "offline_st.micro_batch_size"),
-    ("reward_model.batch_size", "reward_model.micro_batch_size"),
-    ("online_st.batch_size", "online_st.samples_per_question"),
-    ("online_st.batch_size", "online_st.minibatch_size"),
-    ("online_st.minibatch_size", "online_st.micro_batch_size"),
-    ("reft.batch_size", "reft.samples_per_question"),
-    ("reft.batch_size", "reft.minibatch_size"),
-    ("reft.minibatch_size", "reft.micro_batch_size"),
-  ):
-    if sizes[part] is not None and sizes[whole] % sizes[part]:
-      yield (
-        f"{whole}={sizes[whole]} must be a multiple of {part}={sizes[part]}"
-      )
 
 
 def _reft_errors(config: schema.Config) -> Iterator[str]:
   """What PPO cannot do, or would do for nothing."""
+  if "reft" not in config.stages:
+    return
   reft = config.reft
-  alone = reft.samples_per_question < 2
-  if reft.advantages == "gae":
-    if reft.value_warmup_steps and not reft.vf_coef:
-      yield (
-        "reft.vf_coef=0: the critic would learn nothing in"
-        f" reft.value_warmup_steps={reft.value_warmup_steps}; set one of them"
-      )
-    if reft.steps is not None and 0 < reft.steps <= reft.value_warmup_steps:
-      yield (
-        f"reft.value_warmup_steps={reft.value_warmup_steps} would leave the"
-        f" policy none of reft.steps={reft.steps}"
-      )
-  else:
-    if alone:
-      yield (
-        f"reft.advantages={reft.advantages} compares rollouts of one question:"
-        f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
-        " more"
-      )
-    if reft.value_warmup_steps:
-      yield (
-        f"reft.advantages={reft.advantages} has no critic to warm up; set"
-        " reft.value_warmup_steps=0"
-      )
-    if config.model.value == "separate":
-      yield (
-        f"reft.advantages={reft.advantages} has no critic; set"
-        " model.value=shared"
-      )
+  yield from (
+    _critic_errors(config) if reft.has_critic else _group_errors(config)
+  )
   if reft.kl_target and not reft.kl_coef:
     yield "reft.kl_target adapts reft.kl_coef, which must start above 0"
-  if reft.filter_zero_variance_groups and alone:
+  if reft.filter_zero_variance_groups and reft.samples_per_question < 2:
     yield (
       "reft.filter_zero_variance_groups would leave out every question:"
       f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
@@ -227,24 +184,80 @@ def _reft_errors(config: schema.Config) -> Iterator[str]:
     )
 
 
-def _learning_rate_errors(config: schema.Config, stage: str) -> Iterator[str]:
-  """Learning rates that cannot be compared."""
-  rates = getattr(config, stage).learning_rates
-  if rates == ():
-    yield f"{stage}.learning_rates=[] must hold a number, or be null"
-  elif (
-    stage in config.stages
-    and rates
-    and len(rates) > 1
-    and not config.data.dev_size
-  ):
+def _critic_errors(config: schema.Config) -> Iterator[str]:
+  """A warm-up of the critic that would teach it, or the policy, nothing."""
+  reft = config.reft
+  if reft.value_warmup_steps and not reft.vf_coef:
     yield (
-      f"{stage}.learning_rates are chosen on dev: data.dev_size=0 leaves"
-      " none; set one of them"
+      "reft.vf_coef=0: the critic would learn nothing in"
+      f" reft.value_warmup_steps={reft.value_warmup_steps}; set one of them"
     )
-  # As they name a sweep's results.
-  if rates and len({f"{rate:g}" for rate in rates}) < len(rates):
+  if reft.steps is not None and 0 < reft.steps <= reft.value_warmup_steps:
     yield (
-      f"{stage}.learning_rates={loading.show(rates)} must differ in their first"
-      " six digits; leave one of two alike out"
+      f"reft.value_warmup_steps={reft.value_warmup_steps} would leave the"
+      f" policy none of reft.steps={reft.steps}"
     )
+
+
+def _group_errors(config: schema.Config) -> Iterator[str]:
+  """Group-relative advantages without a group, or with a critic."""
+  reft = config.reft
+  if reft.samples_per_question < 2:
+    yield (
+      f"reft.advantages={reft.advantages} compares rollouts of one question:"
+      f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
+      " more"
+    )
+  if reft.value_warmup_steps:
+    yield (
+      f"reft.advantages={reft.advantages} has no critic to warm up; set"
+      " reft.value_warmup_steps=0"
+    )
+  if config.model.value == "separate":
+    yield (
+      f"reft.advantages={reft.advantages} has no critic; set model.value=shared"
+    )
+
+
+def _embedded_errors(config: schema.Config) -> Iterator[str]:
+  embedded = config.embedded
+  if embedded.min_events > embedded.max_events:
+    yield (
+      f"embedded.min_events={embedded.min_events} must not exceed"
+      f" embedded.max_events={embedded.max_events}"
+    )
+
+
+def _mesh_errors(config: schema.Config) -> Iterator[str]:
+  if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
+    yield "mesh: only one axis can be -1, the rest of the devices"
+
+
+def _size_errors(config: schema.Config) -> Iterator[str]:
+  """Sizes of which one must divide another."""
+  for key, size, of, part in _sizes(config):
+    if part is not None and size % part:
+      yield f"{key}={size} must be a multiple of {of}={part}"
+
+
+def _sizes(
+  config: schema.Config,
+) -> Iterator[tuple[str, int, str, int | None]]:
+  """A size with its key, and another that must divide it with its own."""
+  base = config.base
+  yield "base.width", base.width, "base.heads", base.heads
+  yield "base.heads", base.heads, "base.kv_heads", base.kv_heads
+  for name, stage in stages.TABLE.items():
+    if name == "base":
+      continue
+    group = getattr(config, name)
+    if stage.samples:
+      sizes = (
+        ("batch_size", group.batch_size, "samples_per_question"),
+        ("batch_size", group.batch_size, "minibatch_size"),
+        ("minibatch_size", group.minibatch, "micro_batch_size"),
+      )
+    else:
+      sizes = (("batch_size", group.batch_size, "micro_batch_size"),)
+    for key, size, of in sizes:
+      yield f"{name}.{key}", size, f"{name}.{of}", getattr(group, of)

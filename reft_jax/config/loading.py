@@ -1,11 +1,17 @@
-"""Settings from YAML files and overrides, and back to YAML."""
+"""Settings from YAML files and overrides, and back to YAML.
+
+An experiment is a YAML file that is laid over the defaults. Those in
+`launch/experiments` are part of the package and are known by their names.
+"""
 
 import dataclasses
 import difflib
+import functools
+import logging
 import pathlib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import omegaconf
@@ -18,27 +24,27 @@ from reft_jax.config import schema
 EXPERIMENTS = files_lib.packaged("experiments")
 
 DEFAULT_EXPERIMENT = "embedded"
+_COMMAND_LINE = "command line"
+_logger = logging.getLogger(__name__)
+_type_hints = functools.cache(typing.get_type_hints)
 
 
 def load(files: Sequence[str], overrides: Sequence[str] = ()) -> schema.Config:
   """Lays files, then `key=value` overrides, over the defaults.
 
+  The result has the right types; `checks.validate` checks its values.
+
   Raises:
-    UserError: See `parse`.
+    UserError: a file is missing or is not YAML, a setting is unknown, or a
+      value has the wrong type.
   """
   tree = omegaconf.OmegaConf.structured(schema.Config)
   _unlock(tree)
   for file in files:
     for where, layer in _layers(file):
-      _overlay(tree, layer, where)
-  for override in overrides:
-    try:
-      layer = omegaconf.OmegaConf.from_dotlist([override])
-    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
-      raise errors.UserError(
-        f"command line: cannot read {override!r}; quote its value"
-      ) from error
-    _overlay(tree, layer, where="command line")
+      _overlay(tree, _leaves(layer), where)
+  layers = [_read_override(override) for override in overrides]
+  _overlay(tree, [leaf for layer in layers for leaf in _leaves(layer)])
   try:
     return omegaconf.OmegaConf.to_object(tree)
   except omegaconf.errors.OmegaConfBaseException as error:
@@ -53,6 +59,15 @@ def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
       yield from settings(value, f"{prefix}{field.name}.")
     else:
       yield f"{prefix}{field.name}", field, value
+
+
+def identity(config: schema.Config) -> dict[str, Any]:
+  """The settings that must not change when a run is resumed."""
+  return {
+    key: value
+    for key, field, value in settings(config)
+    if not field.metadata["may_change"]
+  }
 
 
 def to_yaml(config: schema.Config) -> str:
@@ -154,6 +169,16 @@ def read_file(file: str, path: pathlib.Path) -> omegaconf.DictConfig:
   return layer
 
 
+def _read_override(override: str) -> omegaconf.DictConfig:
+  """The mapping that a `key=value` stands for."""
+  try:
+    return omegaconf.OmegaConf.from_dotlist([override])
+  except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+    raise errors.UserError(
+      f"{_COMMAND_LINE}: cannot read {override!r}; quote its value"
+    ) from error
+
+
 def _unlock(node: omegaconf.DictConfig) -> None:
   """Lets a tree of frozen dataclasses be changed while it is put together."""
   omegaconf.OmegaConf.set_readonly(node, False)
@@ -163,13 +188,13 @@ def _unlock(node: omegaconf.DictConfig) -> None:
 
 
 def _overlay(
-  tree: omegaconf.DictConfig, layer: omegaconf.DictConfig, where: str
+  tree: omegaconf.DictConfig,
+  leaves: Iterable[tuple[str, Any]],
+  where: str = _COMMAND_LINE,
 ) -> None:
-  """Lays one file or override over the tree, setting by setting."""
-  for key, value in _leaves(
-    omegaconf.OmegaConf.to_container(layer, resolve=False)
-  ):
-    kind = _type_of(key, where)
+  """Lays one file, or all overrides, over the tree, setting by setting."""
+  for key, value in _renamed(leaves, where):
+    kind = type_of(key, where)
     if dataclasses.is_dataclass(kind):
       if value in (None, {}):  # A group whose settings are all commented out.
         continue
@@ -179,7 +204,7 @@ def _overlay(
     nullable = types.NoneType in typing.get_args(kind)
     meant = None if nullable and value in ("None", "none") else value
     if key == "distributed" and value is False:
-      meant = "off"  # YAML takes the word for a boolean.
+      meant = "off"  # YAML reads the word as a boolean.
     try:
       omegaconf.OmegaConf.update(tree, key, meant)
     except omegaconf.errors.OmegaConfBaseException as error:
@@ -188,21 +213,60 @@ def _overlay(
       ) from error
 
 
-def _leaves(layer: dict[Any, Any], prefix: str = "") -> Iterator[Any]:
+def _leaves(layer: omegaconf.DictConfig) -> Iterator[tuple[str, Any]]:
   """Dotted keys and values of a nested mapping."""
-  for key, value in layer.items():
+  return _dotted(omegaconf.OmegaConf.to_container(layer, resolve=False))
+
+
+def _dotted(
+  mapping: dict[Any, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+  for key, value in mapping.items():
     if isinstance(value, dict) and value:
-      yield from _leaves(value, f"{prefix}{key}.")
+      yield from _dotted(value, f"{prefix}{key}.")
     else:
       yield f"{prefix}{key}", value
 
 
+def _renamed(
+  leaves: Iterable[tuple[str, Any]], where: str
+) -> Iterator[tuple[str, Any]]:
+  """Settings by their present names; warns of old ones."""
+  given: dict[str, str] = {}
+  for key, value in leaves:
+    name = schema.ALIASES.get(key, key)
+    if given.setdefault(name, key) != key:
+      raise errors.UserError(
+        f"{where}: {key} and {given[name]} are the same setting; keep {name}"
+      )
+    if name != key:
+      _warn_of_old_name(key, name)
+    yield name, value
+
+
+@functools.cache
+def _warn_of_old_name(old: str, new: str) -> None:
+  """Warns once per process."""
+  _logger.warning(
+    "%s is now called %s; the old name works in this version only.", old, new
+  )
+
+
 def _names(kind: type) -> list[str]:
+  """The names in a group."""
   return [field.name for field in dataclasses.fields(kind)]
 
 
-def _type_of(key: str, where: str) -> Any:
-  """The declared type of a dotted key; `where` it was read, for the error."""
+def type_of(key: str, where: str) -> Any:
+  """The declared type of a dotted key.
+
+  Args:
+    key: a setting's, or a group's.
+    where: the file or the place that the key was read from, for the error.
+
+  Raises:
+    UserError: there is no such setting.
+  """
   kind, group = schema.Config, ""
   for part in key.split("."):
     names = _names(kind) if dataclasses.is_dataclass(kind) else []
@@ -220,13 +284,13 @@ def _type_of(key: str, where: str) -> Any:
       else:
         remedy = f"{group[:-1]} is not a group"
       raise errors.UserError(f"{where}: unknown setting {key}; {remedy}")
-    kind = typing.get_type_hints(kind)[part]
+    kind = _type_hints(kind)[part]
     group += f"{part}."
   return kind
 
 
 def _expected(kind: Any) -> str:
-  """A type, in words."""
+  """A type in words."""
   if typing.get_origin(kind) is Literal:
     return "one of " + ", ".join(typing.get_args(kind))
   if typing.get_origin(kind) is tuple:

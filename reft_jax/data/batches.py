@@ -1,7 +1,7 @@
-"""Rows of ids as padded arrays, and the order in which rows are visited.
+"""Rows of ids as padded arrays, and the order of the rows.
 
-The order is stateless: which rows make step n follows from the seed and n
-alone, so resuming needs no iterator state.
+The order is stateless: the seed and n alone give the rows of step n, so
+resuming needs no iterator state.
 """
 
 import functools
@@ -13,26 +13,26 @@ from reft_jax import types
 
 
 def round_up(size: int, multiple: int = 8) -> int:
-  """The next multiple: few distinct widths, few compilations."""
+  """The next multiple: few distinct widths mean few compilations."""
   return -(-size // multiple) * multiple
 
 
-def micro_batches(rows: int, micro: int, ways: int) -> tuple[int, int]:
-  """Into what rows are filled up: of one micro-batch, and of all of them.
+def micro_batches(rows: int, micro: int, num_shards: int) -> tuple[int, int]:
+  """The padded numbers of rows of one micro-batch, and of all of them.
 
   Args:
-    rows: how many there are.
-    micro: how many are wanted at once.
-    ways: devices that share a micro-batch; they have as many rows each.
+    rows: the rows before padding.
+    micro: the rows wanted in a micro-batch.
+    num_shards: the shards of a micro-batch, each with the same number of rows.
   """
-  at_once = round_up(min(micro, rows), ways)
-  return at_once, round_up(rows, at_once)
+  size = round_up(min(micro, rows), num_shards)
+  return size, round_up(rows, size)
 
 
 def width(lengths: Iterable[int], *, bucket: int, most: int) -> int:
-  """Slots for rows of these lengths: a multiple of `bucket`, or `most`.
+  """The slots for rows of these lengths: a multiple of `bucket`, or `most`.
 
-  Few distinct widths, few compilations, and little padding.
+  Few distinct widths mean few compilations and little padding.
   """
   return min(round_up(max(lengths), bucket), most)
 
@@ -112,7 +112,7 @@ def prompts(
 
 
 def epoch_rows(size: int, *, seed: int, step: int, batch: int) -> list[int]:
-  """Rows of a supervised step: each epoch is a permutation, its end short."""
+  """The rows of a supervised step; an epoch's last batch may be short."""
   steps = -(-size // batch)
   epoch, place = divmod(step, steps)
   order = _permutation(size, seed, epoch)
@@ -122,11 +122,11 @@ def epoch_rows(size: int, *, seed: int, step: int, batch: int) -> list[int]:
 def stream_requests(
   size: int, *, seed: int, step: int, batch: int
 ) -> list[int]:
-  """Requests of a reinforcement step: permutations end to end, always full.
+  """The requests of a reinforcement step: a full batch across epochs.
 
-  A request is epoch * size + row. Its remainder is the row; as a number it
-  names the row's random stream, so that a question which a batch holds twice,
-  at the end of one epoch and the start of the next, is answered twice.
+  A request is epoch * size + row. It selects the random stream of the response,
+  so a question that a batch holds twice, at the end of one epoch and the start
+  of the next, gets two different responses.
   """
   requests = []
   for place in range(step * batch, (step + 1) * batch):

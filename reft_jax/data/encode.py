@@ -1,4 +1,4 @@
-"""Problems as token ids: what every stage reads."""
+"""Problems as token ids."""
 
 import dataclasses
 import hashlib
@@ -12,9 +12,9 @@ from reft_jax.tasks.problem import Problem
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A problem with its token ids, made once and used everywhere.
+  """A problem with its token ids.
 
-  `target` ends in EOS; None where there is no rationale, or too long a one.
+  `target` ends in EOS; it is None without a usable rationale.
   """
 
   problem: Problem
@@ -24,17 +24,17 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """Examples of a data split, and how many problems gave up what.
+  """The examples of a data split, and what was left out of it.
 
   Attributes:
     examples: in the order of the problems.
-    long_prompts: problems left out because their prompts are too long.
-    long_targets: examples left without a target because it is too long; they
-      can still be answered.
-    unusable_targets: why other examples have no target, such as a chain of
-      thought in words where programs are wanted.
-    left_out: problems that cannot be asked in the run's task, such as options
-      without numbers where the answer is to be a number.
+    long_prompts: the number of problems with too long prompts, left out.
+    long_targets: the number of examples without a target because it is too
+      long; they can still be answered.
+    unusable_targets: the reasons why other examples have no target, such as a
+      chain of thought in words in a run with programs.
+    left_out: the number of problems that do not fit the run's task, such as a
+      correct option without a number in a numeric task.
   """
 
   examples: list[Example]
@@ -57,18 +57,17 @@ def encode(
 ) -> Encoded:
   """Problems as ids.
 
-  Prompt and target are tokenised apart and joined as ids, the same way for
-  supervised training and for rollouts (paper: separate tokenisation). With
-  `chat_template` the question is a user's message, after `system_prompt` if
-  there is one, and the target the assistant's turn: what a program starts with
-  belongs to the prompt there too.
+  Prompt and target are tokenised separately and joined as ids, in supervised
+  training as in rollouts (paper: separate tokenisation). With `chat_template`
+  the question is a user's message, after `system_prompt` if there is one, and
+  the target is the assistant's turn; a program's start belongs to the prompt.
 
-  Deviation: what is too long is left out and counted; the released code cuts
-  it, which removes the trigger that asks for an answer, or the answer.
+  Deviation: texts that are too long are left out and counted. The released code
+  truncates them, which removes the prompt's trigger or the answer.
 
   Raises:
-    UserError: if `add_bos` asks for a token that the tokenizer lacks, or
-      `chat_template` for a template.
+    UserError: the tokenizer lacks the token that `add_bos` needs, or the
+      template that `chat_template` needs.
   """
   if add_bos and tokenizer.bos_id is None:
     raise UserError(
@@ -88,7 +87,7 @@ def encode(
     else:
       prompt = tokenizer.encode(prompt_texts.prompt(problem, reasoning))
     if tuple(prompt[:1]) != bos:  # A template may have put it there.
-      prompt = (*bos, *prompt)
+      prompt = [*bos, *prompt]
     if len(prompt) > max_prompt_tokens:
       long_prompts += 1
       continue
@@ -108,7 +107,7 @@ def encode(
 
 
 def fingerprint(splits: Mapping[str, Encoded]) -> str:
-  """SHA-256 of all that is learnt from and tested on, as 64 hex digits."""
+  """SHA-256 of all prompts, targets and answers, as 64 hex digits."""
   digest = hashlib.sha256()
   for name, split in splits.items():
     for each in split.examples:

@@ -1,4 +1,4 @@
-"""A Hugging Face fast tokenizer, reduced to what training and sampling need."""
+"""A Hugging Face fast tokenizer, reduced to what training and sampling use."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-# Its tokenizers work without torch; it need not say so at every start.
+# Tokenizers work without torch, so transformers' advice to install it is noise.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import transformers
@@ -16,21 +16,20 @@ import transformers
 from reft_jax import errors
 from reft_jax.config import schema
 
-# What a chat says, where only its form matters.
+# The texts of a chat that is rendered only for its special tokens.
 _QUESTION, _REPLY = "question", "reply"
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """Text to ids and back, and which ids are special.
+  """Encodes text, decodes ids and knows the special ids.
 
   Attributes:
-    hf: the wrapped tokenizer, for what is not said here.
-    pad_id: fills what is not part of a row. May equal an eos id: masks are made
-      from lengths, never from ids.
-    eos_ids: every id that ends a response; the first is the one that training
-      appends.
-    bos_id: None if there is none. Never added unless asked for.
+    hf: the wrapped tokenizer.
+    pad_id: fills the slots after a row. May equal an eos id: masks come from
+      lengths, never from ids.
+    eos_ids: every id that ends a response; training appends the first.
+    bos_id: None if there is none. Added only on request.
   """
 
   hf: transformers.PreTrainedTokenizerBase
@@ -40,7 +39,7 @@ class Tokenizer:
 
   @functools.cached_property
   def vocab_size(self) -> int:
-    """Every id that is ever written is below this."""
+    """One more than the largest id in use."""
     known = max(self.hf.get_vocab().values())
     return max(known, self.pad_id, self.eos_ids[0]) + 1
 
@@ -52,11 +51,11 @@ class Tokenizer:
     return hashlib.sha256(text.encode()).hexdigest()
 
   def encode(self, text: str) -> list[int]:
-    """The text's ids, without special tokens at either end."""
+    """The text's ids, without added special tokens."""
     return self.encode_all([text])[0]
 
   def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` of many texts at once: far faster than one after the other."""
+    """`encode` of many texts, far faster than one at a time."""
     if not texts:
       return []
     return self.hf(
@@ -70,9 +69,9 @@ class Tokenizer:
   def decode(self, ids: Iterable[int]) -> str:
     """The text that encodes to the ids, without special tokens.
 
-    Spaces are as the tokens have them, but for one that `encode` puts in front
-    of a text. Ids that are no token's, which a model with more rows than its
-    tokenizer has ids may sample, are no text.
+    All spaces are kept except one that `encode` adds in front of a text. Ids
+    without a token decode to nothing; models with larger vocabularies than
+    their tokenizers may sample them.
     """
     text = self._decode(int(each) for each in ids if each not in self.eos_ids)
     none, two = self._spaces
@@ -81,21 +80,21 @@ class Tokenizer:
     return text
 
   def _decode(self, ids: Iterable[int]) -> str:
-    """The text of ids that go on, with all their spaces.
+    """The text of ids, with all spaces.
 
-    Decoders take spaces off the first token: off a word put in front here.
+    Decoders strip the first token's spaces, so a word is put in front of it.
     """
     start = [self._word[1]] if self._word else []
     return self._text([*start, *ids]).removeprefix(self._text(start))
 
   def _text(self, ids: Sequence[int]) -> str:
-    return self.hf.decode(
-      ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    return self.hf.decode(  # type: ignore[return-value]
+      list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
 
   @functools.cached_property
   def _word(self) -> tuple[str, int] | None:
-    """A token of letters alone and its id; None where there is none."""
+    """The first token of ASCII letters alone and its id, or None."""
     tokens = sorted(self.hf.get_vocab().items(), key=lambda token: token[1])
     added = self.hf.added_tokens_decoder
     words = (
@@ -107,10 +106,9 @@ class Tokenizer:
 
   @functools.cached_property
   def _spaces(self) -> tuple[int, int]:
-    """With how many spaces texts of none and of two in front are encoded.
+    """The leading spaces, once encoded, of texts with none and with two.
 
-    Tokenizers put one in front of all texts, of those that have none, or of no
-    text.
+    Tokenizers add a space to every text, to texts without one, or to no text.
     """
     if self._word is None:
       return 0, 2
@@ -123,18 +121,17 @@ class Tokenizer:
   def chat(
     self, message: str, system: str | None = None, start: str = ""
   ) -> list[int]:
-    """The ids of a chat up to where the model's answer starts, or goes on.
+    """The ids of a chat up to the model's answer, or the rest of its answer.
 
-    What the template puts in front of it all, such as a beginning of sequence,
-    is there, and nothing else is added.
+    The template decides on a beginning of sequence; nothing else is added.
 
     Args:
-      message: the user's.
+      message: the user's message.
       system: the system message; None leaves it to the template.
-      start: how the answer starts; the model goes on with it.
+      start: the start of the answer, which the model continues.
 
     Raises:
-      UserError: the template does not know such a chat.
+      UserError: the template does not support such a chat.
     """
     messages = [{"role": "user", "content": message}]
     if system is not None:
@@ -142,7 +139,7 @@ class Tokenizer:
     return self.encode(_render(self.hf, messages, answer=True) + start)
 
   def save(self, path: str | pathlib.Path) -> None:
-    """Writes the files that `load` and AutoTokenizer open."""
+    """Writes the files that `load` and AutoTokenizer read."""
     self.hf.save_pretrained(path)
 
 
@@ -156,24 +153,24 @@ def wrap(
   pad_token: str | None = None,
   chat: bool = False,
 ) -> Tokenizer:
-  """Reads the special ids of a tokenizer that is already in memory.
+  """Reads the special ids of a tokenizer in memory.
 
-  A missing pad falls back on eos: padding is never trained on nor attended to,
-  because masks come from lengths.
+  Without a pad token, pad is eos: masks come from lengths, so padding is never
+  trained on nor attended to.
 
   Args:
     hf: a fast tokenizer.
-    more_eos_ids: what else ends a response.
-    pad_id: pad of a tokenizer that has none; ignored if it is no token's.
-    bos_id: the same of its beginning of sequence.
-    eos_token: ends responses before all others: the one that training appends.
-    pad_token: pad, whatever the tokenizer's.
-    chat: answers are turns of a chat; what ends a turn in the tokenizer's
-      template comes next after `eos_token`.
+    more_eos_ids: other ids that end a response.
+    pad_id: pad if the tokenizer has none; ignored if it is no token's id.
+    bos_id: the same for its beginning of sequence.
+    eos_token: the token that training appends, the first of the eos ids.
+    pad_token: the pad token, instead of the tokenizer's.
+    chat: answers are turns of a chat; the token that ends a turn in the
+      template is the next eos id after `eos_token`.
 
   Raises:
-    UserError: the tokenizer is not a fast one, nothing ends a response, a token
-      does not exist, or there is no chat template.
+    UserError: the tokenizer is not a fast one, has no eos, lacks a token that
+      is asked for, or lacks a chat template.
   """
   if not hf.is_fast:
     raise errors.UserError(
@@ -211,7 +208,7 @@ def wrap(
 def _token_id(
   hf: transformers.PreTrainedTokenizerBase, text: str, setting: str
 ) -> int:
-  """The id of a token by its name in the vocabulary, or by its text."""
+  """The id of a token, by its name in the vocabulary or its text."""
   named = hf.get_vocab().get(text)
   ids = hf.encode(text, add_special_tokens=False) if named is None else [named]
   if len(ids) != 1 or ids[0] == hf.unk_token_id != named:
@@ -225,9 +222,9 @@ def _token_id(
 def _ends_of_turn(
   hf: transformers.PreTrainedTokenizerBase, eos_ids: Sequence[int]
 ) -> list[int]:
-  """The id that ends an assistant's turn in a chat, if any does.
+  """The id that ends an assistant's turn in a chat, or none.
 
-  The first special token that the template writes after what was said.
+  It is the first special token that the template writes after the reply.
   """
   text = _render(
     hf,
@@ -251,7 +248,7 @@ def _render(
   *,
   answer: bool,
 ) -> str:
-  """The text of a chat; with `answer`, up to where one is to be written.
+  """The text of a chat; with `answer`, up to the assistant's next turn.
 
   Raises:
     UserError: there is no template, or it refuses these messages.
@@ -262,10 +259,12 @@ def _render(
       "data.chat_template=false, or take an instruct model."
     )
   try:
-    return hf.apply_chat_template(
-      list(messages), tokenize=False, add_generation_prompt=answer
+    return hf.apply_chat_template(  # type: ignore[return-value]
+      [dict(each) for each in messages],
+      tokenize=False,
+      add_generation_prompt=answer,
     )
-  except Exception as error:  # Whatever the template raises.
+  except Exception as error:  # Templates raise anything.
     reason = str(error).strip().partition("\n")[0]
     roles = ", ".join(message["role"] for message in messages)
     raise errors.UserError(
@@ -292,21 +291,21 @@ def load(
   pad_token: str | None = None,
   chat: bool = False,
 ) -> Tokenizer:
-  """Opens a folder's tokenizer, without network.
+  """Loads a folder's tokenizer, without network.
 
-  Beside the tokenizer's own eos, those of `generation_config.json` (or else
-  `config.json`) end a response. Pad and beginning of sequence are taken from
-  there where the tokenizer has none, as Galactica's.
+  The eos ids of `generation_config.json` (or else `config.json`) end a response
+  too. Its pad and beginning of sequence serve tokenizers that have none, such
+  as Galactica's.
 
   Args:
     path: the folder.
-    eos_token: the text of the token that training appends, or None.
-    pad_token: that of pad, or None.
-    chat: whether answers are turns of a chat, as in `wrap`.
+    eos_token: as in `wrap`.
+    pad_token: as in `wrap`.
+    chat: as in `wrap`.
 
   Raises:
-    UserError: no such folder, no tokenizer in it, no end of sequence, or one
-      that is not an id; or as `wrap`.
+    UserError: the folder has no tokenizer, or an eos that is not an id; or as
+      `wrap`.
   """
   folder = pathlib.Path(path)
   if not folder.is_dir():
@@ -340,7 +339,7 @@ def load(
 
 
 def _special_ids(folder: pathlib.Path, field: str) -> tuple[int, ...]:
-  """The ids of a field, of the first of a folder's files that has it."""
+  """The ids of a field, from the first of a folder's files that has it."""
   for name in ("generation_config.json", "config.json"):
     try:
       ids = json.loads((folder / name).read_text()).get(field)
@@ -350,11 +349,11 @@ def _special_ids(folder: pathlib.Path, field: str) -> tuple[int, ...]:
       raise errors.UserError(
         f"{str(folder / name)!r} is not a JSON object ({error})."
       ) from error
-    # Old Llamas say -1 for a pad that they do not have.
+    # Old Llamas have -1 for a missing pad.
     if ids is None or (ids == -1 and field != "eos_token_id"):
       continue
     listed = ids if isinstance(ids, list) else [ids]
-    # Not by isinstance: to Python true is an int.
+    # Not by isinstance: true is an int.
     if not all(type(each) is int and each >= 0 for each in listed):
       raise errors.UserError(
         f"{str(folder / name)!r}: {field} is {ids!r:.40} but must be a "

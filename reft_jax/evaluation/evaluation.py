@@ -1,6 +1,6 @@
 """One model's answers to one set of questions, and what they come to.
 
-Answers are drawn once and kept with their grades; votes, reranking, intervals
+Answers are sampled once and kept with their grades; votes, reranking, intervals
 and grades by other rules are worked out from the files each time, without the
 model's weights.
 """
@@ -17,18 +17,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from reft_jax import files as files_lib
-from reft_jax.algorithms import reward_model
+from reft_jax import manifest
 from reft_jax.data import encode
 from reft_jax.errors import UserError
 from reft_jax.evaluation import settings as settings_lib
 from reft_jax.evaluation import votes
-from reft_jax.huggingface import hub
+from reft_jax.huggingface import fingerprint, hub
 from reft_jax.models.hf import pretrained
-from reft_jax.run import loop as loop_lib
 from reft_jax.run import model_paths, setup
-from reft_jax.run.context import Run
-from reft_jax.runtime import multihost, pages
+from reft_jax.runtime import console as console_lib
+from reft_jax.runtime import keys, multihost, pages, preemption
+from reft_jax.sampling import engine as engine_lib
 from reft_jax.sampling import grading, store
+from reft_jax.sampling import judge as judge_lib
 from reft_jax.tasks.answers.grade import Verdict
 
 Groups = Sequence[Sequence[grading.Answer]]
@@ -37,7 +38,6 @@ Groups = Sequence[Sequence[grading.Answer]]
 # questions are then compared on the same resamples.
 _BOOTSTRAP_SEED = 0
 _QUESTIONS_JUDGED_AT_ONCE = 16
-_PIECE, _PIECES = 2**20, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +69,11 @@ class Evaluation:
   """A model's answers in a folder.
 
   Args:
-    run: the run; its directory is the evaluation's.
+    engine: what samples the answers.
+    directory: where they are kept.
     model: the model.
     problems: the questions, and how many were left out.
+    console: where progress is shown.
 
   Raises:
     UserError: the folder holds answers of another model or to other questions,
@@ -79,61 +81,70 @@ class Evaluation:
   """
 
   def __init__(
-    self, run: Run, model: model_paths.Model, problems: encode.Encoded
+    self,
+    engine: engine_lib.Engine,
+    directory: pathlib.Path,
+    model: model_paths.Model,
+    problems: encode.Encoded,
+    console: console_lib.Console,
   ):
-    self.run = run
+    self.engine = engine
+    self.directory = directory
     self.model = model
     self.problems = problems
+    self._console = console
     self._seconds = self._seconds_before()
-    settings = run.config.evaluation
-    identity = {"model": fingerprint(model.folder)}
-    self._collections = {
-      "greedy": store.Collection(
-        run,
-        run.directory / "greedy.jsonl",
+    settings = engine.config.evaluation
+    facts = {"model": fingerprint.of_weights(model.folder)}
+    self._stores = {
+      "greedy": store.Store(
+        engine,
+        directory / "greedy.jsonl",
         problems.examples,
         samples=1,
         temperature=0.0,
-        identity=identity,
+        facts=facts,
       )
     }
     if settings.samples:
-      self._collections["sampled"] = store.Collection(
-        run,
-        run.directory / "sampled.jsonl",
+      self._stores["sampled"] = store.Store(
+        engine,
+        directory / "sampled.jsonl",
         problems.examples,
         samples=settings.samples,
         temperature=settings.temperature,
         top_k=settings.top_k,
-        identity=identity,
+        facts=facts,
       )
-    check(model, run)
+    check(model, engine)
     if settings.reward_model:
-      reward_model.check(run, self._judge_folder)
+      judge_lib.check(engine, self._judge_folder)
 
-  def draw(self) -> None:
+  def sample(self) -> None:
     """Answers what is not yet answered."""
     missing = {
-      name: collection
-      for name, collection in self._collections.items()
-      if not collection.complete
+      name: stored
+      for name, stored in self._stores.items()
+      if not stored.complete
     }
     if not missing:
       return
-    policy = open_policy(self.model, self.run)
-    for name, collection in missing.items():
+    policy = open_policy(self.model, self.engine)
+    seed = self.engine.config.seed
+    for name, stored in missing.items():
       begin = time.monotonic()
-      collection.draw(policy, self.run.key("evaluation", name))
+      key = keys.derive(seed, "evaluation", name)
+      stored.fill(policy, key, self._console)
       self._spent(name, begin)
 
   def answers(self) -> Answered:
-    """Everything drawn, graded; what no reward model has seen is judged."""
-    greedy = [group[0] for group in self._collections["greedy"].answers()]
-    if "sampled" not in self._collections:
+    """Everything sampled, graded; what no reward model has seen is judged."""
+    greedy = [group[0] for group in self._stores["greedy"].answers()]
+    if "sampled" not in self._stores:
       return Answered(greedy, [], None)
-    sampled = self._collections["sampled"].answers()
+    sampled = self._stores["sampled"].answers()
     rewards = None
-    if self.run.config.evaluation.reward_model:
+    if self.engine.config.evaluation.reward_model:
       rewards = self._rewards(sampled)
     return Answered(greedy, sampled, rewards)
 
@@ -142,7 +153,7 @@ class Evaluation:
     summary = self._summary(answered)
     if not multihost.is_lead():
       return summary
-    directory = self.run.directory
+    directory = self.directory
     page = pages.render("report", report(summary, answered))
     files_lib.replace(directory / "report.html", page)
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
@@ -150,7 +161,7 @@ class Evaluation:
     return summary
 
   def _summary(self, answered: Answered) -> dict[str, Any]:
-    config = self.run.config
+    config = self.engine.config
     settings = config.evaluation
     found = figures(
       answered,
@@ -183,7 +194,7 @@ class Evaluation:
 
   @property
   def _judge_folder(self) -> pathlib.Path:
-    name = self.run.config.evaluation.reward_model
+    name = self.engine.config.evaluation.reward_model
     return hub.folder(name, "evaluation.reward_model")
 
   def _rewards(self, sampled: Groups) -> list[list[float]]:
@@ -191,26 +202,29 @@ class Evaluation:
 
     What another reward model said, or of other samples, is written over.
     """
-    directory = self.run.directory
+    directory = self.directory
     file, about = directory / "rewards.jsonl", directory / "rewards.json"
-    identity = {
-      "reward_model": fingerprint(self._judge_folder),
-      "sampled": hashlib.sha256(
-        (directory / "sampled.jsonl").read_bytes()
-      ).hexdigest(),
-    }
-    known = files_lib.read_json(about) == identity
+    described = manifest.Manifest(
+      "rewards",
+      {
+        "reward_model": fingerprint.of_weights(self._judge_folder),
+        "sampled": hashlib.sha256(
+          (directory / "sampled.jsonl").read_bytes()
+        ).hexdigest(),
+      },
+    )
+    known = manifest.read(about, "remove it.") == described
     kept = _judged(file, sampled) if known else []
     if len(kept) < len(sampled):
       begin = time.monotonic()
-      judge = reward_model.open_judge(self.run, self._judge_folder)
+      judge = judge_lib.load(self.engine, self._judge_folder)
       multihost.barrier("read")
       if multihost.is_lead():
         files_lib.replace(file, "".join(kept))
-        files_lib.replace(about, json.dumps(identity, indent=2) + "\n")
+        described.write(about)
       with (
         multihost.open_to_append(file) as out,
-        self.run.console.stage("rewards", len(sampled), len(kept)) as progress,
+        self._console.stage("rewards", len(sampled), len(kept)) as progress,
       ):
         for start in range(len(kept), len(sampled), _QUESTIONS_JUDGED_AT_ONCE):
           some = sampled[start : start + _QUESTIONS_JUDGED_AT_ONCE]
@@ -221,13 +235,15 @@ class Evaluation:
             out.write(kept[-1])
           out.flush()
           progress.step(len(kept))
-          loop_lib.stop_if_asked(f"{len(kept)} questions are judged")
+          preemption.raise_if_stop_requested(
+            f"{len(kept)} questions are judged"
+          )
       self._spent("rewards", begin)
     return [json.loads(line)["probabilities"] for line in kept]
 
   def _seconds_before(self) -> dict[str, float]:
     """What earlier commands spent on these answers, killed ones left out."""
-    return files_lib.read_json(self.run.directory / settings_lib.FILE).get(
+    return files_lib.read_json(self.directory / settings_lib.FILE).get(
       "seconds", {}
     )
 
@@ -253,7 +269,7 @@ def _judged(file: pathlib.Path, sampled: Groups) -> list[str]:
   return kept
 
 
-def check(model: model_paths.Model, run: Run) -> None:
+def check(model: model_paths.Model, engine: engine_lib.Engine) -> None:
   """Finds out whether `open_policy` will do, without reading the weights.
 
   Raises:
@@ -261,7 +277,7 @@ def check(model: model_paths.Model, run: Run) -> None:
     UnsupportedModelError: its tensors do not fit its config.json.
   """
   if model.checkpoint:
-    if "policy" not in model_paths.parts(model.folder, run.networks):
+    if "policy" not in model_paths.parts(model.folder, engine.networks):
       raise UserError(
         f"{model.folder}: no language model of the shape that the settings of "
         f"{model.run} describe; give another checkpoint."
@@ -276,13 +292,15 @@ def check(model: model_paths.Model, run: Run) -> None:
     pretrained.check(model.folder)
 
 
-def open_policy(model: model_paths.Model, run: Run) -> Any:
+def open_policy(model: model_paths.Model, engine: engine_lib.Engine) -> Any:
   """A model's parameters, on the devices."""
   if model.checkpoint:
-    held = model_paths.read(model.folder, run.networks, run.mesh, ("policy",))
+    held = model_paths.read(
+      model.folder, engine.networks, engine.mesh, ("policy",)
+    )
     return held["policy"]
-  size = run.networks.config.vocab_size
-  return setup.read_policy(model.folder, run.mesh, size)
+  size = engine.networks.config.vocab_size
+  return setup.read_policy(model.folder, engine.mesh, size)
 
 
 def figures(
@@ -398,26 +416,3 @@ def verdicts(answers: Iterable[grading.Answer]) -> dict[str, int]:
   """How many answers are right, wrong and none."""
   counts = Counter(answer.grade.verdict for answer in answers)
   return {verdict.value: counts[verdict] for verdict in Verdict}
-
-
-def fingerprint(folder: pathlib.Path) -> str:
-  """Tells the weights of a folder from others, as 16 hex digits.
-
-  Of Hugging Face folders config.json and the weights are read, of checkpoints
-  all files; of a file of more than 64 MiB only 64 pieces of 1 MiB in equal
-  distances, which two models that were trained do not share.
-  """
-  if (folder / "config.json").is_file():
-    files = [folder / "config.json", *folder.glob("*.safetensors")]
-    files += folder.glob("pytorch_model*.bin")
-  else:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-  digest = hashlib.sha256()
-  for path in sorted(files):
-    size = path.stat().st_size
-    digest.update(f"{path.relative_to(folder)} {size}".encode())
-    with path.open("rb") as file:
-      for start in range(0, size, max(_PIECE, size // _PIECES)):
-        file.seek(start)
-        digest.update(file.read(_PIECE))
-  return digest.hexdigest()[:16]

@@ -1,6 +1,6 @@
-"""Choosing one answer among several samples, and how sure a share is.
+"""Choosing one answer of several samples, pass@k and confidence intervals.
 
-On the host, with nothing but numbers and texts: no model is asked again.
+Host code on numbers and texts; no model runs.
 """
 
 import math
@@ -16,17 +16,17 @@ Mode = Literal["strict", "official"]
 def majority(
   values: Sequence[Value | None], mode: Mode = "strict"
 ) -> Value | None:
-  """The answer given most often; None where no sample holds an answer.
+  """The most frequent answer; None if no sample has an answer.
 
   Ties go to the answer seen first. `official` is the released code's vote:
   exact floats are counted, and texts only if they are one letter. Deviation,
-  `strict`: numbers within a relative 1e-6 count as one answer, and so do 0 and
-  what rounding leaves of it (1e-12); nan and infinity count as none.
+  `strict`: numbers within a relative 1e-6 or an absolute 1e-12 (rounding error
+  around 0) are one answer; nan and infinity are no answers.
   """
   seen: list[Value] = []
   votes: list[int] = []
   for value in values:
-    if not _stands(value, mode):
+    if value is None or not _is_answer(value, mode):
       continue
     alike = (i for i, other in enumerate(seen) if same(other, value, mode))
     index = next(alike, len(seen))
@@ -38,7 +38,7 @@ def majority(
 
 
 def same(a: Value | None, b: Value | None, mode: Mode = "strict") -> bool:
-  """Whether two answers count as one in a vote."""
+  """Whether two answers are the same in a vote."""
   if a is None or b is None:
     return False
   if mode == "official" or isinstance(a, str) or isinstance(b, str):
@@ -51,37 +51,36 @@ def rerank(
   probabilities: Sequence[float],
   mode: Mode = "strict",
 ) -> int | None:
-  """The index of the answer that a reward model finds best.
+  """The index of the answer that a reward model rates highest.
 
-  Samples without an answer do not stand for election, whatever their
-  probability; what is none is told by `majority`. Ties go to the
-  sample seen first; nan never wins. None where nobody stands.
+  Samples without an answer (as defined in `majority`) and nan probabilities are
+  skipped; None if no sample is left. Ties go to the sample seen first.
 
   Args:
-    values: a question's answers, None where there is none.
-    probabilities: of being correct, one for each answer.
+    values: a question's answers, None for samples without one.
+    probabilities: each answer's probability of being correct.
     mode: as in `majority`.
 
   Raises:
-    ValueError: if there are more of one than of the other.
+    ValueError: the numbers of values and probabilities differ.
   """
-  standing = [
+  candidates = [
     (probability, index)
     for index, (value, probability) in enumerate(
       zip(values, probabilities, strict=True)
     )
-    if _stands(value, mode) and not math.isnan(probability)
+    if _is_answer(value, mode) and not math.isnan(probability)
   ]
-  _, index = max(standing, key=lambda pair: pair[0], default=(None, None))
+  _, index = max(candidates, key=lambda pair: pair[0], default=(None, None))
   return index
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-  """The chance that at least one of k samples is correct: 1 - C(n-c,k)/C(n,k).
+  """Estimates pass@k from n samples, c of them correct: 1 - C(n-c,k)/C(n,k).
 
-  Of k drawn without replacement from n samples of which c are correct; an
-  unbiased estimate of pass@k (Chen et al. 2021, Evaluating Large Language
-  Models Trained on Code, equation 1), exact in whole numbers.
+  The probability that k samples drawn without replacement include a correct
+  one: an unbiased estimate (Chen et al. 2021, "Evaluating Large Language Models
+  Trained on Code", equation 1), computed in whole numbers.
 
   Raises:
     ValueError: unless 1 <= k <= n and 0 <= c <= n.
@@ -92,10 +91,10 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def blocks(samples: int, k: int) -> list[slice]:
-  """The floor(n / k) blocks of k samples in their order; none overlaps another.
+  """Splits n samples into floor(n / k) disjoint blocks of k, in order.
 
-  A vote at k < n is averaged over these: every one is a vote of k samples
-  that a smaller evaluation would have held, and they are independent.
+  A vote at k < n is the mean over blocks: they are independent, and each is the
+  vote of an evaluation with k samples.
   """
   return [slice(start, start + k) for start in range(0, samples - k + 1, k)]
 
@@ -106,23 +105,23 @@ def bootstrap(
   """The 95 % percentile interval of a mean over questions; nan without any.
 
   Questions are drawn with replacement (Efron and Tibshirani 1993, chapter 13).
-  The same seed draws the same questions, so that two means over one set of
-  questions differ by their scores alone.
+  A seed fixes the questions drawn, so intervals over the same questions differ
+  by their scores alone.
   """
-  scores_Q = np.asarray(scores_Q, np.float64)
-  if not scores_Q.size:
+  array_Q = np.asarray(scores_Q, np.float64)
+  if not array_Q.size:
     return math.nan, math.nan
   rng = np.random.default_rng(seed)
   means = [
-    scores_Q[rng.integers(scores_Q.size, size=scores_Q.size)].mean()
+    array_Q[rng.integers(array_Q.size, size=array_Q.size)].mean()
     for _ in range(resamples)
   ]
   low, high = np.percentile(means, [2.5, 97.5])
   return float(low), float(high)
 
 
-def _stands(value: Value | None, mode: Mode) -> bool:
-  """Whether an answer counts at all."""
+def _is_answer(value: Value | None, mode: Mode) -> bool:
+  """Whether a sample's value counts in a vote."""
   if mode == "official" and isinstance(value, str):
     return len(value) == 1
   if mode == "strict" and isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Models to Hugging Face folders: weights, configs, tokenizer, and more."""
+"""Writes models as Hugging Face folders: weights, configs and tokenizer."""
 
 import pathlib
 import shutil
@@ -23,9 +23,9 @@ def write(
   texts: Mapping[str, str] | None = None,
   **options: Any,
 ) -> None:
-  """Writes a folder in one move, whole or not at all.
+  """Writes a complete folder or none: it appears in one move.
 
-  All processes that hold the model call this, and the first one writes.
+  All processes call this with their shards of the model, and the lead writes.
 
   Args:
     folder: replaced if it exists.
@@ -33,8 +33,8 @@ def write(
     tokenizer: the model's.
     model: a policy, or a classifier.
     classifier: whether it is one.
-    adapter: one that was merged into it, for a folder in the folder.
-    texts: what else the folder holds, by file name.
+    adapter: the adapter that is merged into it, written to a folder inside.
+    texts: further files, by name.
     **options: as those of `fill`.
   """
   head_DC = None
@@ -75,17 +75,16 @@ def fill(
   value: Any = None,
   **options: Any,
 ) -> None:
-  """Writes a model's files into a folder, which is made if need be.
+  """Writes a model's files into a folder.
 
   Args:
-    folder: the folder; other files in it stay.
+    folder: made if missing; other files in it stay.
     shape: the architecture.
     tokenizer: the model's.
     model: a policy, or a classifier.
     classifier: whether it is one.
-    value: a value function, written beside a policy.
-    **options: how weights are stored: `dtype` and `max_shard_bytes`, as of
-      `pretrained.save`.
+    value: a value function to write beside a policy.
+    **options: `dtype` and `max_shard_bytes` of the weights.
   """
   save = pretrained.save_classifier if classifier else pretrained.save
   special = {
@@ -100,9 +99,9 @@ def fill(
 
 
 def merge(new: pathlib.Path, folder: pathlib.Path) -> None:
-  """Moves a model's files into a folder, in the place of the one there.
+  """Moves a model's files into a folder, and replaces the model there.
 
-  What is of no model stays, such as the .git of a clone of the hub's.
+  Other files stay, such as the .git of a clone.
   """
   if not folder.exists():
     new.rename(folder)

@@ -1,11 +1,10 @@
 """Models by name: a folder, or `owner/name[@revision]` on the Hugging Face hub.
 
-`runs/mine` is a folder where there is a folder `runs`, even if the hub had an
-owner of that name; `runs/mine@main` is the hub's.
+If there is a folder `runs`, `runs/mine` is a folder too, and `runs/mine@main`
+is on the hub.
 
-What is in the hub's cache already is used as it lies there, without network: a
-newer revision is not looked for, so that a run goes on with the model that it
-started from.
+A model in the hub's cache is used without network. Newer revisions are not
+looked for: a resumed run has the model that it started from.
 """
 
 import functools
@@ -21,15 +20,14 @@ SITE = "huggingface.co"
 _ID = re.compile(
   r"(?P<repo>[a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*)(?:@(?P<revision>[^@\s]+))?"
 )
-# What is read of a repository: not its originals, nor weights for other
-# programs.
+# The files to download: a repository may also have weights in other formats.
 _DESCRIPTION = (
   *("config.json", "generation_config.json"),
   *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
   *("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"),
   *("chat_template.jinja", "chat_template.json"),
 )
-# A file of weights, its shards, and the index that lists them.
+# Weights in one file, or in shards with an index that lists them.
 _SAFETENSORS = (
   *("model.safetensors", "model-*.safetensors"),
   "model.safetensors.index.json",
@@ -45,7 +43,7 @@ class _IncompleteError(Exception):
 
 
 def is_id(name: str) -> bool:
-  """Whether a name is one of the hub's, and nothing that lies here."""
+  """Whether a name is one of the hub's and not of a local file or folder."""
   match, path = _ID.fullmatch(name), _local(name)
   if match is None or path.exists():
     return False
@@ -53,15 +51,15 @@ def is_id(name: str) -> bool:
 
 
 def page(name: str) -> str:
-  """Where an id's model is published, in words."""
+  """Where an id's model is published, for messages."""
   repo, revision = _parts(name)
   return f"{SITE}/{repo}" + (f" at {revision}" if revision else "")
 
 
 def find(name: str) -> pathlib.Path | None:
-  """The folder of a model that is here whole; None where there is none.
+  """The folder of a model that is complete on this machine; None without one.
 
-  Never asks the network, and does not look into weights.
+  Uses no network, and does not read weights.
   """
   folder = _local(name)
   if folder.is_dir():
@@ -70,14 +68,14 @@ def find(name: str) -> pathlib.Path | None:
 
 
 def folder(name: str, setting: str = "") -> pathlib.Path:
-  """The folder of a model, which is downloaded if it is nowhere here.
+  """The folder of a model, downloaded if it is not on this machine.
 
   Args:
     name: a folder, or `owner/name[@revision]`; a folder wins.
-    setting: what named it, for errors.
+    setting: the setting that has the name, for errors.
 
   Raises:
-    UserError: there is no such model, or it cannot be had.
+    UserError: there is no such model, or it cannot be downloaded.
   """
   path = _local(name)
   if path.is_dir():
@@ -91,7 +89,7 @@ def folder(name: str, setting: str = "") -> pathlib.Path:
   repo, revision = _parts(name)
   try:
     return _cached(repo, revision) or _downloaded(repo, revision)
-  except Exception as error:  # Of many libraries below the hub's client.
+  except Exception as error:  # The hub's client raises errors of many kinds.
     reason = _reason(error, repo, revision)
     raise errors.UserError(f"{label}: {reason}") from error
 
@@ -107,29 +105,29 @@ def _parts(name: str) -> tuple[str, str | None]:
 
 
 def _cached(repo: str, revision: str | None) -> pathlib.Path | None:
-  """The whole snapshot in the hub's cache, if there is one."""
+  """The complete snapshot in the hub's cache, if there is one."""
   from huggingface_hub import errors as hub_errors
 
   try:
     found = _snapshot(repo, revision, local_files_only=True)
-  except (OSError, hub_errors.HFValidationError):  # The first: not there.
+  except (OSError, hub_errors.HFValidationError):  # Not there, or a bad name.
     return None
-  return None if _lacks(found) else found
+  return None if _missing_file(found) else found
 
 
-# One answer for a process: the hub may change while it runs.
+# Cached: a process has one model of a name, even if the hub's changes.
 @functools.cache
 def _downloaded(repo: str, revision: str | None) -> pathlib.Path:
   found = _snapshot(repo, revision, local_files_only=False)
-  if lacks := _lacks(found):
-    raise _IncompleteError(lacks)
+  if missing := _missing_file(found):
+    raise _IncompleteError(missing)
   return found
 
 
 def _snapshot(
   repo: str, revision: str | None, *, local_files_only: bool
 ) -> pathlib.Path:
-  """What is needed of a repository: pickled weights only without others."""
+  """The files of a repository; pickled weights only if there are no others."""
   import huggingface_hub
 
   def fetch(*patterns: str) -> pathlib.Path:
@@ -148,8 +146,8 @@ def _snapshot(
   return fetch(*_DESCRIPTION, *_PICKLED)
 
 
-def _lacks(folder: pathlib.Path) -> str | None:
-  """The first file that a model's folder should hold and does not."""
+def _missing_file(folder: pathlib.Path) -> str | None:
+  """The first file that is missing in a model's folder."""
   if not (folder / "config.json").is_file():
     return "config.json"
   for weights in ("model.safetensors", "pytorch_model.bin"):
@@ -160,7 +158,7 @@ def _lacks(folder: pathlib.Path) -> str | None:
       try:
         shards = set(json.loads(index.read_text())["weight_map"].values())
       except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # Who reads the weights says what is wrong with it.
+        return None  # Reading the weights reports the broken index.
       missing = sorted(
         shard for shard in shards if not (folder / shard).is_file()
       )
@@ -169,7 +167,7 @@ def _lacks(folder: pathlib.Path) -> str | None:
 
 
 def _reason(error: Exception, repo: str, revision: str | None) -> str:
-  """What is to be said of an error of the hub's client."""
+  """Explains an error of the hub's client."""
   from huggingface_hub import errors as hub_errors
 
   match error:

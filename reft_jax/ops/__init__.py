@@ -1,1 +1,1 @@
-"""Pure mathematics on arrays: masked means, log-probs, advantages, losses."""
+"""Pure functions of arrays: masked means, log-probs, advantages, losses."""

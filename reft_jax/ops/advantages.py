@@ -1,4 +1,4 @@
-"""Rewards by action, and advantages with a critic or within a group."""
+"""Rewards of actions, and advantages from a critic or within a group."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from reft_jax.ops import kl, masked
 
 
-def terminal(scores_B: jax.Array, lengths_B: jax.Array, slots: int):
-  """A row's score, placed at its last action; 0 elsewhere.
+def terminal(
+  scores_B: jax.Array, lengths_B: jax.Array, slots: int
+) -> jax.Array:
+  """A row's score at its last action; 0 elsewhere.
 
-  The last action is the one that emits EOS, or the last one of a row cut at
-  the length limit (paper section 4; released code `score_rew`).
+  The last action emits EOS, or is the last of a row cut at the length limit
+  (paper section 4; released code `score_rew`).
   """
   last_B1 = lengths_B[:, None] - 1
   is_last_BT = jnp.arange(slots)[None, :] == last_B1
@@ -31,9 +33,9 @@ def kl_penalised(
 ) -> tuple[jax.Array, jax.Array]:
   """Rewards r_t = score at the last action - kl_coef KL of action t.
 
-  The KL is estimated from the action sampled: by the log-ratio (k1) in the
+  The KL is estimated from the sampled action: by the log-ratio (k1) in the
   released code, or by another estimator of `kl`. Deviation: paper equation 6
-  writes the KL of whole distributions.
+  has the KL of whole distributions.
 
   Returns:
     `(rewards_BT, kl_BT)`, both 0 outside the mask.
@@ -54,11 +56,11 @@ def gae(
 ) -> tuple[jax.Array, jax.Array]:
   """Generalized advantages and returns (Schulman et al. 2016).
 
-  A_t = d_t + gamma lam A_{t+1} with d_t = r_t + gamma V_{t+1} - V_t, where V
-  and A are 0 past the last action: a row cut at the length limit is treated
-  as ended, as in the released code. Returns are A_t + V_t.
+  A_t = d_t + gamma lam A_{t+1} with d_t = r_t + gamma V_{t+1} - V_t. V and A
+  are 0 after the last action, also in rows cut at the length limit (as in the
+  released code). Returns are A_t + V_t.
 
-  Deviation: accumulated in float32 where the released code uses numpy float64.
+  Deviation: float32; the released code accumulates in numpy float64.
   """
   chex.assert_equal_shape([rewards_BT, values_BT, mask_BT])
   values_BT = jnp.where(mask_BT, values_BT, 0.0)
@@ -66,8 +68,10 @@ def gae(
   next_values_BT = jnp.pad(values_BT[:, 1:], ((0, 0), (0, 1)))
   deltas_BT = rewards_BT + gamma * next_values_BT - values_BT
 
-  def step(later_B, delta_B):
-    advantage_B = delta_B + gamma * lam * later_B
+  def step(
+    next_B: jax.Array, delta_B: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    advantage_B = delta_B + gamma * lam * next_B
     return advantage_B, advantage_B
 
   _, advantages_TB = jax.lax.scan(
@@ -78,11 +82,11 @@ def gae(
 
 
 def grpo(scores_QG: jax.Array, costs_QG: chex.Numeric = 0.0) -> jax.Array:
-  """(r - mean) / (std + 1e-4), of the G answers to each of Q questions.
+  """(r - mean) / (std + 1e-4), over the G answers to each of Q questions.
 
-  DeepSeekMath, section 4.1.2 (Shao et al. 2024); the standard deviation has
-  Bessel's correction and its offset is trl's. Costs are compared too, but not
-  divided: where all answers earn the same, their noise would be all there is.
+  DeepSeekMath (Shao et al. 2024), section 4.1.2; the standard deviation has
+  Bessel's correction and trl's offset. Costs are centred but not divided: in
+  groups of equal scores, division would amplify their noise.
   """
   std_Q1 = jnp.std(scores_QG, axis=1, keepdims=True, ddof=1)
   costs_alone_QG = dr_grpo(jnp.zeros_like(scores_QG), costs_QG)
@@ -90,21 +94,21 @@ def grpo(scores_QG: jax.Array, costs_QG: chex.Numeric = 0.0) -> jax.Array:
 
 
 def dr_grpo(scores_QG: jax.Array, costs_QG: chex.Numeric = 0.0) -> jax.Array:
-  """R - mean: not divided, so that easy questions weigh no more than others.
+  """R - mean, undivided, so that easy questions weigh no more than others.
 
   Liu et al. 2025, "Understanding R1-Zero-Like Training".
   """
   rewards_QG = scores_QG - costs_QG
-  # From the first: exactly 0 where all are alike, though a mean is rounded.
+  # Relative to the first: a rounded mean would leave equal rewards not at 0.
   rewards_QG -= rewards_QG[:, :1]
   return rewards_QG - jnp.mean(rewards_QG, axis=1, keepdims=True)
 
 
 def rloo(scores_QG: jax.Array, costs_QG: chex.Numeric = 0.0) -> jax.Array:
-  """R - the mean of the other answers' (Ahmadian et al. 2024).
+  """R - the mean of the other answers' rewards (Ahmadian et al. 2024).
 
-  The same as (r - mean) G / (G - 1): an unbiased baseline, for it does not
-  depend on the answer it is taken from.
+  Equal to (r - mean) G / (G - 1). The baseline is unbiased: it does not depend
+  on the answer itself.
   """
   group = scores_QG.shape[1]
   return dr_grpo(scores_QG, costs_QG) * (group / (group - 1))
@@ -121,17 +125,17 @@ def of_groups(
   group: int,
   relative: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-  """A row's reward against its group's, for all of the row's actions alike.
+  """A row's advantage in its group, the same for all actions of the row.
 
-  A row's reward is the sum of its actions', so a KL penalty in the rewards is
-  part of what is compared (as in RLOO); nothing is discounted.
+  A row's reward is the undiscounted sum over its actions, so it includes a KL
+  penalty (as in RLOO).
 
   Args:
-    scores_B: what the answers earn; rows of a group are consecutive.
-    rewards_BT: by action, the scores and the costs taken off them.
+    scores_B: the answers' scores; rows of a group are consecutive.
+    rewards_BT: each action's score minus its cost.
     mask_BT: the actions taken.
     group: G, at least 2; B is a multiple of it.
-    relative: scores and costs to advantages_QG, one of GROUP_RELATIVE.
+    relative: (scores_QG, costs_QG) -> advantages_QG, one of GROUP_RELATIVE.
   """
   chex.assert_equal_shape([rewards_BT, mask_BT])
   scores_QG = scores_B.reshape(-1, group)
@@ -141,10 +145,10 @@ def of_groups(
 
 
 def with_signal(scores_B: jax.Array, *, group: int) -> jax.Array:
-  """True in the rows of groups whose scores differ: the others teach nothing.
+  """True in the rows of groups with different scores: others have no gradient.
 
-  DAPO's dynamic sampling (Yu et al. 2025, section 3.2), without the sampling
-  of others in their place.
+  DAPO's dynamic sampling (Yu et al. 2025, section 3.2), without sampling
+  replacements.
   """
   scores_QG = scores_B.reshape(-1, group)
   differ_Q = jnp.max(scores_QG, axis=1) > jnp.min(scores_QG, axis=1)

@@ -1,9 +1,9 @@
-"""How far a policy is from its reference: estimates from sampled actions.
+"""The KL of a policy from its reference, estimated from sampled actions.
 
-KL(p || p_ref) = E_p[log p - log p_ref]. Only the log-probs of the actions
-taken are known; with x = log p - log p_ref of one of them, each estimator is a
-function of x whose mean over actions drawn from p is the KL, or near it
-(Schulman 2020, "Approximating KL divergence").
+KL(p || p_ref) = E_p[log p - log p_ref], but only the log-probs of sampled
+actions are known. Each estimator is a function of x = log p - log p_ref; its
+mean over actions sampled from p is the KL or close to it (Schulman 2020,
+"Approximating KL divergence").
 """
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 def k1(logprobs_BT: jax.Array, reference_logprobs_BT: jax.Array) -> jax.Array:
   """The log-ratio x: unbiased, of either sign (released code).
 
-  As a loss it teaches nothing: its gradient's mean is 0.
+  As a loss it has no effect: its gradient's mean is 0.
   """
   return logprobs_BT - reference_logprobs_BT
 
@@ -41,18 +41,17 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 def adapted(
   coef: jax.Array, kl: jax.Array, *, target: float, horizon: int, rows: int
 ) -> jax.Array:
-  """The penalty's next coefficient: larger after too large a KL, and back.
+  """The penalty's next coefficient: larger if the KL is above its target.
 
-  coef (1 + clip(kl / target - 1, -0.2, 0.2) rows / horizon), Ziegler et al.
-  2019, section 2.2, as trl's AdaptiveKLController; never below 0, where rows
-  exceed the horizon by far.
+  coef (1 + clip(kl / target - 1, -0.2, 0.2) rows / horizon), at least 0
+  (Ziegler et al. 2019, section 2.2; trl's AdaptiveKLController).
 
   Args:
-    coef: the coefficient until now.
-    kl: nats of a whole response, the mean over a rollout.
-    target: the KL to keep to, in the same nats.
-    horizon: responses that it takes to change the coefficient by a fifth.
-    rows: responses in the rollout.
+    coef: the present coefficient.
+    kl: nats per response, the mean over a rollout.
+    target: the KL to aim for, in the same nats.
+    horizon: the responses that it takes to change the coefficient by a fifth.
+    rows: the responses of the rollout.
   """
   error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
   return coef * jnp.maximum(1.0 + error * rows / horizon, 0.0)

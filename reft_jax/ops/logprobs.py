@@ -1,8 +1,8 @@
-"""Log-probabilities of chosen tokens, without a batch x length x vocabulary.
+"""Log-probabilities of tokens, without an array of B x T x V logits.
 
-The head runs on some columns of all rows at a time and each chunk is recomputed
-in the backward pass, so the largest array is chunk x V in both directions, and
-each device computes the logits of its own rows.
+The head runs on chunks of columns of all rows, so each device computes the
+logits of its own rows. The backward pass recomputes each chunk, so the largest
+array is chunk x V in both directions.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ def of_tokens(
 
   Args:
     logits_fn: the language-model head, hidden_xD -> logits_xV.
-    hidden_BTD: the hidden rows that predict `tokens_BT`.
-    tokens_BT: the tokens chosen.
-    temperature: what the sampler divided the logits by.
-    chunk: tokens for which logits exist at a time, over all devices; at least
-      one of each row.
+    hidden_BTD: the hidden states that predict `tokens_BT`.
+    tokens_BT: the tokens.
+    temperature: the sampler's.
+    chunk: the tokens with logits in memory at a time, over all devices; at
+      least one per row.
 
   Returns:
     `(logprobs_BT, entropies_BT)`.
@@ -38,22 +38,24 @@ def of_tokens(
   chex.assert_equal_shape_prefix([hidden_BTD, tokens_BT], 2)
   rows, slots = tokens_BT.shape
   width = min(max(chunk // rows, 1), slots)
-  filler = -slots % width
+  padding = -slots % width
 
-  def columns(x_BT):
+  def split_columns(x_BT: jax.Array) -> jax.Array:
     """[chunks, B, width, ...]: every device keeps its rows in each chunk."""
-    padding = ((0, 0), (0, filler)) + ((0, 0),) * (x_BT.ndim - 2)
-    x_BCW = jnp.pad(x_BT, padding).reshape(rows, -1, width, *x_BT.shape[2:])
+    pads = ((0, 0), (0, padding)) + ((0, 0),) * (x_BT.ndim - 2)
+    x_BCW = jnp.pad(x_BT, pads).reshape(rows, -1, width, *x_BT.shape[2:])
     return jnp.moveaxis(x_BCW, 1, 0)
 
   @jax.checkpoint
-  def one_chunk(carry, xs):
+  def read_chunk(
+    carry: None, xs: tuple[jax.Array, jax.Array]
+  ) -> tuple[None, tuple[jax.Array, jax.Array]]:
     hidden_BWD, tokens_BW = xs
     scaled_BWV = logits_fn(hidden_BWD).astype(jnp.float32) / temperature
     return carry, _gather_and_entropy(scaled_BWV, tokens_BW)
 
   _, found = jax.lax.scan(
-    one_chunk, None, (columns(hidden_BTD), columns(tokens_BT))
+    read_chunk, None, (split_columns(hidden_BTD), split_columns(tokens_BT))
   )
   logprobs_BT, entropies_BT = (
     jnp.moveaxis(x_CBW, 0, 1).reshape(rows, -1)[:, :slots] for x_CBW in found
@@ -61,7 +63,9 @@ def of_tokens(
   return logprobs_BT, entropies_BT
 
 
-def _gather_and_entropy(logits_BWV, tokens_BW):
+def _gather_and_entropy(
+  logits_BWV: jax.Array, tokens_BW: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """The log p of the token, and H = logsumexp(z) - sum_v p_v z_v."""
   logsumexp_BW = jax.nn.logsumexp(logits_BWV, axis=-1)
   chosen_BW = jnp.take_along_axis(logits_BWV, tokens_BW[..., None], axis=-1)

@@ -1,4 +1,4 @@
-"""Losses, token by token, and the way tokens add up to one number."""
+"""Losses per token, and their weights in the loss of a minibatch."""
 
 import chex
 import jax
@@ -8,8 +8,7 @@ from reft_jax.ops import masked
 
 
 def clipped_policy(
-  logprobs_BT: jax.Array,
-  old_logprobs_BT: jax.Array,
+  ratio_BT: jax.Array,
   advantages_BT: jax.Array,
   *,
   clip: float,
@@ -17,11 +16,10 @@ def clipped_policy(
 ) -> jax.Array:
   """PPO's clipped surrogate: max(-A r, -A clip(r, 1-e, 1+e)), r = p / p_old.
 
-  Masked tokens are the caller's to leave out; make their log-probabilities
-  finite first, since `where` after an exp does not save the gradient.
+  Schulman et al. 2017, equation 7. The caller masks tokens, and makes their
+  ratio finite first: `where` after an exp does not save the gradient.
   """
-  chex.assert_equal_shape([logprobs_BT, old_logprobs_BT, advantages_BT])
-  ratio_BT = jnp.exp(logprobs_BT - old_logprobs_BT)
+  chex.assert_equal_shape([ratio_BT, advantages_BT])
   clipped_BT = clip_ratio(ratio_BT, clip=clip, clip_high=clip_high)
   return jnp.maximum(-advantages_BT * ratio_BT, -advantages_BT * clipped_BT)
 
@@ -29,10 +27,10 @@ def clipped_policy(
 def clip_ratio(
   ratio_BT: jax.Array, *, clip: float, clip_high: float | None = None
 ) -> jax.Array:
-  """clip(r, 1 - clip, 1 + clip_high), the latter `clip` where it is None.
+  """clip(r, 1 - clip, 1 + clip_high); `clip_high` None means `clip`.
 
-  DAPO's clip-higher leaves unlikely actions more room to become likely (Yu et
-  al. 2025, section 3.1).
+  DAPO's clip-higher lets unlikely actions become likely faster (Yu et al. 2025,
+  section 3.1).
   """
   high = clip if clip_high is None else clip_high
   return jnp.clip(ratio_BT, 1.0 - clip, 1.0 + high)
@@ -41,7 +39,7 @@ def clip_ratio(
 def clip_to(
   values_BT: jax.Array, old_BT: jax.Array, *, clip: float
 ) -> jax.Array:
-  """Values kept within `clip` of the old ones."""
+  """Values clipped to within `clip` of the old ones."""
   return jnp.clip(values_BT, old_BT - clip, old_BT + clip)
 
 
@@ -52,15 +50,15 @@ def clipped_value(
   *,
   clip: float,
 ) -> jax.Array:
-  """max((V - R)^2, (clip(V, V_old - e, V_old + e) - R)^2) / 2, as trl's.
+  """max((V - R)^2, (clip(V, V_old - e, V_old + e) - R)^2) / 2.
 
-  Deviation: the paper prints clip(V - R, A - e, A + e); the released code
-  computes this.
+  As in the released code and trl. Deviation: the paper prints
+  clip(V - R, A - e, A + e).
   """
   chex.assert_equal_shape([values_BT, old_values_BT, returns_BT])
-  near_BT = clip_to(values_BT, old_values_BT, clip=clip)
+  clipped_BT = clip_to(values_BT, old_values_BT, clip=clip)
   return 0.5 * jnp.maximum(
-    (values_BT - returns_BT) ** 2, (near_BT - returns_BT) ** 2
+    (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
   )
 
 
@@ -70,20 +68,19 @@ AGGREGATIONS = ("sequence_mean", "token_mean", "constant")
 def weights(
   mask_BT: jax.Array, aggregation: str, slots: int | None = None
 ) -> jax.Array:
-  """What each token's loss counts for in the loss of a minibatch.
+  """The weight of each token in the loss of a minibatch.
 
-  Weights are taken of the *whole* minibatch and travel with its rows, so that
-  micro-batches and devices add up to the same number. A row without actions
-  is no row.
+  Weights come from the *whole* minibatch and travel with its rows, so the sum
+  does not depend on micro-batches and devices. Rows without actions do not
+  count.
 
   Args:
-    mask_BT: the actions of all of the minibatch's rows.
+    mask_BT: the actions of all rows of the minibatch.
     aggregation: one of AGGREGATIONS: "sequence_mean", the mean over rows of
-      each row's mean (paper equation 7 as the released code computes it);
+      each row's mean (paper equation 7 as computed by the released code);
       "token_mean", the mean over actions (DAPO, Yu et al. 2025); "constant",
-      the sum over actions by rows x slots, whatever their lengths (Dr. GRPO,
-      Liu et al. 2025).
-    slots: those of "constant"; T of the mask if None.
+      the sum over actions divided by rows x slots (Dr. GRPO, Liu et al. 2025).
+    slots: the slots of "constant"; T of the mask if None.
   """
   actions_B1 = jnp.sum(mask_BT, axis=1, keepdims=True)
   rows = jnp.sum(actions_B1 > 0)
@@ -98,5 +95,5 @@ def weights(
 
 
 def weighted(losses_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
-  """The sum of weight x loss; a loss of weight 0 may be anything."""
+  """The sum of weight x loss; losses of weight 0 may be anything, even nan."""
   return masked.total(weights_BT * losses_BT, weights_BT > 0)

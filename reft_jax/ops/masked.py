@@ -1,4 +1,4 @@
-"""Means, variances and whitening over the true part of a mask."""
+"""Sums, means, variances and whitening over the true entries of a mask."""
 
 import chex
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def total(x: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
-  """Sum of x where mask; what is masked may be anything, nan included."""
+  """Sum of x where mask; masked entries may be anything, nan included."""
   chex.assert_equal_shape([x, mask])
   return jnp.sum(jnp.where(mask, x, 0), axis=axis)
 
@@ -40,8 +40,8 @@ def whiten(
 ) -> jax.Array:
   """X shifted and scaled to mean 0 and variance 1 over the mask.
 
-  The arrays are global ones, so the statistics are those of the whole batch
-  whatever the number of devices (`adv_whitening='global'` in the released
-  code). Entries outside the mask are transformed too, as released.
+  Arrays are global, so the statistics are those of the whole batch on any
+  number of devices (`adv_whitening='global'` in the released code). Entries
+  outside the mask are transformed too, as in the released code.
   """
   return (x - mean(x, mask)) * jax.lax.rsqrt(variance(x, mask) + epsilon)

@@ -1,7 +1,7 @@
-"""Drawing tokens: one uniform number a row and step, by inverse CDF.
+"""Sampling tokens by inverse CDF, with one uniform number per row and step.
 
-A row's randomness is `fold_in(fold_in(key, request), step)`. It depends on
-neither the row's place in the batch, nor the batch's size, nor the devices.
+A row's key is `fold_in(fold_in(key, request), step)`. It does not depend on the
+row's place in the batch, the batch size or the devices.
 """
 
 import jax
@@ -11,21 +11,21 @@ _BLOCK = 128
 
 
 def row_keys(key: jax.Array, requests_B: jax.Array) -> jax.Array:
-  """One key a request."""
+  """One key per request."""
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, requests_B)
 
 
 def uniforms(keys_B: jax.Array, step: jax.Array) -> jax.Array:
-  """One number in [0, 1) a row for this step."""
+  """One number in [0, 1) per row for this step."""
 
-  def one(key):
+  def sample(key: jax.Array) -> jax.Array:
     return jax.random.uniform(jax.random.fold_in(key, step))
 
-  return jax.vmap(one)(keys_B)
+  return jax.vmap(sample)(keys_B)
 
 
 def likeliest(logits_BV: jax.Array, k: int) -> jax.Array:
-  """The k largest logits of a row, and those equal to the k-th; else -inf."""
+  """A row's k largest logits and those equal to the k-th; -inf elsewhere."""
   kth_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][:, -1:]
   return jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
 
@@ -33,10 +33,10 @@ def likeliest(logits_BV: jax.Array, k: int) -> jax.Array:
 def inverse_cdf(logits_BV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
   """The first token whose cumulative probability exceeds the uniform number.
 
-  Two levels: sums of blocks of the vocabulary choose a block, then tokens
-  inside it. Twice as accurate in fp32 as one long cumulative sum, and cheap:
-  no V random numbers a row as Gumbel-argmax draws. Tokens of probability 0
-  are never drawn.
+  Two levels: cumulative sums choose a block of the vocabulary, then a token in
+  it. This is twice as accurate in fp32 as one long cumulative sum, and needs no
+  V random numbers per row as Gumbel-argmax does. Tokens of probability 0 are
+  never sampled.
   """
   batch, vocabulary = logits_BV.shape
   probs_BV = jax.nn.softmax(logits_BV.astype(jnp.float32), axis=-1)
@@ -52,11 +52,13 @@ def inverse_cdf(logits_BV: jax.Array, uniforms_B: jax.Array) -> jax.Array:
   return (block_B * _BLOCK + token_B).astype(jnp.int32)
 
 
-def _first_above(masses_BK, target_B):
-  """First index whose running sum exceeds target, and the sum before it.
+def _first_above(
+  masses_BK: jax.Array, target_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The first index whose cumulative sum exceeds target, and the sum before it.
 
-  Rounding may put the target past the last running sum: then the last index
-  that holds any mass.
+  Rounding may put the target above the last sum; then it is the last index with
+  any mass.
   """
   sums_BK = jnp.cumsum(masses_BK, axis=-1)
   index_B = jnp.sum(sums_BK <= target_B[:, None], axis=-1)

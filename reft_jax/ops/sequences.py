@@ -1,4 +1,4 @@
-"""Prompt and response as one row, and the one shift of the program."""
+"""Joining prompt and response, and the one shift from states to actions."""
 
 import chex
 import jax
@@ -11,9 +11,9 @@ def join(
   response_BT: jax.Array,
   response_lengths_B: jax.Array,
 ) -> jax.Array:
-  """Rows tokens_BS of prompt, response, zeros; S = P + T.
+  """Rows tokens_BS of prompt, response and zeros; S = P + T.
 
-  The ids sampled are the ids trained on: nothing is decoded in between.
+  Training uses the sampled ids themselves: nothing is decoded in between.
   """
   prompt_slots, response_slots = prompt_BP.shape[1], response_BT.shape[1]
   slots_1S = jnp.arange(prompt_slots + response_slots)[None, :]
@@ -34,9 +34,9 @@ def join(
 def predicting(
   hidden_BSD: jax.Array, prompt_lengths_B: jax.Array, slots: int
 ) -> jax.Array:
-  """The hidden rows hidden_BTD that predict each action of the response.
+  """The hidden states hidden_BTD that predict the response's actions.
 
-  Action t is token prompt_length + t, predicted one position before it.
+  Action t is token prompt_length + t, predicted at the position before it.
   """
   chex.assert_rank(hidden_BSD, 3)
   source_BT = prompt_lengths_B[:, None] - 1 + jnp.arange(slots)[None, :]

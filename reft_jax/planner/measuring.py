@@ -75,7 +75,7 @@ def open_meshes(
         topology_name=f"{target.kind}:{target.topology}",
         **bounds,
       ).devices
-  return mesh_lib.meshes(laid_out(subject, target), found)
+  return mesh_lib.make_meshes(laid_out(subject, target), found)
 
 
 def abstract_meshes(

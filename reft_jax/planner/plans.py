@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reft_jax.algorithms import reft
 from reft_jax.data import batches
 from reft_jax.errors import UserError
 from reft_jax.models import config as configs
@@ -296,23 +295,22 @@ def work(
     ) * (stage.passes * (stage.batch_size // minibatch))
   if subject.reinforced:
     stage = config.reft
-    ppo = reft.ppo_numbers(stage)
-    own_trunk = ppo.critic and config.model.value == "separate"
+    own_trunk = stage.has_critic and config.model.value == "separate"
     found["sample"] = sample(stage)
     slots = {"slots": P + T, "predicted": T}
     found["score"] = roofline.read(
       model,
       learning,
       **slots,
-      **rows(stage.batch_size, ppo.micro_batch_size),
+      **rows(stage.batch_size, stage.micro_batch),
     ) * (2 + own_trunk)
-    updates = ppo.ppo_epochs * (stage.batch_size // ppo.minibatch_size)
+    updates = stage.ppo_epochs * (stage.batch_size // stage.minibatch)
     found["update"] = roofline.learn(
       model,
       learning,
       gather=gather,
       **slots,
-      **rows(ppo.minibatch_size, ppo.micro_batch_size),
+      **rows(stage.minibatch, stage.micro_batch),
     ) * (updates * (1 + own_trunk))
   return found
 

@@ -16,8 +16,11 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from reft_jax import types
-from reft_jax.algorithms import reft
-from reft_jax.learning import optim, steps
+from reft_jax.algorithms import online_st
+from reft_jax.config import schema
+from reft_jax.learning import learner as learner_lib
+from reft_jax.learning import optim, ppo
+from reft_jax.learning import supervised as supervised_lib
 from reft_jax.models import lora as lora_lib
 from reft_jax.models import networks as networks_lib
 from reft_jax.models import partition
@@ -234,7 +237,7 @@ class Shapes:
       )
       params["value"] = self.shards(jax.eval_shape(init, learnt))
     base = lora_lib.frozen_base(frozen, params)
-    init = functools.partial(steps.init_state, optimizer=optimizer)
+    init = functools.partial(learner_lib.init_state, optimizer=optimizer)
     state = self.shards(jax.eval_shape(init, params))
     started = lora_lib.join(base, {"policy": learnt})["policy"]
     return Learner(
@@ -268,10 +271,10 @@ def supervised(shapes: Shapes, name: str, handle: Handle) -> Learner:
   config, stage = shapes.subject.config, getattr(shapes.subject.config, name)
   optimizer = optim.build(stage.optimizer, _STEPS)
   learner = shapes.learner(optimizer)
-  update = steps.supervised(
+  update = supervised_lib.make_update(
     shapes.networks,
     optimizer,
-    micro_batch_size=stage.micro_batch_size or stage.batch_size,
+    micro_batch=stage.micro_batch,
     logit_chunk=config.model.logit_chunk,
   )
   batch = shapes.supervised(stage.batch_size, shapes.subject.row_slots)
@@ -296,20 +299,19 @@ def online(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
     What the stage keeps, and its policy as it is sampled from.
   """
   config, stage = shapes.subject.config, shapes.subject.config.online_st
-  minibatch = stage.minibatch_size or stage.batch_size
   optimizer = optim.build(stage.optimizer, _STEPS)
   learner = shapes.learner(optimizer)
   published = _rollouts(shapes, stage, learner, handle, phase="online sample")
-  parts = ("correct", "gold") if stage.gold_share else ("correct",)
-  update = steps.supervised(
+  weights = online_st.loss_weights(stage)
+  update = supervised_lib.make_update(
     shapes.networks,
     optimizer,
-    micro_batch_size=stage.micro_batch_size or minibatch,
+    micro_batch=stage.micro_batch,
     logit_chunk=config.model.logit_chunk,
-    parts=parts,
+    weights=weights,
   )
   slots = shapes.subject.prompt_slots + shapes.subject.response_slots
-  batches = [shapes.supervised(minibatch, slots) for _ in parts]
+  batches = [shapes.supervised(stage.minibatch, slots) for _ in weights]
   handle(
     Program(
       name="online_st",
@@ -319,7 +321,7 @@ def online(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
       arguments=(learner.state, *batches),
       keywords={"base": learner.base},
       alive=learner.alive,
-      times=stage.passes * (stage.batch_size // minibatch),
+      times=stage.passes * (stage.batch_size // stage.minibatch),
     )
   )
   return learner, published
@@ -332,14 +334,13 @@ def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
     What the stage keeps, and its policy as it is sampled from.
   """
   config, stage = shapes.subject.config, shapes.subject.config.reft
-  ppo = reft.ppo_numbers(stage)
   optimizer = optim.build(stage.optimizer, _STEPS)
-  learner = shapes.learner(optimizer, critic=ppo.critic, reference=True)
+  learner = shapes.learner(optimizer, critic=stage.has_critic, reference=True)
   alive = learner.alive
   published = _rollouts(shapes, stage, learner, handle, phase="sample")
 
-  by_action, values = steps.make_forward(
-    shapes.networks, ppo, logit_chunk=config.model.logit_chunk
+  by_action, values = ppo.make_forward(
+    shapes.networks, stage, logit_chunk=config.model.logit_chunk
   )
   sampled = shapes.rollout(stage.batch_size)
   critic = learner.state.params.get("value", {"head": None})
@@ -369,8 +370,8 @@ def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
         alive=alive,
       )
     )
-  update = steps.ppo_update(
-    shapes.networks, optimizer, ppo, logit_chunk=config.model.logit_chunk
+  update = ppo.make_update(
+    shapes.networks, optimizer, stage, logit_chunk=config.model.logit_chunk
   )
   handle(
     Program(
@@ -380,7 +381,7 @@ def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
       function=update,
       arguments=(
         learner.state,
-        _experience(shapes, ppo, sampled),
+        _experience(shapes, stage, sampled),
         shapes.key(),
       ),
       keywords={"base": learner.base},
@@ -390,16 +391,18 @@ def reinforced(shapes: Shapes, handle: Handle) -> tuple[Learner, Any]:
   return learner, published
 
 
-def _experience(shapes, ppo, sampled) -> types.Experience:
+def _experience(
+  shapes: Shapes, config: schema.ReftConfig, sampled: types.Rollout
+) -> types.Experience:
   rows, slots = sampled.response_BT.shape
   by_action = shapes.array(jnp.float32, rows, slots)
-  assessment = steps.Assessment(
+  assessment = ppo.Assessment(
     logprobs_BT=by_action,
     reference_logprobs_BT=by_action,
-    values_BT=by_action if ppo.critic else None,
+    values_BT=by_action if config.has_critic else None,
   )
   experience, _ = jax.eval_shape(
-    steps.score(ppo),
+    ppo.make_score(config),
     sampled,
     assessment,
     shapes.array(jnp.float32, rows),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reft_jax.planner import hardware
+from reft_jax.planner import subject as subjects
 from reft_jax.runtime import console as console_lib
 
 _GIB = 2**30
@@ -12,6 +13,18 @@ _NOTES = (
   "rest: temporaries (gradients, activations), batches and results;"
   " published: the copy that is sampled from"
 )
+
+
+def introduce(subject: subjects.Subject, screen: console_lib.Console) -> None:
+  """What is planned."""
+  problems = "?" if subject.problems is None else f"{subject.problems:,}"
+  screen.line(
+    f"{subject.config.name} with {subject.model}: prompts of"
+    f" {subject.prompt_slots} and responses of {subject.response_slots} tokens,"
+    f" all as long as they may be; {problems} problems to learn from"
+  )
+  if subject.unplanned:
+    screen.line(f"not planned: {', '.join(subject.unplanned)}")
 
 
 def show(plan: Mapping[str, Any], screen: console_lib.Console) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 
 from reft_jax import files
 from reft_jax.config import schema
-from reft_jax.data import batches
+from reft_jax.config import stages as table
+from reft_jax.data import batches, splits
 from reft_jax.errors import UserError
 from reft_jax.huggingface import hub
 from reft_jax.models import config as configs
 from reft_jax.models import networks as networks_lib
 from reft_jax.models.hf import families, pretrained
-from reft_jax.run import context, setup
+from reft_jax.run import setup
 from reft_jax.tasks import embedded
 
 # Training problems in the files of github.com/lqtrung1998/mwp_ReFT, by the
@@ -76,7 +77,7 @@ class Subject:
   @property
   def supervised(self) -> str | None:
     """The stage that stands for all that imitate, None if there is none."""
-    names = [n for n in schema.SUPERVISED if n in self.config.stages]
+    names = [n for n in self.config.stages if table.TABLE[n].supervised]
 
     def rows(name):
       stage = getattr(self.config, name)
@@ -107,6 +108,16 @@ class Subject:
     if {"offline_st", "reward_model"} & set(stages):
       found.append("collecting samples")
     return found
+
+  def summary(self) -> dict[str, Any]:
+    """What is planned, for JSON."""
+    return {
+      "config": self.config.name,
+      "model": self.model,
+      "problems": self.problems,
+      "prompt_slots": self.prompt_slots,
+      "response_slots": self.response_slots,
+    }
 
   def changed(self, settings: dict[str, Any]) -> "Subject":
     """The same with other settings, by their dotted keys."""
@@ -183,7 +194,7 @@ def _problems(config: schema.Config) -> int | None:
   if data.train == embedded.NAME:
     count = config.embedded.questions
   elif files.expand_user(data.train).is_file():
-    count = len(context.problems(config)["train"].problems)
+    count = len(splits.problems(config)["train"].problems)
   else:
     stem = pathlib.PurePath(data.train).stem
     if stem not in _PUBLISHED_PROBLEMS:

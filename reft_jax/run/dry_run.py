@@ -10,15 +10,14 @@ import jax
 
 from reft_jax import files
 from reft_jax.config import schema
+from reft_jax.config import stages as table
 from reft_jax.data import batches, encode
+from reft_jax.data import splits as splits_lib
 from reft_jax.data import tokenizer as tokenizer_lib
-from reft_jax.errors import UserError
 from reft_jax.huggingface import hub
 from reft_jax.models import lora as lora_lib
 from reft_jax.models import networks
-from reft_jax.run import context as context_lib
-from reft_jax.run import reference_check, setup
-from reft_jax.run import stages as stages_lib
+from reft_jax.run import preflight, reference_check, setup
 from reft_jax.runtime import console as console_lib
 from reft_jax.runtime import layout
 from reft_jax.runtime import mesh as mesh_lib
@@ -59,17 +58,17 @@ def show(config: schema.Config, screen: console_lib.Console) -> None:
     if "model.path" not in lacking:
       tokenizer, network = setup.open_model(config)
     laid_out = setup.lay_out(config, network)
-    meshes = mesh_lib.meshes(laid_out)
-    facts = [describe_devices(laid_out), *describe_filling(config, *meshes)]
+    meshes = mesh_lib.make_meshes(laid_out)
+    facts = [describe_devices(laid_out), *describe_padding(config, *meshes)]
     if network is not None:
-      setup.check_lengths(config, network)
-      setup.check_lora(config, network)
+      preflight.check_lengths(config, network)
+      preflight.check_lora(config, network)
       for mesh in dict.fromkeys(meshes):  # Says what does not divide.
         mesh_lib.shardings(
           mesh, jax.eval_shape(network.init, jax.random.key(0))
         )
       if "model.warmup" not in lacking:
-        setup.check_warmup(config, tokenizer, network)
+        preflight.check_warmup(config, tokenizer, network)
       facts.append(_describe_model(network))
       if config.lora.rank:
         facts.append(_describe_lora(config.lora, network))
@@ -86,7 +85,7 @@ def show(config: schema.Config, screen: console_lib.Console) -> None:
     list(rows[0]),
     [list(row.values()) for row in rows],
   )
-  if {"offline_st", "reward_model"} & set(config.stages):
+  if table.collected_splits(config):
     screen.line(_describe_collecting(config.collect))
   for setting, origin in lacking.items():
     screen.line(f"missing: {setting}={_value(config, setting)}, {origin}")
@@ -104,15 +103,15 @@ def _read_problems(
 ) -> tuple[Counts, list[str]]:
   """Counts, and what to tell; more is checked where there is a tokenizer."""
   if tokenizer is None:
-    splits = context_lib.problems(config)
+    splits = splits_lib.problems(config)
     train = splits["train"].problems[: config.data.train_limit]
     annotated = sum(each.rationale is not None for each in train)
     sizes = {name: len(split.problems) for name, split in splits.items()}
     sizes["train"] = len(train)
     told = ", ".join(f"{size} {name}" for name, size in sizes.items())
     return Counts(len(train), annotated, exact=False), [f"problems: {told}"]
-  encoded = context_lib.encoded(config, tokenizer)
-  check_rationales(config, encoded["train"])
+  encoded = splits_lib.encoded(config, tokenizer)
+  preflight.check_rationales(config, encoded["train"])
   failures = reference_check.check_reference_answers(
     grader, tokenizer, encoded, config.reft
   )
@@ -120,7 +119,7 @@ def _read_problems(
   total = sum(len(split.examples) for split in encoded.values())
   return Counts(len(targets), sum(map(bool, targets)), exact=True), [
     describe_problems(encoded),
-    f"known answers: {total - len(failures)} of {total} earn 1",
+    f"reference answers: {total - len(failures)} of {total} earn 1",
   ]
 
 
@@ -161,10 +160,10 @@ def stage_row(
   steps, bounded = _steps(config, stage, counts)
   rates = getattr(settings, "learning_rates", None)
   rates = rates or (settings.optimizer.learning_rate,)
-  samples = steps and stage in schema.REINFORCED
+  samples = steps and table.TABLE[stage].samples
   return {
     "stage": stage,
-    "from": stages_lib.starts_from(config, stage),
+    "from": table.starts_from(config, stage),
     "steps": f"{settings.epochs} epochs"
     if steps is None
     else f"{'≤ ' * bounded}{steps:,}",
@@ -200,8 +199,8 @@ def _steps(
     case "online_st" | "reft":
       rows = counts.questions
       batch = settings.batch_size // settings.samples_per_question
-  drawn = stage in ("offline_st", "reward_model")
-  return settings.epochs * -(-rows // batch), drawn or not counts.exact
+  collects = bool(table.TABLE[stage].collects)
+  return settings.epochs * -(-rows // batch), collects or not counts.exact
 
 
 def describe_problems(splits: Mapping[str, encode.Encoded]) -> str:
@@ -267,7 +266,7 @@ def _describe_collecting(settings: schema.CollectConfig) -> str:
   )
 
 
-def describe_filling(
+def describe_padding(
   config: schema.Config,
   mesh: jax.sharding.Mesh,
   sampling_mesh: jax.sharding.Mesh,
@@ -282,7 +281,7 @@ def describe_filling(
     stage = getattr(config, name)
     filled = {}
     learnt = "batch_size"
-    if name in schema.REINFORCED:
+    if table.TABLE[name].samples:
       # A rollout is filled up with questions, where it samples.
       learnt, samples = "minibatch_size", stage.samples_per_question
       filled["batch_size"] = samples * mesh_lib.pad_to_shards(
@@ -296,35 +295,7 @@ def describe_filling(
     for size, most in filled.items():
       if getattr(stage, size, None) not in (None, most):
         rows = getattr(stage, size)
-        found.append(f"{name}.{size}={rows} is filled up to {most} rows")
+        found.append(f"{name}.{size}={rows} is padded to {most} rows")
   if not found:
     return []
   return [f"{', '.join(found)} for {ways} devices; results stay the same"]
-
-
-def check_rationales(config: schema.Config, train_set: encode.Encoded) -> None:
-  """Stages that imitate need annotated chains of thought.
-
-  Raises:
-    UserError: if no training problem has one.
-  """
-  imitating = list(schema.SUPERVISED)
-  if config.online_st.gold_share:
-    imitating.append("online_st")
-  stages = [name for name in imitating if name in config.stages]
-  if not stages or any(each.target for each in train_set.examples):
-    return
-  if train_set.unusable_targets:
-    raise UserError(
-      f"data.train={config.data.train}: {train_set.unusable_targets[0]}"
-    )
-  if train_set.long_targets:
-    raise UserError(
-      f"data.train={config.data.train}: every chain of thought is longer than "
-      f"data.max_response_tokens={config.data.max_response_tokens}; raise it."
-    )
-  raise UserError(
-    f"data.train={config.data.train}: no problem has a chain of thought "
-    f"(answer_cot) for {' and '.join(stages)} to learn from; choose data "
-    "that has them, or set stages=[reft]."
-  )

@@ -12,6 +12,7 @@ import jax
 
 from reft_jax import files
 from reft_jax.config import loading, schema
+from reft_jax.config import stages as table
 from reft_jax.errors import UserError
 from reft_jax.huggingface import hub
 from reft_jax.models import lora as lora_lib
@@ -59,9 +60,9 @@ def find(path: str) -> list[Model]:
   if (folder / "config.json").is_file():
     return [Model(folder.name, folder, _run_of(folder.parent))]
   stages = [
-    folder / "models" / stage
-    for stage in schema.STAGES
-    if stage != "reward_model"
+    folder / "models" / name
+    for name, stage in table.TABLE.items()
+    if not stage.classifier
   ]
   found = [
     Model(stage.name, stage, _run_of(stage.parent))
@@ -194,6 +195,6 @@ def _origin(state: pathlib.Path) -> pathlib.Path:
   start = (
     json.loads(report.read_text())["start"]
     if report.exists()
-    else stages_lib.starts_from(config, stage)
+    else table.starts_from(config, stage)
   )
   return hub.folder(stages_lib.origin(config, run, start), f"{state} adapts")

@@ -3,26 +3,148 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from reft_jax.algorithms import pretrain
-from reft_jax.config import schema
+from reft_jax.config import loading, schema
+from reft_jax.config import stages as table
+from reft_jax.data import encode
+from reft_jax.data import splits as splits_lib
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
-from reft_jax.huggingface import hub
-from reft_jax.models import config as configs
-from reft_jax.models import lora as lora_lib
+from reft_jax.huggingface import fingerprint, hub
 from reft_jax.models import networks, resize
 from reft_jax.models.hf import pretrained
-from reft_jax.run import stages as stages_lib
-from reft_jax.runtime import layout
+from reft_jax.run import context, files_check, preflight, reference_check
+from reft_jax.runtime import console as console_lib
+from reft_jax.runtime import layout as layout_lib
 from reft_jax.runtime import mesh as mesh_lib
-from reft_jax.tasks import embedded, grader
+from reft_jax.runtime import metrics, multihost
+from reft_jax.sampling import engine as engine_lib
+from reft_jax.tasks import embedded
+from reft_jax.tasks import grader as grader_lib
 from reft_jax.tasks.sandbox import executor as executor_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """What a run of settings needs, checked, without weights.
+
+  Attributes:
+    tokenizer: the model's.
+    networks: the pure functions of the model.
+    layout: how the devices are laid out.
+    grader: completions to grades.
+    splits: the problems as ids.
+    failures: reference answers that do not earn 1.
+    policies: what reads the models that lie in folders, by stage.
+    inputs: fingerprints of what the settings only point to.
+  """
+
+  tokenizer: tokenizer_lib.Tokenizer
+  networks: networks.Networks
+  layout: layout_lib.Layout
+  grader: grader_lib.Grader
+  splits: Mapping[str, encode.Encoded]
+  failures: Sequence[reference_check.Failure]
+  policies: Mapping[str, Callable[[], Any]]
+  inputs: Mapping[str, str]
+  meshes: tuple[jax.sharding.Mesh, jax.sharding.Mesh]
+
+
+def prepare(config: schema.Config, exits: contextlib.ExitStack) -> Prepared:
+  """Opens and checks everything that a run reads, but the weights.
+
+  Args:
+    config: the settings.
+    exits: ends what runs programs.
+
+  Raises:
+    UserError: something is missing or does not fit.
+    UnsupportedModelError: a model cannot be read.
+  """
+  files_check.check_files(config)
+  grader = open_grader(config, exits)
+  tokenizer, network = open_model(config)
+  laid_out = lay_out(config, network)
+  meshes = mesh_lib.make_meshes(laid_out)
+  network = dataclasses.replace(network, gather=laid_out.gather)
+  preflight.check_lengths(config, network)
+  preflight.check_lora(config, network)
+  preflight.check_warmup(config, tokenizer, network)
+  splits = splits_lib.encoded(config, tokenizer)
+  preflight.check_rationales(config, splits["train"])
+  failures = reference_check.check_reference_answers(
+    grader, tokenizer, splits, config.reft
+  )
+  policies = open_policies(config, meshes[0], network.config.vocab_size)
+  inputs = {
+    "tokenizer": tokenizer.fingerprint,
+    "problems": encode.fingerprint(splits),
+    **weights(config),
+  }
+  return Prepared(
+    tokenizer=tokenizer,
+    networks=network,
+    layout=laid_out,
+    grader=grader,
+    splits=splits,
+    failures=failures,
+    policies=policies,
+    inputs=inputs,
+    meshes=meshes,
+  )
+
+
+def check_equal_on_all(config: schema.Config, ready: Prepared) -> None:
+  """All processes must run the same.
+
+  Raises:
+    UserError: settings, inputs or layout differ.
+  """
+  settings = {
+    f"setting {key}": repr(value) for key, _, value in loading.settings(config)
+  }
+  layout = {"layout": repr(ready.layout)}
+  multihost.check_equal_on_all(settings | dict(ready.inputs) | layout)
+
+
+def open_run(
+  config: schema.Config,
+  directory: pathlib.Path,
+  ready: Prepared,
+  console: console_lib.Console,
+  exits: contextlib.ExitStack,
+) -> context.Run:
+  """The run in its folder; its recorder closes with `exits`."""
+  recorder = exits.enter_context(
+    contextlib.closing(
+      metrics.Recorder(directory, tensorboard=config.logging.tensorboard)
+      if multihost.is_lead()
+      else metrics.Silent()
+    )
+  )
+  examples = {name: split.examples for name, split in ready.splits.items()}
+  return context.Run(
+    config=config,
+    directory=directory,
+    engine=open_engine(
+      config,
+      ready.networks,
+      ready.meshes,
+      ready.tokenizer,
+      ready.grader,
+      [*itertools.chain(*examples.values())],
+    ),
+    **examples,
+    recorder=recorder,
+    console=console,
+  )
 
 
 def use_compilation_cache() -> None:
@@ -34,7 +156,7 @@ def use_compilation_cache() -> None:
 
 def open_grader(
   config: schema.Config, exits: contextlib.ExitStack
-) -> grader.Grader:
+) -> grader_lib.Grader:
   """What grades completions; what runs their programs ends with `exits`.
 
   Raises:
@@ -44,7 +166,7 @@ def open_grader(
   if config.data.reasoning == "python":
     executor = executor_lib.Executor(**vars(config.programs))
     exits.enter_context(executor)
-  return grader.Grader(config.data.reasoning, config.data.answers, executor)
+  return grader_lib.Grader(config.data.reasoning, config.data.answers, executor)
 
 
 def open_model(
@@ -66,7 +188,7 @@ def open_model(
     folder = hub.folder(path, "model.path")
     shape = pretrained.read_config(folder)
     tokenizer = tokenizer_lib.for_run(config, folder)
-    shape = _with_room(config, shape, tokenizer)
+    shape = preflight.with_room_for(config, shape, tokenizer)
     if tokenizer.vocab_size > shape.vocab_size:
       raise UserError(
         f"model.path={path}: the tokenizer has {tokenizer.vocab_size} ids but "
@@ -85,103 +207,40 @@ def open_model(
 
 def lay_out(
   config: schema.Config, network: networks.Networks | None
-) -> layout.Layout:
+) -> layout_lib.Layout:
   """How the devices of this run are laid out for a model, if it is known.
 
   Raises:
     UserError: what is wanted does not use all devices.
   """
-  return layout.choose(
+  return layout_lib.choose(
     config.mesh,
     network and network.config,
     parameters=network.parameters if network else 0,
     compute_dtype=config.model.compute_dtype,
-    devices=mesh_lib.present(),
+    devices=mesh_lib.available_devices(),
   )
 
 
-def check_lora(config: schema.Config, network: networks.Networks) -> None:
-  """Adapters must fit the architecture.
-
-  Raises:
-    UserError: it lacks a target, or the rank is that of the weights.
-  """
-  lora = config.lora
-  if not lora.rank:
-    return
-  targets = f"lora.targets=[{', '.join(lora.targets)}]"
-  try:
-    most = lora_lib.largest_rank(network.config, lora.targets)
-  except pretrained.UnsupportedModelError as error:
-    raise UserError(f"{targets}: {error}") from None
-  if lora.rank > most:
-    raise UserError(
-      f"lora.rank={lora.rank} is above {most}, the rank of a weight of"
-      f" {targets}; lower it, or learn the weights themselves with lora.rank=0."
-    )
-
-
-def _with_room(
+def open_engine(
   config: schema.Config,
-  shape: configs.ModelConfig,
-  tokenizer: tokenizer_lib.Tokenizer,
-) -> configs.ModelConfig:
-  """The architecture with a row for each id, where rows may be added."""
-  if not config.model.resize_vocab:
-    return shape
-  size = max(shape.vocab_size, tokenizer.vocab_size)
-  return dataclasses.replace(shape, vocab_size=size)
-
-
-def check_lengths(config: schema.Config, network: networks.Networks) -> None:
-  """Prompt and response must fit into the model's context.
-
-  Raises:
-    UserError: says by how much they do not.
-  """
-  data, most = config.data, network.config.max_positions
-  if data.max_prompt_tokens + data.max_response_tokens > most:
-    raise UserError(
-      f"data.max_prompt_tokens={data.max_prompt_tokens} and "
-      f"data.max_response_tokens={data.max_response_tokens} exceed the model's "
-      f"context of {most} tokens together; lower one of them."
-    )
-
-
-def check_warmup(
-  config: schema.Config,
-  tokenizer: tokenizer_lib.Tokenizer,
   network: networks.Networks,
-) -> None:
-  """A warmed-up model must be one of the same kind, only trained further.
-
-  Raises:
-    UserError: its architecture or its tokenizer is another.
-  """
-  if config.model.warmup is None:
-    return
-  folder = hub.folder(config.model.warmup, "model.warmup")
-  if pretrained.is_classifier(folder):
-    raise UserError(
-      f"model.warmup={config.model.warmup} holds a reward model; give a"
-      " language model."
-    )
-  shape = _with_room(config, pretrained.read_config(folder), tokenizer)
-  different = [
-    f"{field.name} {getattr(shape, field.name)!r}, not"
-    f" {getattr(network.config, field.name)!r}"
-    for field in dataclasses.fields(shape)
-    if getattr(shape, field.name) != getattr(network.config, field.name)
-  ]
-  theirs = tokenizer_lib.for_run(config, folder)
-  if theirs.fingerprint != tokenizer.fingerprint:
-    different.append("another tokenizer")
-  if different:
-    raise UserError(
-      f"model.warmup={config.model.warmup} did not start from"
-      f" model.path={config.model.path}: it has {', '.join(different)}; set"
-      " model.path to the model it started from."
-    )
+  meshes: tuple[jax.sharding.Mesh, jax.sharding.Mesh],
+  tokenizer: tokenizer_lib.Tokenizer,
+  grader: grader_lib.Grader,
+  examples: Sequence[encode.Example],
+) -> engine_lib.Engine:
+  """The engine that answers these examples."""
+  mesh, sampling_mesh = meshes
+  return engine_lib.Engine(
+    config=config,
+    networks=network,
+    mesh=mesh,
+    sampling_mesh=sampling_mesh,
+    tokenizer=tokenizer,
+    grader=grader,
+    prompt_slots=engine_lib.prompt_slots(examples),
+  )
 
 
 def open_policies(
@@ -189,7 +248,7 @@ def open_policies(
 ) -> dict[str, Callable[[], Any]]:
   """What reads the policies that lie in folders, by the stages they stand for.
 
-  Those alone that a stage of this run starts from or draws from. Each is read
+  Those alone that a stage of this run starts from or samples with. Each is read
   onto the mesh when it is called, and looked at without its weights here. They
   have `vocab_size` rows, or get them.
 
@@ -197,9 +256,9 @@ def open_policies(
     UnsupportedModelError: one of them cannot be read.
   """
   stages = set(config.stages)
-  wanted = {stages_lib.starts_from(config, stage) for stage in stages}
-  if stages & {"offline_st", "reward_model"}:
-    wanted.add(stages_lib.sampling_policy_stage(config))
+  wanted = {table.starts_from(config, stage) for stage in stages}
+  if table.collected_splits(config):
+    wanted.add(table.sampling_policy_stage(config))
   paths = {"base": config.model.path, "warmup": config.model.warmup}
   folders = {
     name: hub.folder(path, f"model.{'path' if name == 'base' else name}")
@@ -222,3 +281,15 @@ def read_policy(
   if shape.vocab_size < vocab_size:
     policy = mesh_lib.put(mesh, resize.grow(shape, policy, vocab_size)[1])
   return policy
+
+
+def weights(config: schema.Config) -> dict[str, str]:
+  """Fingerprints of the models that a run starts from."""
+  return {
+    f"weights in {name}": fingerprint.of_weights(hub.folder(path, name))
+    for name, path in (
+      ("model.path", config.model.path),
+      ("model.warmup", config.model.warmup),
+    )
+    if path
+  }

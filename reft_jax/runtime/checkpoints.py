@@ -1,4 +1,4 @@
-"""Orbax checkpoints that a killed run finds again, whole or not at all."""
+"""Orbax checkpoints: a killed run finds a complete one or none."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-  """The newest states of one loop, and what the host must remember of it.
+  """The checkpoints of one loop: its state, and notes of the host in JSON.
 
   Args:
-    directory: where the checkpoints lie; made if missing.
-    keep: how many are kept, the newest.
+    directory: of the checkpoints; made if missing.
+    keep: how many checkpoints to keep, the newest.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int):
@@ -40,10 +40,10 @@ class Checkpoints:
     )
 
   def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
-    """Saves in the background; durable after `wait`, `close` or a next save.
+    """Saves in the background; durable after `wait`, `close` or the next save.
 
     Steps must rise. The state may be donated as soon as this returns. All
-    processes call this with their shards; the notes are the first one's.
+    processes call this, each saves its shards, and the lead its notes.
     """
     saved = self._manager.save(
       step,
@@ -51,24 +51,24 @@ class Checkpoints:
         state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
       ),
     )
-    if not saved:  # Orbax refuses a step below the newest without a word.
+    if not saved:  # Orbax silently refuses a step below the newest.
       raise RuntimeError(
         f"{self._directory}: step {step} was not saved after {self.newest}"
       )
 
   @property
   def newest(self) -> int:
-    """The last step saved, 0 where there is none."""
+    """The last step saved, 0 if there is none."""
     return self._manager.latest_step() or 0
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The newest usable state, placed as `like` is, and its notes.
+    """The newest readable state, sharded as `like`, and its notes.
 
-    A checkpoint that cannot be read is set aside as `damaged-...` and the one
-    before it is tried. None where there never was a checkpoint.
+    A damaged checkpoint is reported, renamed to `damaged-...`, and the one
+    before it is tried. Returns None if there is no checkpoint.
 
     Raises:
-      UserError: if there are checkpoints and none can be read.
+      UserError: there are checkpoints, and none can be read.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     restored = self._newest(
@@ -77,21 +77,21 @@ class Checkpoints:
     return None if restored is None else (restored.state, restored.notes)
 
   def notes(self) -> dict[str, Any] | None:
-    """The notes beside the newest state; as `restore`, and far cheaper."""
+    """As `restore`, without reading the state."""
     restored = self._newest(notes=ocp.args.JsonRestore())
     return None if restored is None else restored.notes
 
   def _newest(self, **parts: Any) -> Any | None:
-    """The wanted parts of the newest checkpoint that can be read.
+    """These parts of the newest checkpoint that all processes can read.
 
-    Newer ones are set aside once an older one is read. If none can be, as
-    when a program has changed, nothing is touched.
+    Newer ones are set aside after an older one was read. If none can be read,
+    as when the program has changed, nothing is renamed.
     """
     self.wait()
     unread: dict[int, str] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       found, reason = None, ""
-      # Not by the manager: it has a process that could read wait for all.
+      # The manager would have processes that can read wait for one that cannot.
       with _closing(ocp.CompositeCheckpointHandler()) as reader:
         try:
           found = reader.restore(
@@ -99,7 +99,7 @@ class Checkpoints:
           )
         except Exception as error:  # Orbax has no common type for damage.
           reason = str(error) or type(error).__name__
-      if reason := max(multihost.allgather_json(reason)):  # Of any of them.
+      if reason := max(multihost.allgather_json(reason)):  # Any process's.
         unread[step] = reason
         continue
       for damaged, error in unread.items():
@@ -129,7 +129,7 @@ class Checkpoints:
     self._manager = self._open()
 
   def wait(self) -> None:
-    """Returns when everything saved so far is on disk."""
+    """Returns once everything saved so far is on disk."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -138,14 +138,14 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's, but that it never asks whether to stop.
+  """Orbax's, but it leaves preemption to `runtime.preemption`.
 
-  Our loops do, with numbers of their own: jax has processes agree on such a
-  number, and would miss it if Orbax asked for other numbers in between.
+  jax has the processes agree on a number at which to stop. The numbers that
+  Orbax would ask about in between would make them miss it.
   """
 
   def reached_preemption(self, step: int) -> bool:
-    """No."""
+    """Always False."""
     return False
 
 
@@ -153,7 +153,7 @@ def shapes(folder: pathlib.Path) -> Any:
   """The shapes of a saved state's arrays, without reading them.
 
   Args:
-    folder: one state, such as a run's `stages/reft/checkpoints/40/state`.
+    folder: of one state, such as `RUN/stages/reft/checkpoints/40/state`.
 
   Raises:
     UserError: no state can be read there.
@@ -167,13 +167,13 @@ def shapes(folder: pathlib.Path) -> Any:
 
 
 def read(folder: pathlib.Path, like: Any) -> Any:
-  """The parts of a saved state that `like` holds, placed as it says.
+  """The parts of a saved state that `like` has, sharded as `like`.
 
-  Nothing is tidied up, unlike by `Checkpoints`: a run may be writing there.
+  Unlike `Checkpoints`, this removes nothing: a run may be writing there.
 
   Args:
     folder: as in `shapes`.
-    like: ShapeDtypeStructs with shardings, in a part of the state's tree.
+    like: a part of the state's tree, of ShapeDtypeStructs with shardings.
 
   Raises:
     UserError: they cannot be read.
@@ -193,15 +193,15 @@ def read(folder: pathlib.Path, like: Any) -> Any:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-  """Waits for what still runs in it before it is closed."""
+  """An event loop that finishes its tasks before it closes."""
 
   def close(self) -> None:
     if not self.is_closed():
-      self.run_until_complete(self._end())
+      self.run_until_complete(self._finish())
     super().close()
 
-  async def _end(self) -> None:
-    # Never cancelled: a read of TensorStore's that is can hang for good.
+  async def _finish(self) -> None:
+    # Not cancelled: a cancelled read of TensorStore's may hang forever.
     tasks = asyncio.all_tasks(self) - {asyncio.current_task()}
     await asyncio.gather(*tasks, return_exceptions=True)
     await self.shutdown_default_executor()
@@ -209,11 +209,11 @@ class _Loop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def _closing(handler: Any) -> Iterator[Any]:
-  """Reads by one of Orbax's handlers: a Checkpointer warns of a mere part.
+  """Opens one of Orbax's handlers for reading, and closes it.
 
-  Where one array cannot be read Orbax closes its event loop under the reads
-  of the others, and each of them is told of on the terminal. So its loops are
-  of those that wait.
+  A handler, not a Checkpointer, which warns if only a part is read. If one
+  array cannot be read, Orbax closes its event loop while the other arrays are
+  being read, and each of them prints an error. `_Loop` waits for them.
   """
   loops = mock.patch.object(asyncio, "new_event_loop", _Loop)
   with loops, contextlib.closing(handler):

@@ -1,8 +1,7 @@
-"""What a person sees while a run goes on.
+"""What a run prints.
 
-On a terminal: a progress bar with the time left and the latest metrics, notes
-and samples above it. Piped to a file: one plain line each time there is
-something to say.
+On a terminal, a progress bar with the time left and the latest metrics, below
+notes and samples. Piped to a file, plain lines.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ import rich.rule
 import rich.table
 import rich.text
 
-# The metrics worth their place on a line, and what they are called there.
+# The metrics of a progress line, and their labels there.
 _HEADLINES = {
   "loss": "loss",
   "reward/mean": "reward",
@@ -47,7 +46,7 @@ class Solution:
   Attributes:
     completion: as the model wrote it.
     verdict: `correct`, `wrong`, or `none` where no answer was found.
-    value: the answer found, None without one.
+    value: the answer found, if any.
   """
 
   completion: str
@@ -62,7 +61,7 @@ class Console:
     self._console = rich.console.Console(
       file=file, quiet=quiet, highlight=False, markup=False, emoji=False
     )
-    # A completion may hold letters that the terminal's encoding lacks.
+    # A completion may have characters that the terminal's encoding lacks.
     with contextlib.suppress(AttributeError):
       self._console.file.reconfigure(errors="replace")
     self._live = (
@@ -72,14 +71,14 @@ class Console:
     )
 
   def line(self, text: str, style: str | None = None) -> None:
-    """Prints one line as it is, however long."""
+    """Prints one line without wrapping it."""
     self._console.print(_clean(text), style=style, soft_wrap=True)
 
   @contextlib.contextmanager
   def stage(
     self, name: str, total_steps: int, start: int = 0
   ) -> Iterator["Progress"]:
-    """Follows a stage with `start` steps done; says when all are."""
+    """Shows a stage's progress from step `start` on, then its time."""
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
       bar = None
@@ -118,7 +117,7 @@ class Console:
     solution: Solution,
     answer: str,
   ) -> None:
-    """Shows one completion, with what was found in it and the right answer."""
+    """Shows one completion, the answer found in it and the reference answer."""
     grid = rich.table.Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -137,15 +136,15 @@ class Console:
     columns: Sequence[str],
     rows: Sequence[Sequence[str | float | None]],
   ) -> None:
-    """Prints a table; numbers in few digits, columns of them to the right."""
+    """Prints a table; numbers have few digits and are right-aligned."""
     table = _table(title)
-    named = max((len(str(row[0])) for row in rows), default=0)
+    first_width = max((len(str(row[0])) for row in rows), default=0)
     for index, column in enumerate(columns):
       words = "".join(x for x in (r[index] for r in rows) if isinstance(x, str))
       table.add_column(
         column,
         justify="left" if any(map(str.isalpha, words)) else "right",
-        min_width=None if index else named,
+        min_width=None if index else first_width,
       )
     for row in rows:
       cells = (c if isinstance(c, str) else number(c) for c in row)
@@ -158,7 +157,7 @@ class Console:
     answer: str,
     solutions: Mapping[str, Sequence[Solution]],
   ) -> None:
-    """Shows what several models sampled for one question, a column each."""
+    """Shows several models' completions for one question, a column each."""
     table = _table(None)
     table.show_lines = True
     for name in solutions:
@@ -180,7 +179,7 @@ class Console:
 
 
 class Progress:
-  """A stage under way, made by `Console.stage`; `done` counts its steps."""
+  """The progress of a stage, made by `Console.stage`; `done` counts steps."""
 
   def __init__(
     self,
@@ -195,15 +194,16 @@ class Progress:
     self._name = name
     self._total_steps = total_steps
     self._bar = bar
-    # The clock, and the steps done, after the first step: that one compiles.
-    self._clock: float | None = None
-    self._clocked = start
+    # When the first step was done, and how many steps were: it compiles, and
+    # does not count for the time left.
+    self._first_time: float | None = None
+    self._first_done = start
 
   def step(self, done: int, values: Mapping[str, float] | None = None) -> None:
-    """So many steps are done now; values are shown if given."""
+    """Shows that `done` steps are done, and metrics if given."""
     self.done = done
-    if self._clock is None:
-      self._clock, self._clocked = time.monotonic(), self.done
+    if self._first_time is None:
+      self._first_time, self._first_done = time.monotonic(), done
     text = _metrics(values or {})
     if self._bar:
       task = self._bar.task_ids[0]
@@ -218,14 +218,14 @@ class Progress:
       )
 
   def note(self, text: str) -> None:
-    """Prints a line above the bar, marked with the stage's name."""
+    """Prints a line above the bar, after the stage's name."""
     self._console.line(f"{self._name}: {text}")
 
   def _time_left(self) -> str:
-    steps, left = self.done - self._clocked, self._total_steps - self.done
-    if not steps or not left:
+    steps, left = self.done - self._first_done, self._total_steps - self.done
+    if self._first_time is None or not steps or not left:
       return ""
-    seconds = (time.monotonic() - self._clock) / steps * left
+    seconds = (time.monotonic() - self._first_time) / steps * left
     return f"  {duration(seconds)} left"
 
 
@@ -262,7 +262,7 @@ def duration(seconds: float) -> str:
 
 
 def _metrics(values: Mapping[str, float]) -> str:
-  """The metrics worth a place, or all of them if none is known."""
+  """The metrics that have a label, or all of them if none has."""
   known = {
     label: values[name] for name, label in _HEADLINES.items() if name in values
   }
@@ -272,7 +272,7 @@ def _metrics(values: Mapping[str, float]) -> str:
 
 
 def _written(solution: Solution) -> str:
-  """A completion on its own: a program's body starts at the margin."""
+  """A completion, dedented: that of a program is a function's body."""
   return _clean(textwrap.dedent(solution.completion).strip())
 
 
@@ -291,7 +291,7 @@ def _verdict(solution: Solution, answer: str) -> rich.text.Text:
 
 
 def _clean(text: str) -> str:
-  """Text without characters that could move or recolour the terminal."""
+  """Text without control characters, which could recolour the terminal."""
   return "".join(
     c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}"
     for c in text.expandtabs(2)
@@ -304,5 +304,5 @@ def _table(title: str | None) -> rich.table.Table:
     title_justify="left",
     box=rich.box.SIMPLE_HEAD,
     pad_edge=False,
-    collapse_padding=True,  # Widest tables fit 80 columns.
+    collapse_padding=True,  # So that the widest tables fit 80 columns.
   )

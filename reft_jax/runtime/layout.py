@@ -1,7 +1,7 @@
-"""How a model is laid out on devices, where the settings leave it open.
+"""The mesh's axes for a model, where the settings leave them open.
 
-Arithmetic on sizes alone: a run asks about the devices it has, a plan about
-those of its target, and both get the same answer.
+Arithmetic on sizes alone: a run passes the devices that it has, a plan those of
+its target, and both get the same layout.
 """
 
 import dataclasses
@@ -16,25 +16,27 @@ from reft_jax.models import config as configs
 
 AXES = ("data", "fsdp", "tensor")
 
-# A parameter's master, two moments and the reference policy, in fp32.
+# Of one parameter in float32: its value, two moments and the reference policy.
 _STATE_BYTES = 16
-# The shares of a device's memory that these may fill.
+# The shares of a device's memory that the state, the copy of the weights to
+# sample from, and the weights gathered for a step may take.
 _STATE_SHARE, _COPY_SHARE, _GATHERED_SHARE = 0.4, 0.4, 0.25
-# What a device could read from its memory while it waits for one small
-# all-reduce, 15 us at 3 TB/s. Each layer has two for a token.
+# What a device reads from its memory in the time of one small all-reduce: 15 us
+# at 3 TB/s. Each layer has two for each token.
 _LATENCY_BYTES = 45e6
-# What sampling must gain before it gets a layout of its own.
+# The least part of a token's time that the sampler's own layout must save.
 _LEAST_GAIN = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-  """What a model is laid out on.
+  """The devices that a model is laid out on.
 
   Attributes:
-    count: all of them.
-    node: those that share the fast links; it divides `count`.
-    memory: bytes of one that programs may have; None: not known, and plenty.
+    count: the number of devices.
+    node: how many of them share fast links; it divides `count`.
+    memory: bytes of one device that programs may use; None if not known, which
+      counts as enough.
   """
 
   count: int
@@ -44,17 +46,17 @@ class Devices:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """The axes' sizes, and what else follows from sizes.
+  """Sizes of the mesh's axes, and when weights are gathered.
 
   Attributes:
-    data: copies of the state, each with a share of the batch.
-    fsdp: shards of the state, each with a share of the batch.
+    data: copies of the state, each with a part of the batch.
+    fsdp: shards of the state, each with a part of the batch.
     tensor: shards of heads, feed-forward and vocabulary.
-    gather: "step", a copy of the blocks in the compute dtype is gathered along
-      fsdp once an optimizer step (ZeRO-2); "layer", each layer is gathered
+    gather: "step", an all-gather along fsdp of the blocks in the compute dtype
+      once an optimizer step (ZeRO-2); "layer", an all-gather of each layer
       where it is used (FSDP), forward and backward of each micro-batch.
-    sampler_tensor: `tensor` of the sampler, whose weights are whole along its
-      other axis.
+    sampler_tensor: the sampler's `tensor`; its other axis splits the batch
+      only.
   """
 
   data: int
@@ -85,14 +87,14 @@ def choose(
   compute_dtype: str,
   devices: Devices,
 ) -> Layout:
-  """The layout that is wanted; what is not said follows from the sizes.
+  """The layout of the settings; what they leave open follows from the sizes.
 
   Args:
-    wanted: the settings; None is not said.
-    shape: the architecture; None, not known, is one that fits everywhere.
-    parameters: how many it has.
-    compute_dtype: what the weights' copies are in.
-    devices: what there is.
+    wanted: the settings, None where they are open.
+    shape: the architecture; None, if it is not known, counts as small.
+    parameters: the number of its parameters.
+    compute_dtype: the dtype of the copies of weights.
+    devices: the devices.
 
   Raises:
     UserError: the axes do not multiply to the number of devices.
@@ -154,22 +156,28 @@ def axis_sizes(
   return sizes
 
 
-def _axes(shape, copy, parameters, devices) -> dict[str, int]:
-  """The axes where the settings say nothing.
+def _axes(
+  shape: configs.ModelConfig | None,
+  copy: int,
+  parameters: int,
+  devices: Devices,
+) -> dict[str, int]:
+  """The axes where the settings leave all of them open.
 
-  As little tensor parallelism as lets a device hold its share of the copy that
-  is sampled from. The state is sharded over one node, or over as many as it
-  takes; what is left are copies of it.
+  `tensor` is the smallest at which a device can hold its part of the copy to
+  sample from. `fsdp` shards the state over one node, or over more if it does
+  not fit; `data` is the rest.
+
+  Args:
+    shape: the architecture, if it is known.
+    copy: bytes of the weights in the compute dtype.
+    parameters: the number of parameters.
+    devices: the devices.
   """
   count, memory = devices.count, devices.memory or math.inf
-  tensor = next(
-    (
-      size
-      for size in _divisors(shape, devices)
-      if copy / size <= _COPY_SHARE * memory
-    ),
-    _divisors(shape, devices)[-1],
-  )
+  sizes = _divisors(shape, devices)
+  fits = (size for size in sizes if copy / size <= _COPY_SHARE * memory)
+  tensor = next(fits, sizes[-1])
   shards = max(devices.node, tensor)
   while (
     _STATE_BYTES * parameters / shards > _STATE_SHARE * memory
@@ -181,11 +189,13 @@ def _axes(shape, copy, parameters, devices) -> dict[str, int]:
   return {"data": count // shards, "fsdp": shards // tensor, "tensor": tensor}
 
 
-def _sampler_tensor(shape, copy, tensor, devices) -> int:
-  """The sampler's tensor axis: what decodes a token soonest at few rows.
+def _sampler_tensor(
+  shape: configs.ModelConfig | None, copy: int, tensor: int, devices: Devices
+) -> int:
+  """The sampler's tensor axis: the fastest to decode a token of few rows.
 
-  A token costs the reading of a device's weights and, where they are shared,
-  the all-reduces of its layers. Rows' caches weigh the same in all layouts.
+  A token costs one read of a device's weights and, if they are sharded, the
+  all-reduces of the layers. The KV caches cost the same in all layouts.
   """
   if devices.memory is None or shape is None:
     return tensor
@@ -199,8 +209,8 @@ def _sampler_tensor(shape, copy, tensor, devices) -> int:
   return best if cost(best) <= (1 - _LEAST_GAIN) * cost(tensor) else tensor
 
 
-def _divisors(shape, devices) -> list[int]:
-  """Sizes of a tensor axis within a node that split heads and feed-forward."""
+def _divisors(shape: configs.ModelConfig | None, devices: Devices) -> list[int]:
+  """Sizes of a tensor axis within a node that divide heads and feed-forward."""
   if shape is None:
     return [1]
   return [

@@ -1,8 +1,8 @@
-"""The mesh, and where batches and parameters lie on it.
+"""The device mesh, and how batches and parameters are sharded over it.
 
 Three axes: `data` and `fsdp` split the batch, `fsdp` also splits parameters
-and optimizer state, `tensor` splits heads, feed-forward and vocabulary. One
-device is a mesh of one. The number of devices changes speed, not results.
+and optimizer state, `tensor` splits heads, feed-forward and vocabulary. The
+number of devices changes speed, not results.
 """
 
 import functools
@@ -19,7 +19,7 @@ from reft_jax.models import partition
 from reft_jax.runtime import layout, multihost
 
 AXES = layout.AXES
-_KINDS = (AxisType.Auto,) * len(AXES)
+_AXIS_TYPES = (AxisType.Auto,) * len(AXES)
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
@@ -30,10 +30,16 @@ def make_mesh(
   tensor: int,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-  """A mesh over all devices (or those given); one axis may be -1, the rest.
+  """A mesh over all devices, or over those given.
+
+  Args:
+    data: the size of this axis; -1, for one axis only, takes the rest.
+    fsdp: the same.
+    tensor: the same.
+    devices: None means all devices of all processes.
 
   Raises:
-    UserError: if the axes do not multiply to the number of devices.
+    UserError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = layout.axis_sizes(
@@ -41,23 +47,22 @@ def make_mesh(
   )
   shape = tuple(sizes.values())
   try:
-    return jax.make_mesh(shape, AXES, axis_types=_KINDS, devices=devices)
+    return jax.make_mesh(shape, AXES, axis_types=_AXIS_TYPES, devices=devices)
   except NotImplementedError:
-    # A TPU's axes, such as 4 x 4 x 4, that no axis of 8 is a product of.
+    # A TPU slice of 4 x 4 x 4 chips has no whole axes for an axis of 8.
     split = mesh_utils.create_device_mesh(
       shape, devices, allow_split_physical_axes=True
     )
-    return Mesh(split, AXES, axis_types=_KINDS)
+    return Mesh(split, AXES, axis_types=_AXIS_TYPES)
 
 
-def meshes(
+def make_meshes(
   laid_out: layout.Layout, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Mesh, Mesh]:
-  """The mesh to learn on, and the one to sample on.
+  """The mesh to learn on and the mesh to sample on.
 
-  They are one and the same where the sampler has no layout of its own; else
-  they have the same devices in the same order, so that jitted functions take
-  arrays from one to the other.
+  They are the same unless the sampler has its own layout. Both have the same
+  devices in the same order: a jitted function takes arrays of either.
   """
   mesh = make_mesh(
     data=laid_out.data,
@@ -68,35 +73,32 @@ def meshes(
   if laid_out.sampler == laid_out.learner:
     return mesh, mesh
   grid = mesh.devices.reshape(laid_out.sampler)
-  return mesh, Mesh(grid, AXES, axis_types=_KINDS)
+  return mesh, Mesh(grid, AXES, axis_types=_AXIS_TYPES)
 
 
-def present() -> layout.Devices:
-  """The devices of this run, all processes together."""
-  ours = jax.local_devices()
-  told = ours[0].memory_stats() or {}
-  # TPUs of a slice are all linked; GPUs are, inside of a machine.
-  node = len(ours) if ours[0].platform == "gpu" else jax.device_count()
-  return layout.Devices(jax.device_count(), node, told.get("bytes_limit"))
+def available_devices() -> layout.Devices:
+  """The devices of this run, over all processes."""
+  local = jax.local_devices()
+  stats = local[0].memory_stats() or {}
+  # Fast links join all TPUs of a slice, but only the GPUs of one machine.
+  node = len(local) if local[0].platform == "gpu" else jax.device_count()
+  return layout.Devices(jax.device_count(), node, stats.get("bytes_limit"))
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-  """Into how many parts a batch is split."""
+  """The number of parts into which a batch is split."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def pad_to_shards(mesh: Mesh, rows: int, samples: int = 1) -> int:
-  """The least rows, not fewer than these, that the devices share alike.
-
-  With several `samples` of each row it is these that are shared.
-  """
-  ways = num_batch_shards(mesh)
-  multiple = ways // math.gcd(ways, samples)
+  """Rounds rows up until rows * samples divide by the number of shards."""
+  shards = num_batch_shards(mesh)
+  multiple = shards // math.gcd(shards, samples)
   return -(-rows // multiple) * multiple
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-  """NamedShardings of parameters or optimizer state, by their letters."""
+  """NamedShardings of parameters or optimizer state, from their names."""
   specs = partition.specs(tree, mesh.shape)
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
@@ -106,36 +108,35 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def put(mesh: Mesh, tree: Any) -> Any:
-  """Parameters or state onto their shards.
+  """Shards parameters or state over the mesh.
 
-  What lies on the host, or on one of its devices, is the same in all processes.
+  Leaves on the host, or on its devices alone, must be equal in all processes.
   """
   return jax.tree.map(_put, tree, shardings(mesh, tree))
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:
-  ours = not isinstance(x, jax.Array) or x.is_fully_addressable
-  if multihost.is_multiprocess() and ours:
+  is_local = not isinstance(x, jax.Array) or x.is_fully_addressable
+  if multihost.is_multiprocess() and is_local:
     host = np.asarray(x)
     return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
   return jax.device_put(x, sharding)
 
 
 def placement(mesh: Mesh) -> Callable[[Any], Any]:
-  """Has `pretrained.load` read parameters straight onto their shards."""
+  """For `pretrained.load`, which then reads each shard to its device."""
   return functools.partial(shardings, mesh)
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-  """Host rows onto the devices that share a batch.
+  """Shards a batch by rows, which all processes hold on the host.
 
-  All processes have all rows, and each takes those of its devices. Rows that
-  the devices cannot share alike lie whole on each of them: steps fill them up
-  where they compute them.
+  A leaf whose rows do not divide by the number of shards is replicated; steps
+  pad it where they compute it.
   """
 
-  def one(x):
-    alike = x.shape[0] % num_batch_shards(mesh) == 0
-    return _put(x, NamedSharding(mesh, BATCH if alike else PartitionSpec()))
+  def put_rows(x: Any) -> jax.Array:
+    divides = x.shape[0] % num_batch_shards(mesh) == 0
+    return _put(x, NamedSharding(mesh, BATCH if divides else PartitionSpec()))
 
-  return jax.tree.map(one, batch)
+  return jax.tree.map(put_rows, batch)

@@ -1,4 +1,4 @@
-"""Metrics on the host: one JSON line a row, and TensorBoard."""
+"""A run's metrics: one JSON object a line, and TensorBoard."""
 
 import json
 import math
@@ -15,9 +15,9 @@ FILE = "metrics.jsonl"
 class Recorder:
   """Writes a run's metrics into its folder.
 
-  A row is a JSON object: `stage`, `step` (steps done in that stage) and
-  the metrics, as plain numbers. JSON knows no nan or inf; they become null. Of
-  several processes the first alone has one; the others have `Silent`.
+  A row is a JSON object: `stage`, `step` (steps done in that stage) and the
+  metrics as numbers; nan and inf, which JSON lacks, become null. Of several
+  processes only the lead writes; the others have a `Silent` recorder.
   """
 
   def __init__(
@@ -26,13 +26,13 @@ class Recorder:
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     self._path = directory / FILE
-    # What follows a line torn by a crash would be lost with it.
+    # A row appended to a line torn by a crash would be lost.
     files.replace(self._path, _lines(self._path))
     self._file = self._path.open("ab")
     self._board = _board(directory / "tensorboard") if tensorboard else None
 
   def log(self, step: int, values: Mapping[str, float], *, stage: str) -> None:
-    """Appends one row; it is on its way to the disk when this returns."""
+    """Appends one row; it survives this process when this returns."""
     row = {name: float(value) for name, value in values.items()}
     finite = {k: v for k, v in row.items() if math.isfinite(v)}
     line = {"stage": stage, "step": int(step)}
@@ -44,10 +44,10 @@ class Recorder:
         self._board.add_scalar(f"{stage}/{name}", value, step)
 
   def rewind(self, stage: str, next_step: int) -> None:
-    """Forgets a stage's rows from `next_step` on, which are to be run again.
+    """Drops a stage's rows from `next_step` on: these steps are run again.
 
-    The file is replaced in one move: a crash leaves the old or the new one.
-    TensorBoard keeps what it was given.
+    The file is replaced at once: a crash leaves the old or the new one.
+    TensorBoard keeps the old rows.
     """
     self._file.close()
     kept = (
@@ -83,8 +83,10 @@ class Silent:
 def read(directory: str | os.PathLike[str]) -> list[dict]:
   """A run's rows in the order they were logged; null is read as nan.
 
+  A last line without its end, torn by a crash, is left out.
+
   Raises:
-    UserError: A line that is not JSON (a torn last one is left out).
+    UserError: a line is not JSON.
   """
   path = pathlib.Path(directory) / FILE
   rows = []

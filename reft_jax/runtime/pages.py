@@ -1,9 +1,9 @@
-"""Pages that a browser opens from disk: one file each, no network, no server.
+"""HTML pages that a browser opens from disk: one file each, without a server.
 
-A page is a template of `templates/` and its data. The data travel as
-compressed JSON in base64, which holds no character that means something to
-HTML; scripts unpack them and show them as text. What a model wrote thus never
-becomes markup, and a page without network could not tell anybody anyway.
+A page is a template of `templates/` with its data, as compressed JSON in
+base64: no character of it has a meaning in HTML, and scripts show the data as
+text. So a model's text never becomes markup, and the page may not use the
+network.
 """
 
 import base64
@@ -13,22 +13,22 @@ import re
 import zlib
 from typing import Any
 
-_TEMPLATES = pathlib.Path(__file__).resolve().parents[1] / "templates"
+TEMPLATES = pathlib.Path(__file__).resolve().parents[1] / "templates"
 _MARK = re.compile(r"\{\{([a-z.]+)\}\}")
 
 
 def render(template: str, data: Any) -> str:
-  """The page of `templates/TEMPLATE.html` with these data.
+  """Fills `templates/TEMPLATE.html`.
 
-  In a template `{{data}}` stands for the data, which `readData` of page.js
-  unpacks, and `{{page.css}}` for that file of the same folder.
+  In a template, `{{data}}` is replaced by the data, which `readData` of page.js
+  unpacks, and `{{page.css}}` by that file of the same folder.
 
   Args:
     template: the template's name, such as "report".
-    data: what JSON can hold; nan and inf it cannot.
+    data: values that fit into JSON.
 
   Raises:
-    ValueError: a number that JSON cannot hold.
+    ValueError: a number is nan or inf.
   """
   text = json.dumps(data, allow_nan=False, separators=(",", ":"))
   packed = base64.b64encode(zlib.compress(text.encode())).decode()
@@ -41,4 +41,4 @@ def render(template: str, data: Any) -> str:
 
 
 def _read(name: str) -> str:
-  return (_TEMPLATES / name).read_text(encoding="utf-8")
+  return (TEMPLATES / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pictures of a run, and of several runs together."""
+"""Plots of one run, and of several runs."""
 
 import dataclasses
 import itertools
@@ -11,24 +11,9 @@ import matplotlib.axes
 import matplotlib.figure
 import matplotlib.ticker
 
-_COLORS = {
-  "base": "#9a9a9a",
-  "warmup": "#8c6d46",
-  "sft": "#3b6fb6",
-  "offline_st": "#6b9080",
-  "online_st": "#e09f3e",
-  "reft": "#d1495b",
-  "reward_model": "#7d5ba6",
-}
-_NAMES = {
-  "warmup": "warm-up",
-  "sft": "SFT",
-  "offline_st": "offline ST",
-  "online_st": "online ST",
-  "reft": "ReFT",
-  "reward_model": "reward model",
-}
-# Of lines that are no stages, or several of one: told apart in order.
+from reft_jax.config import stages as stages_lib
+
+# For lines that are not stages, in order.
 _COLORS_IN_ORDER = (
   *("#3b6fb6", "#d1495b", "#6b9080", "#e09f3e", "#7d5ba6", "#8c6d46"),
   *("#1f9ea8", "#c06c9c", "#4a4a4a", "#9a9a9a"),
@@ -48,11 +33,11 @@ _PANELS = (
 def learning_curves(
   rows: Sequence[Mapping], path: str | os.PathLike[str]
 ) -> None:
-  """Draws how a run went, from its metrics' rows, as a PNG.
+  """Draws the learning curves of a run as a PNG, a panel for each metric.
 
-  Dev accuracy is drawn over the share of each stage that is done, so that
-  stages of different lengths can be compared; the rest over steps. Metrics
-  that were never logged have no panel; without any, nothing is written.
+  The x axis of dev accuracy is the share of a stage that is done, so that
+  stages of different lengths can be compared; otherwise it is the step. A
+  metric that was never logged has no panel; without panels nothing is written.
   """
   panels = [
     (metric, title)
@@ -76,11 +61,11 @@ def learning_curves(
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """Several measurements at each place, drawn as their mean and range.
+  """Several measurements at each x, drawn as their mean and range.
 
   Attributes:
-    label: what the legend calls it.
-    values: the measurements, such as one a seed, by place; none is empty.
+    label: in the legend.
+    values: the measurements, such as one a seed, by x; none is empty.
   """
 
   label: str
@@ -96,16 +81,16 @@ def lines(
   share: bool = True,
   dense: bool = False,
 ) -> None:
-  """Draws lines over a number as a PNG; without any, writes nothing.
+  """Draws lines as a PNG; without any, writes nothing.
 
   Args:
     some: the lines.
     path: the file.
     title: what is measured.
-    x: what a place is.
+    x: the label of the x axis.
     share: whether measurements are shares, shown in per cent.
-    dense: whether places are many, as in a learning curve: ranges are then a
-      band, not bars, and the axis is not logarithmic.
+    dense: whether there are many x, as in a learning curve: ranges are then a
+      band, not bars, and the axis is never logarithmic.
   """
   some = [line for line in some if line.values]
   if not some:
@@ -114,24 +99,24 @@ def lines(
     figsize=(6.4, 4.0), dpi=150, layout="constrained"
   )
   ax = figure.subplots()
-  # Where the colours are used up, they begin again with another stroke.
+  # After the last colour, they begin again with another stroke.
   looks = itertools.cycle(itertools.product(_STROKES, _COLORS_IN_ORDER))
   for line, (stroke, color) in zip(some, looks, strict=False):
-    places = sorted(line.values)
-    means = [statistics.mean(line.values[place]) for place in places]
-    low = [min(line.values[place]) for place in places]
-    high = [max(line.values[place]) for place in places]
+    xs = sorted(line.values)
+    means = [statistics.mean(line.values[at]) for at in xs]
+    low = [min(line.values[at]) for at in xs]
+    high = [max(line.values[at]) for at in xs]
     style = {"color": color, "linestyle": stroke, "label": line.label}
-    ax.plot(places, means, marker="o", markersize=3 if dense else 5, **style)
+    ax.plot(xs, means, marker="o", markersize=3 if dense else 5, **style)
     if dense:
-      ax.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
+      ax.fill_between(xs, low, high, color=color, alpha=0.18, linewidth=0)
     else:
-      ax.vlines(places, low, high, color=color, linewidth=1.2)
-  everywhere = sorted({place for line in some for place in line.values})
+      ax.vlines(xs, low, high, color=color, linewidth=1.2)
+  ticks = sorted({at for line in some for at in line.values})
   if not dense:
-    if everywhere[0] > 0 and everywhere[-1] >= 8 * everywhere[0]:
+    if ticks[0] > 0 and ticks[-1] >= 8 * ticks[0]:
       ax.set_xscale("log", base=2)
-    ax.set_xticks(everywhere, [f"{place:g}" for place in everywhere])
+    ax.set_xticks(ticks, [f"{at:g}" for at in ticks])
     ax.minorticks_off()
   _finish(ax, title, x)
   if share:
@@ -150,9 +135,10 @@ def _panel(
     steps, values = _curve(rows, stage, metric)
     if not steps:
       continue
+    known = stages_lib.TABLE.get(stage)
     style = {
-      "color": _COLORS.get(stage, "#555555"),
-      "label": _NAMES.get(stage, stage),
+      "color": known.colour if known else "#555555",
+      "label": known.label if known else stage,
     }
     if accuracy:
       last = max(row["step"] for row in rows if row["stage"] == stage)
@@ -176,7 +162,7 @@ def _panel(
 
 
 def _finish(ax: matplotlib.axes.Axes, title: str, x: str) -> None:
-  """What all axes look like."""
+  """Sets the title, the labels and the style of all axes."""
   ax.set_title(title, fontsize=10, loc="left")
   ax.set_xlabel(x, fontsize=9)
   ax.tick_params(labelsize=8)
@@ -185,7 +171,7 @@ def _finish(ax: matplotlib.axes.Axes, title: str, x: str) -> None:
 
 
 def _percent() -> matplotlib.ticker.Formatter:
-  """Shares as per cent; one for each axis, which it belongs to."""
+  """Shares in per cent; every axis needs a formatter of its own."""
   return matplotlib.ticker.PercentFormatter(1.0)
 
 

@@ -1,12 +1,12 @@
 """Compiler flags that a run may opt in to: `xla_flags=fast`.
 
-They have collectives run beside computation, and many small ones together. XLA
-reads them from the environment when jax starts, and ends the process over one
-that it does not know; names come and go between versions. So a process of its
-own tries them first, once for each version, and those unknown are left out.
+They overlap collectives with computation and combine small collectives. XLA
+reads them from the environment when jax starts, and ends the process if it does
+not know one; names change between versions. So a separate process tries them
+first, once for each version, and unknown ones are left out.
 
-Sources: openxla.org/xla/flags_guidance; of GPUs xla/debug_options_flags.cc in
-openxla/xla, which has the defaults; of TPUs benchmarks/xla_flags_library.py in
+Sources: openxla.org/xla/flags_guidance; for GPUs xla/debug_options_flags.cc in
+openxla/xla, which has the defaults; for TPUs benchmarks/xla_flags_library.py in
 AI-Hypercomputer/maxtext.
 """
 
@@ -24,11 +24,11 @@ from importlib import metadata
 
 from reft_jax import files
 
-# In bfloat16 a layer of a 7B model has 0.4 GB; small arrays add up to this much
-# before they are sent.
+# Arrays are combined up to this size before they are sent. In bfloat16, a layer
+# of a 7B model has 0.4 GB.
 _COMBINED = 512 << 20
 
-# By jax's platform, each with what it does.
+# For each of jax's platforms: the flags and what they do.
 FLAGS: Mapping[str, Mapping[str, str]] = {
   "cuda": {
     "--xla_gpu_enable_latency_hiding_scheduler=true": (
@@ -84,7 +84,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
 
 _VARIABLES = {"cuda": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
 _COMPILERS = {"cuda": "jaxlib", "tpu": "libtpu"}
-# Programs that end badly over an unknown flag, and touch no accelerator.
+# Programs that fail on an unknown flag, and use no accelerator.
 _TRIALS = {
   "cuda": "import jax; jax.numpy.zeros(1)",
   "tpu": (
@@ -103,12 +103,12 @@ CACHE = "~/.cache/reft_jax/xla_flags"
 def use(wanted: str, say: Callable[[str], None]) -> None:
   """Sets the flags that this machine's compiler knows.
 
-  To be called before jax starts: later they have no effect. What the user set
-  stays, and wins over a flag here.
+  Call it before jax starts: later they have no effect. Flags that the user has
+  set win.
 
   Args:
-    wanted: `none`, or `fast`.
-    say: is told in one line what was set, and what was left out.
+    wanted: `none` or `fast`.
+    say: called with one line: what was set and what was left out.
   """
   if wanted == "none":
     return
@@ -130,7 +130,7 @@ def use(wanted: str, say: Callable[[str], None]) -> None:
   ours = [
     flag for flag in FLAGS[kind] if _name(flag) not in {*named, *left_out}
   ]
-  # The last of a kind counts.
+  # The user's come last: XLA takes the last value of a flag.
   os.environ[variable] = " ".join([*ours, theirs]).strip()
   text = f"xla_flags={wanted}: {len(ours)} flags added to {variable}"
   if left_out:
@@ -142,12 +142,11 @@ def use(wanted: str, say: Callable[[str], None]) -> None:
 
 
 def platform() -> str | None:
-  """`cuda` or `tpu` if jax will run on it, told without starting jax."""
+  """`cuda` or `tpu` if jax will run on it; does not start jax."""
   asked = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
   if asked:
     return {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(asked)
-  chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-  if chips and importlib.util.find_spec("libtpu"):
+  if has_tpu():
     return "tpu"
   gpus = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
   if any(map(os.path.exists, gpus)) and _plugins():
@@ -155,18 +154,24 @@ def platform() -> str | None:
   return None
 
 
+def has_tpu() -> bool:
+  """Whether this machine has TPU chips and the library that drives them."""
+  chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+  return bool(chips and importlib.util.find_spec("libtpu"))
+
+
 class TrialError(Exception):
-  """Flags could not be tried; one line."""
+  """The flags could not be tried, for a reason of one line."""
 
 
 def unknown(kind: str, flags: Sequence[str]) -> list[str]:
-  """The names of those flags that a platform's compiler does not know.
+  """The names of the flags that a platform's compiler does not know.
 
-  What was found once for a version is remembered.
+  The answer is cached on disk for each version of the compiler.
 
   Args:
     kind: cuda or tpu.
-    flags: as they are written in the environment.
+    flags: as written in the environment.
 
   Raises:
     TrialError: the process that tries them failed for another reason.
@@ -192,13 +197,13 @@ def unknown(kind: str, flags: Sequence[str]) -> list[str]:
 
 
 def _tried(kind: str, flags: Sequence[str]) -> list[str]:
-  """As `unknown`, by a process that is given the flags."""
+  """As `unknown`, from a process that starts with the flags."""
   environment = {
     name: value
     for name, value in os.environ.items()
     if name not in _VARIABLES.values()
   } | {
-    # Neither takes an accelerator, nor asks the cloud, nor minds another run.
+    # No accelerator, no query to the cloud, and other runs may use the TPU.
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -236,7 +241,7 @@ def _name(flag: str) -> str:
 
 
 def _plugins() -> list[str]:
-  """What compiles for NVIDIA GPUs and is installed."""
+  """The installed packages that compile for NVIDIA GPUs."""
   return [
     f"jax-cuda{version}-plugin"
     for version in (12, 13)

@@ -10,12 +10,12 @@ import numpy as np
 from reft_jax import types
 from reft_jax.config import schema
 from reft_jax.data import encode
+from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.evaluation import votes
-from reft_jax.run.context import Run
 from reft_jax.runtime import console as console_lib
 from reft_jax.runtime import multihost
 from reft_jax.sampling import sampler as sampler_lib
-from reft_jax.tasks import grader
+from reft_jax.tasks import grader as grader_lib
 from reft_jax.tasks.answers import choices
 from reft_jax.tasks.answers import grade as grade_lib
 from reft_jax.tasks.answers.grade import Verdict
@@ -111,26 +111,31 @@ class Answer:
 
 
 class PendingGrades:
-  """The completions of one rollout on their way to their verdicts.
+  """The grades of one rollout's completions, while they are worked out.
 
-  It is given to a sampler as `on_ended`: programs of rows that have ended run
-  while others are sampled and, until `answers` is called, while the device
-  goes on with something else. Of several processes each grades its share.
+  A sampler calls `start` as rows end: their programs run while other rows are
+  sampled and, until `answers` is called, while the device does something else.
+  With several processes each grades its share.
 
   Args:
-    run: the run.
+    grader: completions to grades.
+    tokenizer: ids to completions.
     examples: one for each row; further rows of the rollout are ignored.
   """
 
-  def __init__(self, run: Run, examples: Sequence[encode.Example]):
-    self._run = run
+  def __init__(
+    self,
+    grader: grader_lib.Grader,
+    tokenizer: tokenizer_lib.Tokenizer,
+    examples: Sequence[encode.Example],
+  ):
+    self._grader = grader
+    self._tokenizer = tokenizer
     self._examples = examples
-    self._share = multihost.own_rows(len(examples))
-    self._started: dict[int, grader.Started] = {}
+    self._own_rows = multihost.own_rows(len(examples))
+    self._started: dict[int, grader_lib.Started] = {}
 
-  def __call__(
-    self, rows: Sequence[int], sampled: sampler_lib.Progress
-  ) -> None:
+  def start(self, rows: Sequence[int], sampled: sampler_lib.Progress) -> None:
     """Starts to grade rows that have ended."""
     response_BT, lengths_B = jax.device_get(
       (sampled.response_BT, sampled.lengths_B)
@@ -142,7 +147,7 @@ class PendingGrades:
     response_BT, lengths_B, ended_B = multihost.allgather(
       (sampled.response_BT, sampled.response_lengths_B, sampled.ended_B)
     )
-    self._start(self._share, response_BT, lengths_B)
+    self._start(self._own_rows, response_BT, lengths_B)
     mine = {
       row: Answer(
         self._examples[row],
@@ -172,14 +177,14 @@ class PendingGrades:
   def _completion(
     self, row: int, response_BT: np.ndarray, lengths_B: np.ndarray
   ) -> str:
-    return self._run.tokenizer.decode(response_BT[row, : lengths_B[row]])
+    return self._tokenizer.decode(response_BT[row, : lengths_B[row]])
 
   def _start(
     self, rows: Sequence[int], response_BT: np.ndarray, lengths_B: np.ndarray
   ) -> None:
     for row in rows:
-      if row in self._share and row not in self._started:
-        self._started[row] = self._run.grader.start(
+      if row in self._own_rows and row not in self._started:
+        self._started[row] = self._grader.start(
           self._examples[row].problem,
           self._completion(row, response_BT, lengths_B),
         )

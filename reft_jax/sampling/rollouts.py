@@ -1,5 +1,6 @@
-"""Questions to graded completions: what evaluation and rollouts share."""
+"""Questions to graded completions, for training or for evaluation."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,14 +9,102 @@ import jax
 
 from reft_jax import types
 from reft_jax.config import schema
-from reft_jax.data import batches as batches_lib
-from reft_jax.data import encode
-from reft_jax.learning import steps
-from reft_jax.run.context import Run
+from reft_jax.data import batches, encode
+from reft_jax.learning import forward, microbatch
+from reft_jax.runtime import keys, multihost
 from reft_jax.runtime import mesh as mesh_lib
-from reft_jax.runtime import multihost
+from reft_jax.sampling import engine as engine_lib
 from reft_jax.sampling import grading
-from reft_jax.sampling import sampler as sampler_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class PendingRollout:
+  """A step's rollout, whose answers are still being graded.
+
+  Attributes:
+    tokens: the rollout, as wide as its longest response, in steps of
+      `data.length_bucket`.
+    examples: the question of each row.
+    grades: the verdicts under way.
+  """
+
+  tokens: types.Rollout
+  examples: Sequence[encode.Example]
+  grades: grading.PendingGrades
+
+  def answers(self) -> list[grading.Answer]:
+    """One for each row; waits for what is still being graded."""
+    return self.grades.answers(self.tokens)
+
+
+class Rollouts:
+  """Samples solutions of training questions, step by step.
+
+  Args:
+    engine: what samples.
+    examples: the training questions.
+    name: the stage's; its random streams follow from it.
+    config: how many questions and samples a step has.
+
+  Attributes:
+    steps: how many there are.
+  """
+
+  def __init__(
+    self,
+    engine: engine_lib.Engine,
+    examples: Sequence[encode.Example],
+    name: str,
+    config: schema.RolloutsConfig,
+  ):
+    self._engine = engine
+    self._examples = examples
+    self._name = name
+    self._rows = config.batch_size
+    self._questions = config.batch_size // config.samples_per_question
+    self.steps = config.steps or config.epochs * -(
+      -len(examples) // self._questions
+    )
+    self._sampler = engine.make_sampler(
+      temperature=config.temperature, samples=config.samples_per_question
+    )
+
+  def sample(self, policy: Any, step: int) -> PendingRollout:
+    """A step's rollout; its answers are graded while the device goes on."""
+    engine, train = self._engine, self._examples
+    seed = engine.config.seed
+    requests = batches.stream_requests(
+      len(train), seed=seed, step=step, batch=self._questions
+    )
+    examples = [train[number % len(train)] for number in requests]
+    samples = self._sampler.samples
+    batch = mesh_lib.pad_to_shards(
+      engine.sampling_mesh, self._questions, samples
+    )
+    prompts = engine.prompts(examples, requests, batch)
+    rows = [each for each in examples for _ in range(samples)]
+    grades = grading.PendingGrades(engine.grader, engine.tokenizer, rows)
+    tokens = engine.sample(
+      self._sampler,
+      engine.publish(policy),
+      prompts,
+      keys.derive(seed, self._name, "sample", step),
+      grades.start,
+    )
+    if batch > self._questions:
+      tokens = microbatch.slice_rows(tokens, 0, self._rows)
+    return PendingRollout(self._trimmed(tokens), rows, grades)
+
+  def _trimmed(self, tokens: types.Rollout) -> types.Rollout:
+    data = self._engine.config.data
+    slots = batches.width(
+      multihost.allgather(tokens.response_lengths_B).tolist(),
+      bucket=data.length_bucket,
+      most=data.max_response_tokens,
+    )
+    if slots < data.max_response_tokens:
+      tokens = forward.trimmed(tokens, slots)
+    return tokens
 
 
 class BatchSampler:
@@ -25,32 +114,33 @@ class BatchSampler:
   for each device).
 
   Args:
-    run: the run.
+    engine: what samples.
     samples: completions a question.
     temperature: 0 decodes greedily.
-    top_k: likeliest tokens drawn from; 0 draws from all.
+    top_k: likeliest tokens sampled from; 0 samples from all.
   """
 
   def __init__(
-    self, run: Run, *, samples: int, temperature: float, top_k: int = 0
+    self,
+    engine: engine_lib.Engine,
+    *,
+    samples: int,
+    temperature: float,
+    top_k: int = 0,
   ):
-    self._run = run
-    ways = mesh_lib.num_batch_shards(run.sampling_mesh)
-    rows = max(run.config.evaluation.batch_size, ways)
+    self._engine = engine
+    shards = mesh_lib.num_batch_shards(engine.sampling_mesh)
+    rows = max(engine.config.evaluation.batch_size, shards)
     # So many samples at a time that they fit a batch, in equal passes.
     at_once = max(
-      n for n in range(1, samples + 1) if samples % n == 0 and n * ways <= rows
+      n
+      for n in range(1, samples + 1)
+      if samples % n == 0 and n * shards <= rows
     )
     self._passes = samples // at_once
-    self._batch = rows // at_once // ways * ways
-    self._sample = sampler_lib.Sampler(
-      run.networks,
-      response_tokens=run.config.data.max_response_tokens,
-      eos_ids=run.tokenizer.eos_ids,
-      pad_id=run.tokenizer.pad_id,
-      temperature=temperature,
-      top_k=top_k,
-      samples=at_once,
+    self._batch = rows // at_once // shards * shards
+    self._sampler = engine.make_sampler(
+      temperature=temperature, top_k=top_k, samples=at_once
     )
 
   def __call__(
@@ -67,98 +157,23 @@ class BatchSampler:
     start: int = 0,
   ) -> Iterator[list[list[grading.Answer]]]:
     """The same a batch of examples at a time, from example `start` on."""
-    published = self._run.publish(policy)
+    engine = self._engine
+    published = engine.publish(policy)
     for first in range(start, len(examples), self._batch):
       some = range(first, min(first + self._batch, len(examples)))
       groups: list[list[grading.Answer]] = [[] for _ in some]
       for number in range(self._passes):
         requests = [index * self._passes + number for index in some]
-        prompts = self._run.prompts(
+        prompts = engine.prompts(
           [examples[index] for index in some], requests, self._batch
         )
-        rows = [each for each in some for _ in range(self._sample.samples)]
-        verdicts = grading.PendingGrades(
-          self._run, [examples[row] for row in rows]
+        rows = [each for each in some for _ in range(self._sampler.samples)]
+        grades = grading.PendingGrades(
+          engine.grader, engine.tokenizer, [examples[row] for row in rows]
         )
-        sampled = self._run.sample(
-          self._sample, published, prompts, key, verdicts
+        tokens = engine.sample(
+          self._sampler, published, prompts, key, grades.start
         )
-        for row, answer in zip(rows, verdicts.answers(sampled), strict=True):
+        for row, answer in zip(rows, grades.answers(tokens), strict=True):
           groups[row - first].append(answer)
       yield groups
-
-
-class Rollouts:
-  """What a stage that samples as it learns samples, step by step.
-
-  Args:
-    run: the run.
-    name: the stage's; its random streams follow from it.
-    config: how many questions and samples a step has.
-
-  Attributes:
-    steps: how many there are.
-  """
-
-  def __init__(
-    self,
-    run: Run,
-    name: str,
-    config: schema.RolloutsConfig,
-  ):
-    self._run = run
-    self._name = name
-    self._rows = config.batch_size
-    self._questions = config.batch_size // config.samples_per_question
-    self.steps = config.steps or config.epochs * -(
-      -len(run.train) // self._questions
-    )
-    self._sample = sampler_lib.Sampler(
-      run.networks,
-      response_tokens=run.config.data.max_response_tokens,
-      eos_ids=run.tokenizer.eos_ids,
-      pad_id=run.tokenizer.pad_id,
-      temperature=config.temperature,
-      samples=config.samples_per_question,
-    )
-
-  def __call__(
-    self, policy: Any, step: int
-  ) -> tuple[types.Rollout, list[encode.Example], grading.PendingGrades]:
-    """A step's rollout, each row's question, and its verdicts under way.
-
-    The rollout is as wide as its longest response, in steps of
-    `data.length_bucket`.
-    """
-    run = self._run
-    requests = batches_lib.stream_requests(
-      len(run.train),
-      seed=run.config.seed,
-      step=step,
-      batch=self._questions,
-    )
-    examples = [run.train[number % len(run.train)] for number in requests]
-    batch = mesh_lib.pad_to_shards(
-      run.sampling_mesh, self._questions, self._sample.samples
-    )
-    prompts = run.prompts(examples, requests, batch)
-    rows = [each for each in examples for _ in range(self._sample.samples)]
-    verdicts = grading.PendingGrades(run, rows)
-    sampled = run.sample(
-      self._sample,
-      run.publish(policy),
-      prompts,
-      run.key(self._name, "sample", step),
-      verdicts,
-    )
-    if batch > self._questions:
-      sampled = steps.slice_rows(sampled, 0, self._rows)
-    data = run.config.data
-    slots = batches_lib.width(
-      multihost.allgather(sampled.response_lengths_B).tolist(),
-      bucket=data.length_bucket,
-      most=data.max_response_tokens,
-    )
-    if slots < data.max_response_tokens:
-      sampled = steps.trimmed(sampled, slots)
-    return sampled, rows, verdicts

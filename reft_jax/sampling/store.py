@@ -1,11 +1,11 @@
 """Completions on disk: sampled once, and graded as they are sampled.
 
-A collection is two files. `NAME.json` says what is asked, of what model and
-how, and by what rules it was graded; `NAME.jsonl` has a line for each question,
-with all its completions and their grades, in the questions' order. Lines are
-added as they are sampled, so a killed process loses one batch at most; what is
-sampled for a question depends on its number alone, so the next process adds
-what the first would have.
+A store is two files. `NAME.json` is its manifest: the questions, the model, how
+they were sampled and, as a note, the rules by which they were graded.
+`NAME.jsonl` has a line for each question, in their order, with all its
+completions and their grades. Lines are added as they are sampled, so a killed
+process loses one batch at most. What is sampled for a question depends on its
+number alone, so the next process adds what the first would have added.
 """
 
 import hashlib
@@ -17,28 +17,31 @@ from typing import Any
 import jax
 
 from reft_jax import files
+from reft_jax import manifest as manifest_lib
 from reft_jax.data import encode
 from reft_jax.errors import UserError
-from reft_jax.run import loop as loop_lib
-from reft_jax.run.context import Run
-from reft_jax.runtime import multihost
+from reft_jax.runtime import console as console_lib
+from reft_jax.runtime import multihost, preemption
+from reft_jax.sampling import engine as engine_lib
 from reft_jax.sampling import grading, rollouts
 
-# In NAME.json beside what identifies the completions: how they were graded.
+_KIND = "samples"
+# The note in the manifest that says how completions were graded.
 _GRADED = "graded"
+_REMEDY = "set output to another folder, or remove it."
 
 
-class Collection:
+class Store:
   """The completions of some questions.
 
   Args:
-    run: the run.
-    path: the `.jsonl` file; made, with its folder, by the first draw.
+    engine: what samples.
+    path: the `.jsonl` file; made, with its folder, by the first `fill`.
     examples: the questions.
     samples: completions a question.
     temperature: 0 decodes greedily.
-    top_k: likeliest tokens drawn from; 0 draws from all.
-    identity: what else must not change, such as the model's fingerprint.
+    top_k: likeliest tokens sampled from; 0 samples from all.
+    facts: what else must not change, such as the model's fingerprint.
 
   Raises:
     UserError: the file holds other completions, or nothing says which.
@@ -46,34 +49,36 @@ class Collection:
 
   def __init__(
     self,
-    run: Run,
+    engine: engine_lib.Engine,
     path: pathlib.Path,
     examples: Sequence[encode.Example],
     *,
     samples: int,
     temperature: float,
     top_k: int = 0,
-    identity: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
   ):
-    self._run = run
+    self._engine = engine
     self._path = path
-    self._beside = path.with_suffix(".json")
+    self._manifest_path = path.with_suffix(".json")
     self._examples = examples
-    self._answerer = rollouts.BatchSampler(
-      run, samples=samples, temperature=temperature, top_k=top_k
+    self._samples = samples
+    self._sampler = rollouts.BatchSampler(
+      engine, samples=samples, temperature=temperature, top_k=top_k
     )
-    self._identity = {
+    config = engine.config
+    self._facts = {
       "samples": samples,
       "temperature": temperature,
       "top_k": top_k,
-      "max_response_tokens": run.config.data.max_response_tokens,
-      "seed": run.config.seed,
-      "compute_dtype": run.config.model.compute_dtype,
-      "tokenizer": run.tokenizer.fingerprint[:16],
+      "max_response_tokens": config.data.max_response_tokens,
+      "seed": config.seed,
+      "compute_dtype": config.model.compute_dtype,
+      "tokenizer": engine.tokenizer.fingerprint[:16],
       "questions": _fingerprint(
         (each.problem.uid, each.prompt) for each in examples
       ),
-      **(identity or {}),
+      **(facts or {}),
     }
     self._check()
 
@@ -82,7 +87,9 @@ class Collection:
     """Whether nothing is left to be sampled."""
     return len(self._lines()) == len(self._examples)
 
-  def draw(self, policy: Any, key: jax.Array) -> None:
+  def fill(
+    self, policy: Any, key: jax.Array, console: console_lib.Console
+  ) -> None:
     """Samples what is missing.
 
     Raises:
@@ -90,34 +97,33 @@ class Collection:
     """
     kept = self._lines()  # Without a line that a crash has torn.
     rules = self._rules()
-    graded = (
-      files.read_json(self._beside).get(_GRADED, rules) if kept else rules
-    )
+    graded = self._graded_by() if kept else rules
     multihost.barrier("read")
     if multihost.is_lead():
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      about = {**self._identity, _GRADED: graded}
-      files.replace(self._beside, json.dumps(about, indent=2) + "\n")
+      notes = {_GRADED: graded}
+      manifest_lib.Manifest(_KIND, self._facts, notes).write(
+        self._manifest_path
+      )
       files.replace(self._path, (line.encode() for line in kept))
-    batches = self._answerer.batches(
+    batches = self._sampler.batches(
       policy, self._examples, key, start=len(kept)
     )
+    name = self._path.stem
     with (
       multihost.open_to_append(self._path) as file,
-      self._run.console.stage(
-        self._path.stem, len(self._examples), len(kept)
-      ) as progress,
+      console.stage(name, len(self._examples), len(kept)) as progress,
     ):
       for groups in batches:
         # The file knows one set of rules; grades by others are not kept.
         file.writelines(_line(group, graded == rules) for group in groups)
         file.flush()
         progress.step(progress.done + len(groups))
-        loop_lib.stop_if_asked(
-          f"{self._path.stem}: {progress.done} of {len(self._examples)}"
+        preemption.raise_if_stop_requested(
+          f"{name}: {progress.done} of {len(self._examples)}"
           " questions are sampled"
         )
-    multihost.barrier("drawn")  # What one has written all will read.
+    multihost.barrier("sampled")  # All read what the lead has written.
 
   def answers(self) -> list[list[grading.Answer]]:
     """All completions, graded by the rules of the run's grader.
@@ -125,14 +131,14 @@ class Collection:
     What was graded by them when it was sampled is not graded again: of a
     program near its limits another verdict might come.
     """
-    alike = files.read_json(self._beside).get(_GRADED) == self._rules()
+    same_rules = self._graded_by() == self._rules()
     pairs = [*zip(self._examples, self._rows(), strict=True)]
-    anew = [
-      pair for pair in pairs if not alike or pair[1].get("grades") is None
+    again = [
+      pair for pair in pairs if not same_rules or pair[1].get("grades") is None
     ]
     started = {
-      index: self._graded(*anew[index])
-      for index in multihost.own_rows(len(anew))
+      index: self._grade(*again[index])
+      for index in multihost.own_rows(len(again))
     }
     # Only now are programs waited for: many run at once.
     grades = multihost.allgather_rows(
@@ -140,18 +146,18 @@ class Collection:
         index: [answer.to_json() for answer in group]
         for index, group in started.items()
       },
-      len(anew),
+      len(again),
     )
-    for (_, row), judgements in zip(anew, grades, strict=True):
-      row["grades"] = judgements
-    return [_recalled(*pair) for pair in pairs]
+    for (_, row), group in zip(again, grades, strict=True):
+      row["grades"] = group
+    return [_answers(*pair) for pair in pairs]
 
-  def _graded(
+  def _grade(
     self, example: encode.Example, row: Mapping[str, Any]
   ) -> Iterator[grading.Answer]:
-    """The answers of a line, graded anew; starts at once, waits when asked."""
+    """The answers of a line, graded again; starts at once, waits when asked."""
     started = [
-      self._run.grader.start(example.problem, completion)
+      self._engine.grader.start(example.problem, completion)
       for completion in row["completions"]
     ]
     return (
@@ -163,7 +169,7 @@ class Collection:
 
   def _rules(self) -> dict[str, Any]:
     """By what the run's grader grades."""
-    grader = self._run.grader
+    grader = self._engine.grader
     rules = {
       "reasoning": grader.reasoning,
       "answers": grader.mode,
@@ -172,9 +178,14 @@ class Collection:
       ),
     }
     if grader.reasoning == "python":
-      rules |= vars(self._run.config.programs)
+      rules |= vars(self._engine.config.programs)
       del rules["workers"]  # How many programs run at once.
     return rules
+
+  def _graded_by(self) -> Any:
+    """The rules by which the completions on disk were graded."""
+    found = manifest_lib.read(self._manifest_path, _REMEDY)
+    return found and found.notes.get(_GRADED)
 
   def _lines(self) -> list[str]:
     """The whole lines of the file."""
@@ -190,14 +201,12 @@ class Collection:
       UserError: they are not these questions', in their order.
     """
     rows = []
-    lines = self._lines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(self._lines(), start=1):
       try:
         rows.append(json.loads(line))
         uid = self._examples[number - 1].problem.uid
         counts = [len(rows[-1][name]) for name in ("completions", "ended")]
-        alike = rows[-1]["uid"] == uid
-        alike &= counts == [self._identity["samples"]] * 2
+        alike = rows[-1]["uid"] == uid and counts == [self._samples] * 2
       except (ValueError, LookupError, TypeError):
         alike = False
       if not alike:
@@ -211,22 +220,17 @@ class Collection:
   def _check(self) -> None:
     if not self._lines():
       return
-    before = files.read_json(self._beside)
-    if not before:
+    before = manifest_lib.read(self._manifest_path, _REMEDY)
+    if before is None:
       raise UserError(
-        f"{self._path} holds completions, but no {self._beside.name} beside it"
-        " says of what model; set output to another folder, or remove it."
+        f"{self._path} holds completions, but no {self._manifest_path.name}"
+        f" beside it says of what model; {_REMEDY}"
       )
-    before.pop(_GRADED, None)
-    changed = [
-      f"{key}: {before.get(key)} -> {self._identity.get(key)}"
-      for key in dict.fromkeys((*before, *self._identity))
-      if before.get(key) != self._identity.get(key)
-    ]
+    changed = before.changes(manifest_lib.Manifest(_KIND, self._facts))
     if changed:
       raise UserError(
         f"{self._path} holds completions of another kind"
-        f" ({'; '.join(changed)}); set output to another folder, or remove it."
+        f" ({'; '.join(changed)}); {_REMEDY}"
       )
     self._rows()
 
@@ -244,7 +248,7 @@ def _line(group: Sequence[grading.Answer], graded: bool) -> str:
   return json.dumps(row) + "\n"
 
 
-def _recalled(
+def _answers(
   example: encode.Example, row: Mapping[str, Any]
 ) -> list[grading.Answer]:
   """The answers of a line, with the grades it holds."""

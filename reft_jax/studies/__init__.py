@@ -1,1 +1,1 @@
-"""Comparing finished runs: suites, their reports, ratings by people."""
+"""Comparisons of finished runs, on the host: suites and human ratings."""

@@ -1,4 +1,4 @@
-"""Whether a suite can be run: all that can be known before anything is."""
+"""Whether a suite can run: every check that needs no finished run."""
 
 import contextlib
 import dataclasses
@@ -9,24 +9,34 @@ from reft_jax import errors
 from reft_jax.config import checks, schema
 from reft_jax.evaluation import settings as settings_lib
 from reft_jax.huggingface import hub
+from reft_jax.run import files_check
 from reft_jax.studies import suites
 
-# Where runs would lie; what lies there now is of no interest.
+# Where runs would lie. The checks do not look at what lies there.
 _FOLDER = pathlib.Path()
-# The accuracies that are known of a run's stage by its evaluation.
+# The accuracies that an evaluation computes, by run and stage.
 _Known = Mapping[tuple[str, str], set[str]]
 
 
 def check(suite: suites.Suite, overrides: Sequence[str] = ()) -> None:
-  """Holds a suite to what its runs and evaluations will leave behind.
+  """Checks that a suite can run, and that its report has what it refers to.
 
   Args:
     suite: the suite.
-    overrides: settings for every run and evaluation, which win.
+    overrides: settings for every run and evaluation; they win.
 
   Raises:
-    UserError: a setting, file, run, stage or metric that there is not.
+    UserError: a setting, file, run, stage or metric does not exist, or two
+      parts of the suite contradict each other.
   """
+  for override in overrides:
+    if override.startswith(("name=", "seed=", "stages=")):
+      raise errors.UserError(
+        f"{override} would be the same for every run; leave it to the suite"
+        " and to --seeds"
+      )
+  if len(set(suite.seeds)) < len(suite.seeds):
+    raise errors.UserError(f"{suite.file}: seeds: each can be run once")
   for run in suite.runs.values():
     _check_run(suite, run, overrides)
   known: dict[tuple[str, str], set[str]] = {}
@@ -38,10 +48,12 @@ def check(suite: suites.Suite, overrides: Sequence[str] = ()) -> None:
       if place in known:
         raise errors.UserError(
           f"{suite.file}: {where}: {'/'.join(place)} is evaluated before, and"
-          " has one place for its answers; leave one out"
+          " its answers have one folder; leave one of the two out"
         )
       known[place] = found
   _check_pictures(suite)
+  for claim in suite.claims:
+    _check_sides(suite, claim)
   for where, line in _curves(suite):
     _check_stage(suite, where, line.run, line.stage)
   for where, reference in _references(suite):
@@ -51,13 +63,14 @@ def check(suite: suites.Suite, overrides: Sequence[str] = ()) -> None:
 def _check_run(
   suite: suites.Suite, run: suites.Run, overrides: Sequence[str]
 ) -> None:
+  """Checks a run's settings, and the files and folders that it reads."""
   seed = suite.seeds[0]
   config = suite.config(run.name, seed, _FOLDER, overrides)
   lent = suite.lent_models(run.name, seed, _FOLDER)
   with _saying_where(suite, f"run {run.name}"):
     for each in suite.seeds:
       checks.validate(dataclasses.replace(config, seed=each))
-    # Models of other runs are not there yet, and need not be.
+    # The models of the suite's other runs need not exist yet.
     _check_files(
       config,
       {
@@ -73,13 +86,13 @@ def _check_evaluation(
   evaluation: suites.Evaluation,
   overrides: Sequence[str],
 ) -> set[str]:
-  """Checks an evaluation; returns the names of what it will work out."""
+  """Checks an evaluation; returns the names of the accuracies it computes."""
   for stage in evaluation.stages:
     _check_stage(suite, where, evaluation.run, stage)
     if stage == suites.REWARD_MODEL:
       raise errors.UserError(
         f"{suite.file}: {where}: {stage} answers no questions; name its run as"
-        " reward_model, to rerank other stages' answers"
+        " reward_model to rerank other stages' answers"
       )
   if evaluation.reward_model:
     judge = evaluation.reward_model
@@ -114,8 +127,8 @@ def _check_evaluation(
 def _check_files(
   config: schema.Config, model: Mapping[str, str | None]
 ) -> None:
-  """Checks that files exist, with these changes to where models are."""
-  checks.check_files(
+  """Checks that the files of a config exist, with these models instead."""
+  files_check.check_files(
     dataclasses.replace(
       config, model=dataclasses.replace(config.model, **model)
     )
@@ -124,7 +137,7 @@ def _check_files(
 
 @contextlib.contextmanager
 def _saying_where(suite: suites.Suite, where: str) -> Iterator[None]:
-  """Errors inside name the suite and the place in it."""
+  """Puts the suite and the place in it in front of errors raised inside."""
   try:
     yield
   except errors.UserError as error:
@@ -132,7 +145,7 @@ def _saying_where(suite: suites.Suite, where: str) -> Iterator[None]:
 
 
 def _check_pictures(suite: suites.Suite) -> None:
-  """Every figure's picture must have a file of its own."""
+  """Checks that no two figures are drawn to one file."""
   titles: dict[str, str] = {}
   for figure in suite.figures:
     name = suites.picture(figure.title)
@@ -144,24 +157,34 @@ def _check_pictures(suite: suites.Suite) -> None:
     titles[name] = figure.title
 
 
+def _check_sides(suite: suites.Suite, claim: suites.Claim) -> None:
+  """Checks that a claim is about a run."""
+  one, other = claim.sides
+  if isinstance(one, float) and isinstance(other, float):
+    raise errors.UserError(
+      f"{suite.file}: claim {claim.text!r}: compares {one:g} and {other:g},"
+      " which no run decides; one of them should be RUN/STAGE"
+    )
+
+
 def _curves(suite: suites.Suite) -> Iterator[tuple[str, suites.Reference]]:
-  """Every curve that is drawn, and where; any metric may be logged."""
+  """Every curve and its place in the suite; its metric may be any."""
   for figure in suite.figures:
     if isinstance(figure, suites.Curves):
-      for line in figure.lines.values():
+      for line in figure.curves.values():
         yield f"figure {figure.title!r}", line
 
 
 def _references(suite: suites.Suite) -> Iterator[tuple[str, suites.Reference]]:
-  """Every result that is tabled, drawn or claimed, and where."""
+  """Every result in a table, figure or claim, and its place in the suite."""
   for table in suite.tables:
     for row in table.rows:
       for column in table.columns:
         where = f"table {table.title!r}, row {row.label!r}"
-        yield where, suites.Reference(row.run, row.stage, column)
+        yield where, dataclasses.replace(row.result, metric=column)
   for figure in suite.figures:
     if isinstance(figure, suites.Points):
-      for line in figure.lines.values():
+      for line in figure.points.values():
         for reference in line.values():
           yield f"figure {figure.title!r}", reference
   for claim in suite.claims:
@@ -173,6 +196,7 @@ def _references(suite: suites.Suite) -> Iterator[tuple[str, suites.Reference]]:
 def _check_reference(
   suite: suites.Suite, where: str, reference: suites.Reference, known: _Known
 ) -> None:
+  """Checks that a run or an evaluation will yield a result."""
   _check_stage(suite, where, reference.run, reference.stage)
   name = reference.metric
   metric = suites.metric(name)
@@ -185,12 +209,13 @@ def _check_reference(
   place = reference.run, reference.stage
   if metric.evaluated and name not in known.get(place, ()):
     raise errors.UserError(
-      f"{suite.file}: {where}: no evaluation of {'/'.join(place)} knows"
+      f"{suite.file}: {where}: no evaluation of {'/'.join(place)} computes"
       f" {name}; add one, its k to evaluation.at, or a reward_model to rerank"
     )
 
 
 def _check_stage(suite: suites.Suite, where: str, run: str, stage: str) -> None:
+  """Checks that the suite has the run, and the run the stage."""
   if run not in suite.runs:
     raise errors.UserError(
       f"{suite.file}: {where}: no run {run!r}; there are"

@@ -1,11 +1,12 @@
-"""Solutions of several models, judged by people who do not know whose.
+"""Blinded ratings: people judge solutions without knowing who wrote them.
 
-A page shows the same questions with a solution from each source, shuffled; its
-key says who wrote what. Ratings of the page, a file for each rater, are read
-back with the key (the paper's human evaluation).
+A page shows questions with a solution from each source, shuffled; the page's
+key says who wrote what. Every rater saves a file of ratings, which is read
+with the key (the paper's human evaluation).
 """
 
 import collections
+import csv
 import dataclasses
 import hashlib
 import json
@@ -20,11 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from reft_jax import files as files_lib
-from reft_jax.config import schema
+from reft_jax import files
 from reft_jax.errors import UserError
+from reft_jax.runtime import console as console_lib
+from reft_jax.runtime import pages
 from reft_jax.studies import agreement
+from reft_jax.studies import solutions as solutions_lib
 
+PAGE, KEY = "rating.html", "key.json"
 CRITERIA = {
   "logic": "Does the reasoning lead to the answer, without wrong steps?",
   "naming": "Do names and words say what the quantities are?",
@@ -32,12 +36,10 @@ CRITERIA = {
 }
 SCALE = (0.0, 0.5, 1.0)
 
-Row = Mapping[str, Any]
-
 
 @dataclasses.dataclass(frozen=True)
-class Solution:
-  """A text on the page: to which question, and which sources wrote it."""
+class Authorship:
+  """The question of a solution on the page, and the sources that wrote it."""
 
   uid: str
   sources: tuple[str, ...]
@@ -48,172 +50,129 @@ class Key:
   """Who wrote what.
 
   Attributes:
-    page: tells the page from others.
-    sources: what was compared, and the files it was read from.
-    solutions: by the names that the page gives them.
+    page: identifies the page.
+    sources: the file of each source.
+    solutions: by their names on the page.
   """
 
   page: str
   sources: Mapping[str, str]
-  solutions: Mapping[str, Solution]
+  solutions: Mapping[str, Authorship]
 
 
 @dataclasses.dataclass(frozen=True)
 class Ratings:
-  """What one rater gave: by solution and criterion, a number of `SCALE`."""
+  """The ratings of one rater: by solution and criterion, a value of SCALE."""
 
   rater: str
   scores: Mapping[str, Mapping[str, float]]
 
 
-def find(source: str) -> pathlib.Path:
-  """The file of completions that a source means.
-
-  Args:
-    source: RUN:STAGE, an evaluation's folder, or the file itself.
-
-  Raises:
-    UserError: there is none, or it could be one of several.
-  """
-  path = files_lib.expand_user(source)
-  if path.is_file():
-    return path
-  if (path / "greedy.jsonl").is_file():
-    return path / "greedy.jsonl"
-  stages = _stages(path)
-  if len(stages) == 1:
-    return _samples(path, stages[0])
-  if stages:
-    named = " or ".join(f"{source}:{stage}" for stage in stages)
-    raise UserError(f"{source}: say which stage, {named}")
-  folder, _, stage = source.rpartition(":")
-  stages = _stages(files_lib.expand_user(folder)) if folder else []
-  if stage in stages:
-    return _samples(files_lib.expand_user(folder), stage)
-  if stages:
-    raise UserError(f"{source}: {folder} has tested {', '.join(stages)}")
-  raise UserError(
-    f"{source}: no completions there; give RUN:STAGE, an evaluation's folder"
-    " or a .jsonl file"
-  )
-
-
-def _stages(run: pathlib.Path) -> list[str]:
-  """The stages whose greedy test answers a run's folder holds."""
-  return [name for name in schema.STAGES if _samples(run, name).is_file()]
-
-
-def _samples(run: pathlib.Path, stage: str) -> pathlib.Path:
-  return run / "samples" / f"test-{stage}.jsonl"
-
-
-def completions(file: pathlib.Path) -> dict[str, Row]:
-  """The rows of a file of completions, by their question's uid.
-
-  Those of a run and of an evaluation come with their question and verdict.
+def draw(
+  sources: Sequence[str],
+  *,
+  questions: int,
+  seed: int,
+  right: bool,
+  output: pathlib.Path,
+  screen: console_lib.Console,
+) -> None:
+  """Writes a page with solutions of `sources`, and its key.
 
   Raises:
-    UserError: what is in the file is something else.
+    UserError: the sources cannot be compared, have too few questions, or the
+      folder holds another page.
   """
-  rows: dict[str, Row] = {}
-  # Not splitlines: JSON may hold other line ends unescaped, such as U+2028.
-  for number, line in enumerate(read_text(file).split("\n"), start=1):
-    if not line.strip():
-      continue
-    where = f"line {number} of {file}"
-    row = _single(read_object(line, where), where)
-    uid, text = row.get("uid"), row.get("completion")
-    if not isinstance(uid, str) or not isinstance(text, str):
-      raise UserError(f"{where} is no completion of a question")
-    if uid in rows:
-      raise UserError(
-        f"{where} is another completion of {uid}; give a file with one for"
-        " each question, such as samples/test-sft.jsonl"
-      )
-    rows[uid] = row
-  return rows
-
-
-def _single(row: Row, where: str) -> Row:
-  """A line with lists, as evaluations keep it, as one about one completion."""
-  match row:
-    case {"completions": [text], "grades": [{"verdict": verdict}]}:
-      return {**row, "completion": text, "verdict": verdict}
-    case {"completions": [text]}:
-      return {**row, "completion": text}
-    case {"completions": [_, _, *_] as texts}:
-      raise UserError(
-        f"{where} holds {len(texts)} samples of a question; give a file with"
-        " one for each question, such as greedy.jsonl"
-      )
-  return row
-
-
-def questions(rows: Mapping[str, Mapping[str, Row]]) -> dict[str, Row]:
-  """The questions by their uids, as those sources tell that hold them.
-
-  Args:
-    rows: by source, what `completions` returns.
-
-  Raises:
-    UserError: none does, or two tell different ones.
-  """
-  asked: dict[str, Row] = {}
-  for source, each in rows.items():
-    for uid, row in each.items():
-      if isinstance(row.get("question"), str):
-        known = asked.setdefault(uid, row)
-        if known["question"] != row["question"]:
-          raise UserError(
-            f"{uid} is another question in {source} than in a source before"
-            " it; compare runs that were tested on the same questions"
-          )
-  if not asked:
+  found = {source: solutions_lib.find(source) for source in sources}
+  paths = {file.resolve() for file in found.values()}
+  if len(sources) < 2 or len(paths) < len(sources):
     raise UserError(
-      "no source tells the questions; give a RUN:STAGE that was tested on"
-      " them, or an evaluation, as one of the sources"
+      "draw compares two or more sources, each given once, such as"
+      " runs/embedded-seed0:sft runs/embedded-seed0:reft"
     )
-  return asked
+  if questions < 1:
+    raise UserError(f"--questions {questions} must be above 0")
+  page, key = blind(found, count=questions, seed=seed, right=right)
+  kept = output / KEY
+  if kept.exists() and open_key(kept).page != key.page:
+    raise UserError(
+      f"{output} holds another page, which raters may have; set --output to"
+      " another folder"
+    )
+  output.mkdir(parents=True, exist_ok=True)
+  # The key first: ratings of a page without a key would be lost work.
+  files.replace(kept, json.dumps(dataclasses.asdict(key), indent=2) + "\n")
+  files.replace(output / PAGE, pages.render("rating", page))
+  screen.line(
+    f"page for the raters: {output / PAGE}, with {len(key.solutions)}"
+    f" solutions of {questions} questions"
+  )
+  screen.line(f"key, not for the raters: {kept}")
+
+
+def read(
+  key: pathlib.Path,
+  *,
+  ratings: Sequence[pathlib.Path],
+  output: pathlib.Path | None,
+  screen: console_lib.Console,
+) -> None:
+  """Shows and writes how each source was rated and how well raters agree.
+
+  Raises:
+    UserError: ratings are of another page, incomplete, or given twice.
+  """
+  opened = open_key(key)
+  raters: dict[str, Ratings] = {}
+  origin: dict[str, pathlib.Path] = {}
+  for file in ratings:
+    given = open_ratings(file, opened)
+    if given.rater in raters:
+      raise UserError(
+        f"{given.rater} rated in {origin[given.rater]} and in {file}; give one"
+        " of the two"
+      )
+    raters[given.rater], origin[given.rater] = given, file
+  summary = summarize(opened, list(raters.values()))
+  folder = output or key.parent
+  folder.mkdir(parents=True, exist_ok=True)
+  whole, rows = folder / "ratings.json", folder / "ratings.csv"
+  files.replace(whole, json.dumps(summary, indent=2) + "\n")
+  with rows.open("w", encoding="utf-8", newline="") as table:
+    writer = csv.DictWriter(table, fieldnames=list(summary["ratings"][0]))
+    writer.writeheader()
+    writer.writerows(summary["ratings"])
+  show(summary, screen)
+  screen.line(f"ratings: {whole}, {rows}")
 
 
 def blind(
-  files: Mapping[str, pathlib.Path], *, count: int, seed: int, right: bool
+  paths: Mapping[str, pathlib.Path], *, count: int, seed: int, right: bool
 ) -> tuple[dict[str, Any], Key]:
-  """What a page shows, and its key.
+  """Draws questions; returns the content of their page, and its key.
 
-  Questions are drawn and shuffled, and so are the solutions of each. What
-  several sources wrote alike is shown once and counts for all of them.
+  Questions and the solutions of each are shuffled. A text that several sources
+  wrote is shown once and counts for all of them.
 
   Args:
-    files: by source, its completions.
-    count: how many questions.
-    seed: of the draw.
-    right: draw only from questions that all sources answered rightly.
+    paths: the file of completions of each source.
+    count: the number of questions.
+    seed: decides the draw.
+    right: draw only from questions that all sources answered correctly.
 
   Raises:
-    UserError: the sources have not so many questions in common, or with
-      `right` one of them has no verdicts.
+    UserError: the sources share too few questions, or `right` is asked of a
+      source without verdicts.
   """
-  rows = {source: completions(file) for source, file in files.items()}
-  asked = questions(rows)
-  for source, each in rows.items() if right else ():
-    if not all("verdict" in row for row in each.values()):
-      raise UserError(
-        f"--right: {source} does not say which of its answers are right; give"
-        " a RUN:STAGE, or an evaluation that was sampled anew"
-      )
-  shared = [
-    uid
-    for uid in asked
-    if all(
-      uid in each and (not right or each[uid].get("verdict") == "correct")
-      for each in rows.values()
-    )
-  ]
+  rows = {
+    source: solutions_lib.completions(file) for source, file in paths.items()
+  }
+  asked = solutions_lib.questions(rows)
+  shared = _shared(rows, asked, right=right)
   if len(shared) < count:
     raise UserError(
       f"--questions {count}: all sources answered only {len(shared)}"
-      f"{' rightly' if right else ''}; ask for fewer"
+      f"{' correctly' if right else ''}; ask for fewer"
     )
   rng = random.Random(f"rate {seed}")
   shown, solutions = [], {}
@@ -234,12 +193,35 @@ def blind(
       }
     )
     for name, text in zip(names, texts, strict=True):
-      solutions[name] = Solution(uid, tuple(authors[text]))
-  # Of what is shown, not of who wrote it.
+      solutions[name] = Authorship(uid, tuple(authors[text]))
+  # The page's name follows from what it shows, not from who wrote it.
   mark = hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:12]
-  sources = {source: str(file) for source, file in files.items()}
+  sources = {source: str(file) for source, file in paths.items()}
   page = {"page": mark, "criteria": CRITERIA, "scale": SCALE}
   return page | {"questions": shown}, Key(mark, sources, solutions)
+
+
+def _shared(
+  rows: Mapping[str, Mapping[str, solutions_lib.Row]],
+  asked: Mapping[str, solutions_lib.Row],
+  *,
+  right: bool,
+) -> list[str]:
+  """The questions that all sources answered, or answered correctly."""
+  for source, each in rows.items() if right else ():
+    if not all("verdict" in row for row in each.values()):
+      raise UserError(
+        f"--right: {source} does not say which of its answers are right; give"
+        " a RUN:STAGE, or an evaluation that was sampled anew"
+      )
+  return [
+    uid
+    for uid in asked
+    if all(
+      uid in each and (not right or each[uid].get("verdict") == "correct")
+      for each in rows.values()
+    )
+  ]
 
 
 def _letters(place: int) -> str:
@@ -252,18 +234,18 @@ def open_key(file: pathlib.Path) -> Key:
   """Reads a key.
 
   Raises:
-    UserError: it is none, or its solutions are not of its sources.
+    UserError: the file is not a key, or its solutions and sources differ.
   """
-  fields = read_object(read_text(file), str(file))
+  fields = solutions_lib.read_object(solutions_lib.read_text(file), str(file))
   try:
     solutions = {
-      name: Solution(each["uid"], tuple(each["sources"]))
+      name: Authorship(each["uid"], tuple(each["sources"]))
       for name, each in fields["solutions"].items()
     }
     key = Key(fields["page"], dict(fields["sources"]), solutions)
     authors = {source for each in solutions.values() for source in each.sources}
   except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise UserError(f"{file} is no key of a page") from error
+    raise UserError(f"{file} is not the key of a page") from error
   if not authors or authors != key.sources.keys():
     compared, found = (
       ", ".join(sorted(map(str, names))) or "no source"
@@ -277,15 +259,15 @@ def open_key(file: pathlib.Path) -> Key:
 
 
 def open_ratings(file: pathlib.Path, key: Key) -> Ratings:
-  """Reads what one rater saved.
+  """Reads the file of one rater.
 
   Raises:
-    UserError: it is not all ratings of the key's page, and no others.
+    UserError: the file does not hold exactly the ratings of the key's page.
   """
-  saved = read_object(read_text(file), str(file))
+  saved = solutions_lib.read_object(solutions_lib.read_text(file), str(file))
   rater, given = saved.get("rater"), saved.get("ratings")
   if not isinstance(rater, str) or not isinstance(given, dict):
-    raise UserError(f"{file} holds no ratings that the page saved")
+    raise UserError(f"{file} does not hold ratings that the page saved")
   if saved.get("page") != key.page:
     raise UserError(
       f"{file} rates page {saved.get('page')}, but the key is of page"
@@ -320,9 +302,9 @@ def open_ratings(file: pathlib.Path, key: Key) -> Ratings:
 
 
 def summarize(key: Key, raters: Sequence[Ratings]) -> dict[str, Any]:
-  """How sources were rated, how raters agree, and every rating.
+  """How sources were rated, how well raters agree, and every rating.
 
-  A source's deviation is among its solutions, each the mean of its raters.
+  A source's deviation is between its solutions, each the mean of its raters.
   """
   return {
     "page": key.page,
@@ -336,7 +318,7 @@ def summarize(key: Key, raters: Sequence[Ratings]) -> dict[str, Any]:
       for each in raters
     },
     "sources": {
-      source: _of_source(key, raters, source) for source in key.sources
+      source: _summarize_source(key, raters, source) for source in key.sources
     },
     "agreement": {
       criterion: _agreement(key, raters, criterion) for criterion in CRITERIA
@@ -352,7 +334,7 @@ def summarize(key: Key, raters: Sequence[Ratings]) -> dict[str, Any]:
   }
 
 
-def _of_source(
+def _summarize_source(
   key: Key, raters: Sequence[Ratings], source: str
 ) -> dict[str, Any]:
   names = [
@@ -388,37 +370,38 @@ def _agreement(
   }
 
 
-def read_text(file: pathlib.Path) -> str:
-  """A file's text; UserError if it cannot be read."""
-  try:
-    return file.read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(
-      f"{file} cannot be read ({getattr(error, 'strerror', 'no UTF-8')})"
-    ) from error
+def show(summary: Mapping[str, Any], screen: console_lib.Console) -> None:
+  """Shows what `summarize` returns, without the single ratings."""
+  raters, criteria = summary["raters"], list(CRITERIA)
+  screen.table(
+    f"Ratings from 0 to 1 by {len(raters)} rater{'s' * (len(raters) > 1)}",
+    ["source", "solutions", *criteria],
+    [
+      [source, each["solutions"], *(_spread(each[name]) for name in criteria)]
+      for source, each in summary["sources"].items()
+    ],
+  )
+  screen.line("±: deviation between solutions, each the mean of its raters")
+  if len(raters) == 1:
+    screen.line("one rater: agreement needs two or more")
+    return
+  screen.table(
+    "Agreement",
+    ["criterion", "alpha", "equal pairs"],
+    [[name, *each.values()] for name, each in summary["agreement"].items()],
+  )
+  screen.line(
+    "alpha: Krippendorff's, ordinal; 1 is perfect, 0 is chance, - if all"
+    " ratings are equal"
+  )
+  screen.table(
+    "Mean of each rater",
+    ["rater", *criteria],
+    [[rater, *means.values()] for rater, means in raters.items()],
+  )
 
 
-def read_object(text: str, where: str) -> dict[str, Any]:
-  """An object of JSON; UserError if it is none, or holds a name twice."""
-
-  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    counts = collections.Counter(name for name, _ in pairs)
-    for name, count in counts.items():
-      if count > 1:
-        raise UserError(f"{where} holds {name!r} twice; keep one of the two")
-    return dict(pairs)
-
-  try:
-    found = json.loads(text, object_pairs_hook=unique)
-  except (json.JSONDecodeError, RecursionError) as error:
-    raise UserError(f"{where} is not valid JSON; is it complete?") from error
-  except UserError:
-    raise
-  except ValueError as error:
-    raise UserError(
-      f"{where} holds a number of too many digits; give the file as it was"
-      " saved"
-    ) from error
-  if not isinstance(found, dict):
-    raise UserError(f"{where} should be an object of JSON")
-  return found
+def _spread(score: Mapping[str, float | None]) -> str:
+  deviation = score["deviation"]
+  spread = "-" if deviation is None else f"{deviation:.3f}"
+  return f"{score['mean']:.3f} ± {spread}"

@@ -1,26 +1,15 @@
-"""What a suite's numbers say: spreads, verdicts on claims, the report's text.
-
-Numbers in, text out: nothing is run or read here.
-"""
+"""The report of a suite: Markdown, pictures and JSON."""
 
 import dataclasses
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+import json
+import pathlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import get_args
 
-import scipy.stats
-
+from reft_jax import files
 from reft_jax.runtime import console as console_lib
-from reft_jax.studies import suites
-
-Verdict = Literal[
-  "reproduced", "unclear", "did not reproduce", "could not be measured"
-]
-# What rounding adds to a difference, or takes away.
-_SLACK = 1e-9
-# A metric of a stage by seed.
-BySeed = Mapping[int, float]
+from reft_jax.runtime import plots
+from reft_jax.studies import claims, results, suites
 
 RULES = (
   "A claim is *reproduced* if it holds on every seed and the whole 95 %"
@@ -31,180 +20,152 @@ RULES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Spread:
-  """Mean and standard deviation over seeds, and a 95 % interval of the mean.
-
-  All but the mean are nan with one seed.
-  """
-
-  seeds: int
-  mean: float
-  deviation: float
-  low: float
-  high: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-  """Summarises one value a seed; there must be one at least."""
-  count, mean = len(values), statistics.mean(values)
-  if count == 1:
-    return Spread(1, mean, math.nan, math.nan, math.nan)
-  deviation = statistics.stdev(values)
-  quantile = float(scipy.stats.t.ppf(0.975, count - 1))
-  reach = quantile * deviation / math.sqrt(count)
-  return Spread(count, mean, deviation, mean - reach, mean + reach)
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-  """What became of a claim.
-
-  Attributes:
-    claim: the claim.
-    seeds: how many were run.
-    differences: its two sides' by seed, on those where both were measured.
-    spread: of the differences; None without any.
-    held: on how many seeds it holds.
-    verdict: in a word or two; see RULES.
-  """
-
-  claim: suites.Claim
-  seeds: int
-  differences: BySeed
-  spread: Spread | None
-  held: int
-  verdict: Verdict
-
-
-def judge(
-  claim: suites.Claim,
-  one: BySeed | float,
-  other: BySeed | float,
-  *,
-  seeds: int,
-) -> Finding:
-  """Holds a claim against its two sides' numbers, on so many seeds.
-
-  What a run that diverged would have shown is not known, and a claim is not
-  reproduced without it.
-  """
-  differences = _minus(one, other)
-  if not differences:
-    return Finding(claim, seeds, {}, None, 0, "could not be measured")
-  found = spread(list(differences.values()))
-  held = [_holds(claim, value) for value in differences.values()]
-  verdict: Verdict = "unclear"
-  if not _holds(claim, found.mean):
-    verdict = "did not reproduce"
-  elif (
-    sum(held) == seeds
-    and _holds(claim, found.low)
-    and _holds(claim, found.high)
-  ):
-    verdict = "reproduced"
-  return Finding(claim, seeds, differences, found, sum(held), verdict)
-
-
-def _holds(claim: suites.Claim, difference: float) -> bool:
-  """Whether one difference is as claimed; nan is not."""
-  if claim.within is not None:
-    return abs(difference) <= claim.within + _SLACK
-  return difference >= claim.by - _SLACK and difference > _SLACK
-
-
-def _minus(one: BySeed | float, other: BySeed | float) -> dict[int, float]:
-  """Differences on the seeds that both sides have; a number is on all."""
-  sides = [side for side in (one, other) if isinstance(side, Mapping)]
-  seeds = [seed for seed in sides[0] if all(seed in side for side in sides)]
-  left, right = (
-    side if isinstance(side, Mapping) else dict.fromkeys(seeds, side)
-    for side in (one, other)
-  )
-  return {seed: left[seed] - right[seed] for seed in seeds}
-
-
-def plain(finding: Finding) -> dict[str, Any]:
-  """A finding as JSON knows it."""
-  found = finding.spread
-  return {
-    "claim": finding.claim.text,
-    "verdict": finding.verdict,
-    "seeds": finding.seeds,
-    "held": finding.held,
-    "differences": {str(k): v for k, v in finding.differences.items()},
-    "mean": found and found.mean,
-    "interval": [found.low, found.high] if found and found.seeds > 1 else None,
-  }
+# Yields a result by seed.
+Lookup = Callable[[suites.Reference], claims.BySeed]
 
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-  """How the numbers came about.
+  """How the numbers were made.
 
   Attributes:
     command: the command line that makes them.
     overrides: the settings in it, for every run and evaluation.
-    machine: on what, in a line.
-    at_once: how many runs went on at the same time.
-    seconds: by the clock, all runs and evaluations together.
-    seeds: the seeds that were run.
-    missing: runs and evaluations that did not come to their end, and why.
-    pictures: file and title of each picture beside the report.
+    at_once: how many jobs ran at once.
+    seconds: how long all jobs together took by the clock.
+    done: the names of the finished runs and evaluations.
+    missing: the other runs and evaluations, and why they have no results.
   """
 
   command: str
   overrides: Sequence[str]
-  machine: str
   at_once: int
   seconds: float
-  seeds: tuple[int, ...]
+  done: Collection[str]
   missing: Sequence[str]
-  pictures: Mapping[str, str]
 
 
-def report(
+def write(
+  suite: suites.Suite, account: Account, output: pathlib.Path
+) -> list[claims.Finding]:
+  """Writes report.md, its pictures and results.json; returns the findings.
+
+  Results of other settings than the suite's count as missing.
+  """
+  found = results.Results(suite, output / "runs", account.done)
+  machine = found.machine() or "no run is finished"
+
+  def measured(side: suites.Side) -> claims.BySeed | float:
+    return side if isinstance(side, float) else found.of(side)
+
+  findings = [
+    claims.judge(claim, *map(measured, claim.sides), seeds=len(suite.seeds))
+    for claim in suite.claims
+  ]
+  pictures = draw(suite, found, output)
+  text = markdown(
+    suite, found.of, findings, account, machine=machine, pictures=pictures
+  )
+  files.replace(output / "report.md", text)
+  content = {
+    "suite": suite.name,
+    "command": account.command,
+    "machine": machine,
+    "at_once": account.at_once,
+    "seconds": account.seconds,
+    "seeds": suite.seeds,
+    "missing": account.missing,
+    "claims": [claims.to_json(each) for each in findings],
+    "runs": found.to_json(),
+  }
+  text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+  files.replace(output / "results.json", text)
+  return findings
+
+
+def draw(
+  suite: suites.Suite, found: results.Results, output: pathlib.Path
+) -> dict[str, str]:
+  """Draws the suite's figures; returns their titles by file name."""
+  pictures = {}
+  for figure in suite.figures:
+    if isinstance(figure, suites.Curves):
+      dense, x = True, suites.OVER[figure.over]
+      lines = {
+        label: found.curve(line, figure.over)
+        for label, line in figure.curves.items()
+      }
+    else:
+      dense, x = False, figure.x
+      lines = {
+        label: {
+          place: list(values.values())
+          for place, result in line.items()
+          if (values := found.of(result))
+        }
+        for label, line in figure.points.items()
+      }
+    if any(lines.values()):
+      name = suites.picture(figure.title)
+      plots.lines(
+        [plots.Line(label, values) for label, values in lines.items()],
+        output / name,
+        title=figure.title,
+        x=x,
+        share=figure.share,
+        dense=dense,
+      )
+      pictures[name] = figure.title
+  return pictures
+
+
+def markdown(
   suite: suites.Suite,
-  of: Callable[[suites.Reference], BySeed],
-  findings: Sequence[Finding],
+  of: Lookup,
+  findings: Sequence[claims.Finding],
   account: Account,
+  *,
+  machine: str,
+  pictures: Mapping[str, str],
 ) -> str:
   """The report as Markdown.
 
   Args:
     suite: the suite.
-    of: a result by seed.
-    findings: what became of the suite's claims.
-    account: how the numbers came about.
+    of: yields a result by seed.
+    findings: the findings on the suite's claims.
+    account: how the numbers were made.
+    machine: the machine that made them, in a line.
+    pictures: the title of each picture by its file.
   """
   parts = [
     f"# Reproduction: {suite.name}",
     suite.about,
-    _introduction(suite, account),
+    _introduction(suite, account, machine),
   ]
   if findings:
     parts += ["## What reproduced and what did not", *_verdicts(findings)]
   for table in suite.tables:
-    parts += [f"## {table.title}", markdown(*rows_of(table, of)), table.note]
-  if account.pictures:
+    parts += [f"## {table.title}", grid(*rows_of(table, of)), table.note]
+  if pictures:
     parts += [
       "## Pictures",
       "Lines are means over seeds; bands and bars reach from the lowest seed to"
       " the highest.",
     ]
-  parts += [f"![{title}]({file})" for file, title in account.pictures.items()]
-  parts += ["## Every seed", _every_seed(suite, of, account.seeds)]
+  parts += [f"![{title}]({file})" for file, title in pictures.items()]
+  parts += ["## Every seed", _every_seed(suite, of)]
   parts += ["## The runs", _runs(suite, account.overrides)]
   return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _introduction(suite: suites.Suite, account: Account) -> str:
-  """How the numbers came about, and how they are to be read."""
-  *first, last = map(str, account.seeds)
+def _introduction(suite: suites.Suite, account: Account, machine: str) -> str:
+  """How the numbers were made, and how to read them."""
+  *first, last = map(str, suite.seeds)
   seeds = f"seeds {', '.join(first)} and {last}" if first else f"seed {last}"
   text = (
     f"```bash\n{account.command}\n```\n\n"
-    f"{account.machine}; {console_lib.duration(account.seconds)} in all,"
+    f"{machine}; {console_lib.duration(account.seconds)} in all,"
     f" {account.at_once} at a time. Figures are the mean ± the standard"
     f" deviation over runs with {seeds}; all that is random in a run follows"
     " from its seed. Accuracies are in per cent: of the dev problems where a"
@@ -220,10 +181,10 @@ def _introduction(suite: suites.Suite, account: Account) -> str:
   return text
 
 
-def _verdicts(findings: Sequence[Finding]) -> list[str]:
-  """A sentence a claim, by verdict, then what the verdicts mean."""
+def _verdicts(findings: Sequence[claims.Finding]) -> list[str]:
+  """A sentence for each claim, by verdict, then what the verdicts mean."""
   parts = []
-  for verdict in get_args(Verdict):
+  for verdict in get_args(claims.Verdict):
     lines = [sentence(each) for each in findings if each.verdict == verdict]
     if lines:
       head = verdict[0].upper() + verdict[1:]
@@ -231,8 +192,8 @@ def _verdicts(findings: Sequence[Finding]) -> list[str]:
   return [*parts, RULES]
 
 
-def sentence(finding: Finding) -> str:
-  """What became of a claim, in plain words."""
+def sentence(finding: claims.Finding) -> str:
+  """A finding in words."""
   claim, found = finding.claim, finding.spread
   text = claim.text
   if found is not None:
@@ -246,9 +207,9 @@ def sentence(finding: Finding) -> str:
   return f"{text}. Paper: {claim.paper}." if claim.paper else f"{text}."
 
 
-def _difference(claim: suites.Claim, found: Spread) -> str:
+def _difference(claim: suites.Claim, found: claims.Spread) -> str:
   """A mean difference with its deviation and interval."""
-  sides = (s for s in (claim.one, claim.other) if not isinstance(s, float))
+  sides = (side for side in claim.sides if not isinstance(side, float))
   kinds = {suites.metric(side.metric).kind for side in sides}
   share = kinds == {"share"}
   mean, deviation, low, high = (
@@ -266,12 +227,12 @@ def _signed(value: float) -> str:
 
 
 def rows_of(
-  table: suites.Table, of: Callable[[suites.Reference], BySeed]
+  table: suites.Table, of: Lookup
 ) -> tuple[list[str], list[list[str]]]:
   """A table's heads and cells; the paper's figures are the last columns.
 
-  Under `seeds` stands how many every cell is made of at least; a cell of fewer
-  than others of its row says so.
+  The column `seeds` holds the least number of seeds in the row; a cell with
+  fewer seeds than others of its row says so.
   """
   settings = list(
     dict.fromkeys(name for row in table.rows for name in row.paper)
@@ -285,30 +246,29 @@ def rows_of(
   rows = []
   for row in table.rows:
     values = [
-      of(suites.Reference(row.run, row.stage, column))
+      of(dataclasses.replace(row.result, metric=column))
       for column in table.columns
     ]
     counts = {len(some) for some in values if some} or {0}
     cells = [
       cell(suites.metric(column).kind, list(some.values()))
-      # A mean over fewer seeds than its neighbours' is not to be set beside
-      # them unawares.
+      # Readers would compare it with its neighbours' means over more seeds.
       + f" (of {len(some)})" * (0 < len(some) < max(counts))
       for column, some in zip(table.columns, values, strict=True)
     ]
-    paper = [str(row.paper.get(setting, "")) for setting in settings]
+    paper = [row.paper.get(setting, "") for setting in settings]
     rows.append([row.label, *cells, str(min(counts)), *paper])
   return heads, rows
 
 
 def cell(kind: str, values: Sequence[float]) -> str:
-  """One value a seed, as a table shows them."""
+  """A table's cell for the values of all seeds."""
   if not values:
     return "-"
   if kind == "rate":
     some = [console_lib.number(v) if v < 1e-3 else f"{v:g}" for v in values]
     return ", ".join(some if len(set(some)) > 1 else some[:1])
-  found = spread(values)
+  found = claims.spread(values)
   if kind == "share":
     written = [f"{100 * each:.1f}" for each in (found.mean, found.deviation)]
   elif kind == "seconds":
@@ -318,37 +278,36 @@ def cell(kind: str, values: Sequence[float]) -> str:
   return " ± ".join(written[: 1 if found.seeds == 1 else 2])
 
 
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table; all but the first column are set to the right."""
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table in Markdown; all but the first column are aligned to the right."""
   rule = ["---", *["---:"] * (len(heads) - 1)]
   lines = [[_in_table(text) for text in row] for row in (heads, rule, *rows)]
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _in_table(text: str) -> str:
-  """Text that ends neither its cell nor its line."""
+  """Text without what would end its cell or its line."""
   return " ".join(text.split()).replace("|", r"\|")
 
 
-def _every_seed(
-  suite: suites.Suite,
-  of: Callable[[suites.Reference], BySeed],
-  seeds: Sequence[int],
-) -> str:
-  """Test accuracy of every model in a table, seed by seed."""
-  places = dict.fromkeys(
-    (row.run, row.stage) for table in suite.tables for row in table.rows
+def _every_seed(suite: suites.Suite, of: Lookup) -> str:
+  """The test accuracy of every model in a table, seed by seed."""
+  seeds = suite.seeds
+  models = dict.fromkeys(
+    (row.result.run, row.result.stage)
+    for table in suite.tables
+    for row in table.rows
   )
   rows = []
-  for run, stage in places:
+  for run, stage in models:
     found = of(suites.Reference(run, stage, "test"))
     cells = [cell("share", [found[s]] if s in found else []) for s in seeds]
     rows.append([f"{run}/{stage}", *cells])
-  return markdown(["test", *(f"seed {seed}" for seed in seeds)], rows)
+  return grid(["test", *(f"seed {seed}" for seed in seeds)], rows)
 
 
 def _runs(suite: suites.Suite, overrides: Sequence[str]) -> str:
-  """What every run is; `overrides` are laid over its settings."""
+  """The settings of every run, and the overrides of all."""
   common = " ".join(suites.written(suite.settings))
   lines = [f"All of them: `--config {suite.experiment} {common}`".rstrip()]
   lines += [

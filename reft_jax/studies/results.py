@@ -1,4 +1,4 @@
-"""What the runs of a suite left on disk, as numbers."""
+"""Numbers that a suite's runs and evaluations left on disk."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from reft_jax.evaluation import settings
 from reft_jax.runtime import metrics
 from reft_jax.studies import suites
 
-# Where a run's summary.json keeps a metric of a stage.
+# A metric's key in a stage's part of summary.json.
 _IN_SUMMARY = {
   "test": "test_accuracy",
   "vote": "majority_accuracy",
@@ -28,7 +28,7 @@ _IN_SHARES = {
   "partial": "reward/partial",
   "unreached": "choice/unreached",
 }
-# What metrics.jsonl calls what is read from a stage's last rows.
+# A metric's key in metrics.jsonl; its value is a mean over the last rows.
 _AT_THE_END = {
   "reward": "reward/mean",
   "kl": "kl",
@@ -37,35 +37,33 @@ _AT_THE_END = {
 
 
 class Results:
-  """The numbers of a suite's runs and evaluations that came to their end.
+  """The numbers of a suite's finished runs and evaluations.
 
   Args:
     suite: the suite.
-    seeds: those that were run.
-    folder: where its runs lie.
-    done: the names of the runs and evaluations whose numbers are wanted, as
-      `suites.run_name` and `suites.evaluation_name` give them. Others may be
-      unfinished, or lie there with other settings.
+    folder: the folder of its runs.
+    done: the names of the finished runs and evaluations, as
+      `suites.run_name` and `suites.evaluation_name` give them. Others are not
+      read: they may be unfinished, or have other settings.
   """
 
   def __init__(
     self,
     suite: suites.Suite,
-    seeds: Sequence[int],
     folder: pathlib.Path,
     done: Collection[str],
   ):
-    self.seeds = tuple(seeds)
+    self.seeds = suite.seeds
     self._folder = folder
     evaluated = {
       (evaluation.run, seed, stage)
-      for seed in seeds
+      for seed in suite.seeds
       for evaluation in suite.evaluations
       if suites.evaluation_name(evaluation, seed) in done
       for stage in evaluation.stages
     }
     self._stages: dict[tuple[str, int], dict[str, Any]] = {}
-    for run, seed in itertools.product(suite.runs, seeds):
+    for run, seed in itertools.product(suite.runs, suite.seeds):
       place = suites.run_folder(folder, run, seed)
       found = stages(place) if suites.run_name(run, seed) in done else {}
       for stage, facts in found.items():
@@ -74,7 +72,7 @@ class Results:
       self._stages[run, seed] = found
 
   def of(self, reference: suites.Reference) -> dict[int, float]:
-    """A metric of a stage by seed; seeds that have none are left out."""
+    """A metric of a stage by seed, without seeds that lack it."""
     run, stage, metric = reference.run, reference.stage, reference.metric
     values = {
       seed: self._stages[run, seed].get(stage, {}).get(metric)
@@ -85,14 +83,14 @@ class Results:
   def curve(
     self, reference: suites.Reference, over: str
   ) -> dict[float, list[float]]:
-    """A metric that was logged along a stage: its values by place.
+    """A metric along a stage: the values that were logged, by place.
 
     Args:
       reference: the stage, and the metric as metrics.jsonl names it.
       over: what a place is, one of suites.OVER.
 
     Returns:
-      The values of all seeds that have one, at each place in its order.
+      At each place, in order, the values of all seeds that have one there.
     """
     run, stage, metric = reference.run, reference.stage, reference.metric
     curve: dict[float, list[float]] = {}
@@ -104,7 +102,7 @@ class Results:
       rows = rows_of(folder, stage, facts["learning_rate"])
       times, last = 1, 1
       if over == "share":
-        # Divided by, for places to be equal that are: 6/12 and 5/10.
+        # Divide last, so that equal shares are equal floats: 6/12 and 5/10.
         last = max((row["step"] for row in rows), default=1)
       elif over == "rows":
         config = loading.load([str(folder / "config.yaml")])
@@ -116,7 +114,7 @@ class Results:
     return dict(sorted(curve.items()))
 
   def machine(self) -> str | None:
-    """On what the first of the runs was made, in a line."""
+    """The machine of the first finished run, in a line; None if none is."""
     for (run, seed), stages in self._stages.items():
       if stages:
         folder = suites.run_folder(self._folder, run, seed)
@@ -127,8 +125,8 @@ class Results:
         )
     return None
 
-  def plain(self) -> dict[str, Any]:
-    """Everything as JSON knows it: run, seed, stage, metric."""
+  def to_json(self) -> dict[str, Any]:
+    """All numbers as JSON: by run, seed, stage and metric."""
     tree: dict[str, Any] = {}
     for (run, seed), found in self._stages.items():
       tree.setdefault(run, {})[str(seed)] = found
@@ -136,7 +134,7 @@ class Results:
 
 
 def stages(folder: pathlib.Path) -> dict[str, dict[str, float | None]]:
-  """The metrics of a finished run's stages; empty if it is not finished."""
+  """The metrics of a run's stages; empty if the run is not finished."""
   if not (folder / "summary.json").exists():
     return {}
   summary = json.loads((folder / "summary.json").read_text())
@@ -150,7 +148,7 @@ def stages(folder: pathlib.Path) -> dict[str, dict[str, float | None]]:
 
 
 def equations(file: pathlib.Path) -> float | None:
-  """Mean number of equals signs in a greedy test answer."""
+  """The mean number of equals signs in a greedy test answer."""
   if not file.exists():
     return None
   rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
@@ -160,13 +158,13 @@ def equations(file: pathlib.Path) -> float | None:
 def rows_of(
   folder: pathlib.Path, stage: str, learning_rate: float
 ) -> list[dict]:
-  """What was logged in a stage; of a sweep, at the rate that was chosen."""
+  """The rows logged in a stage; of a sweep, those at the chosen rate."""
   names = (stage, f"{stage}-lr{learning_rate:g}")
   return [row for row in metrics.read(folder) if row["stage"] in names]
 
 
 def at_the_end(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-  """Means over the last tenth of the rows that have a finite value."""
+  """Means over the last tenth of the finite values."""
   found = {}
   for name, logged in _AT_THE_END.items():
     values = [row.get(logged, math.nan) for row in rows]
@@ -177,12 +175,12 @@ def at_the_end(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
 
 
 def accuracies(folder: pathlib.Path, stage: str) -> dict[str, float]:
-  """What reft_jax.evaluate worked out of a run's stage."""
+  """The accuracies that reft_jax.evaluate computed for a run's stage."""
   file = evaluation_file(folder, stage)
   figures = json.loads(file.read_text())["accuracy"]
   return {name: figure["value"] for name, figure in figures.items()}
 
 
 def evaluation_file(folder: pathlib.Path, stage: str) -> pathlib.Path:
-  """Where reft_jax.evaluate leaves that."""
+  """The file in which reft_jax.evaluate leaves them."""
   return settings.folder(folder, stage, "test") / settings.FILE

@@ -1,7 +1,7 @@
 """Suites: what a reproduction runs, and what it tables, draws and claims.
 
-How a suite is written is told in `reading`, what makes it one that can be run
-in `checking`.
+`reading` reads a suite file into these types. `checking` tells whether the
+suite can run.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NewType
 
 from reft_jax import errors
 from reft_jax.config import loading, schema
@@ -22,21 +22,29 @@ OVER = {
   "rows": "rollouts, or solutions imitated",
   "share": "share of the stage",
 }
+# What rounding may add to a difference, or take away.
+_SLACK = 1e-9
+
+# Settings by their dotted keys.
+Settings = Mapping[str, Any]
+# A number that is 0 or more.
+Margin = NewType("Margin", float)
+NO_MARGIN = Margin(0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """What is known of a stage's model.
+  """A number of a stage's model.
 
   Attributes:
-    title: its column's head.
-    kind: `share`, shown in per cent; `number`; `rate`, which is listed, not
-      averaged; or `seconds`.
-    evaluated: whether reft_jax.evaluate works it out, not the run.
+    title: the heading of its column.
+    kind: `share` is shown in per cent; values of `rate` are listed, not
+      averaged; `number` and `seconds` are shown as they are.
+    evaluated: whether reft_jax.evaluate computes it, not the run.
   """
 
   title: str
-  kind: str = "share"
+  kind: Literal["share", "number", "rate", "seconds"] = "share"
   evaluated: bool = False
 
 
@@ -77,25 +85,22 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run that every seed repeats; `source` lends it the stages it lacks.
-
-  `settings` are by their dotted keys, as those of suites and evaluations are.
-  """
+  """A run, repeated with every seed; `source` lends it the stages it lacks."""
 
   name: str
   stages: tuple[str, ...]
-  settings: Mapping[str, Any]
+  settings: Settings
   source: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Stages of a run to be evaluated, reranked by a run's reward model."""
+  """Stages of a run to evaluate; `reward_model` is the run that reranks."""
 
   run: str
   stages: tuple[str, ...]
-  reward_model: str | None
-  settings: Mapping[str, Any]
+  reward_model: str = ""
+  settings: Settings = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,83 +108,114 @@ class Row:
   """One stage's model in a table, and the paper's figures by their setting."""
 
   label: str
-  run: str
-  stage: str
-  paper: Mapping[str, Any]
+  result: Reference
+  paper: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Models and what is known of them."""
+  """Models and their metrics."""
 
   title: str
   columns: tuple[str, ...]
   rows: tuple[Row, ...]
-  note: str
+  note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """A learning curve for each label; `over` is one of OVER."""
+  """A figure with a learning curve for each label."""
 
+  curves: Mapping[str, Reference]
   title: str
-  over: str
-  lines: Mapping[str, Reference]
-  share: bool
+  metric: str = "dev/accuracy"
+  over: Literal["step", "rows", "share"] = "step"
+  share: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-  """Results over a number in which runs differ, a line for each label."""
+  """A figure of results over a number in which runs differ."""
 
+  points: Mapping[str, Mapping[float, Reference]]
   title: str
   x: str
-  lines: Mapping[str, Mapping[float, Reference]]
-  share: bool
+  metric: str = "test"
+  share: bool = True
+
+
+Side = Reference | float
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
-  """That one result is above another by some, or, with `within`, equals it."""
+class Equal:
+  """The claim that two results differ by `within` at most."""
 
+  equal: tuple[Side, Side]
   text: str
-  one: Reference | float
-  other: Reference | float
-  by: float
-  within: float | None
-  paper: str
+  within: Margin
+  metric: str = "test"
+  paper: str = ""
 
   @property
-  def sides(self) -> tuple[Reference | float, Reference | float]:
-    """What is compared."""
-    return self.one, self.other
+  def sides(self) -> tuple[Side, Side]:
+    """The two results."""
+    return self.equal
+
+  def holds(self, difference: float) -> bool:
+    """Whether the claim holds for a difference of its sides; nan never does."""
+    return abs(difference) <= self.within + _SLACK
+
+
+@dataclasses.dataclass(frozen=True)
+class Above:
+  """The claim that one result is above another, by at least `by`."""
+
+  above: Side
+  below: Side
+  text: str
+  by: Margin = NO_MARGIN
+  metric: str = "test"
+  paper: str = ""
+
+  @property
+  def sides(self) -> tuple[Side, Side]:
+    """The two results."""
+    return self.above, self.below
+
+  def holds(self, difference: float) -> bool:
+    """Whether the claim holds for a difference of its sides; nan never does."""
+    return difference >= self.by - _SLACK and difference > _SLACK
+
+
+Claim = Equal | Above
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-  """A suite that has been read; `checking.check` says if it can be run."""
+  """A suite file's content; `checking.check` tells whether it can run."""
 
   file: str
   name: str
   about: str
   experiment: str
   seeds: tuple[int, ...]
-  settings: Mapping[str, Any]
   runs: Mapping[str, Run]
-  evaluations: tuple[Evaluation, ...]
-  tables: tuple[Table, ...]
-  figures: tuple[Curves | Points, ...]
-  claims: tuple[Claim, ...]
+  settings: Settings = dataclasses.field(default_factory=dict)
+  evaluations: tuple[Evaluation, ...] = ()
+  tables: tuple[Table, ...] = ()
+  figures: tuple[Curves | Points, ...] = ()
+  claims: tuple[Equal | Above, ...] = ()
 
   def origin(self, run: str, stage: str) -> str | None:
-    """The run whose stage a run has or starts from; None if there is none."""
+    """The run that trains a run's stage, itself or a source; None if none."""
     if stage in self.runs[run].stages:
       return run
     source = self.runs[run].source
     return self.origin(source, stage) if source else None
 
   def overrides(self, run: str, seed: int, folder: pathlib.Path) -> list[str]:
-    """The `key=value`s of a run whose suite keeps its runs in a folder."""
+    """A run's settings as `key=value`s; `folder` holds the suite's runs."""
     place = {
       "name": f"{self.name}-{run}",
       "seed": seed,
@@ -212,7 +248,7 @@ class Suite:
   def evaluation_overrides(
     self, evaluation: Evaluation, seed: int, folder: pathlib.Path
   ) -> list[str]:
-    """The `key=value`s of an evaluation, laid over its run's settings."""
+    """The `key=value`s that an evaluation lays over its run's settings."""
     judge = {}
     if evaluation.reward_model:
       path = model_folder(folder, evaluation.reward_model, seed, REWARD_MODEL)
@@ -247,16 +283,16 @@ class Suite:
   def lent_models(
     self, run: str, seed: int, folder: pathlib.Path
   ) -> dict[str, str]:
-    """Settings that name another run's model, with that model's folder."""
+    """The settings that name another run's model, and that model's folder."""
     return {
       key: str(model_folder(folder, origin, seed, stage))
       for key, (stage, origin) in self._lent(run).items()
     }
 
   def _lent(self, run: str) -> dict[str, tuple[str, str]]:
-    """Settings that name another run's model: its stage and the run.
+    """The settings that name another run's model: that model's stage and run.
 
-    None where a run has a base model of its own: no other starts from it.
+    Empty where a run has a base model of its own: no other model starts there.
     """
     settings, own = self.runs[run].settings, self.runs[run].stages
     if "base" in own or settings.get("model.path"):
@@ -269,7 +305,7 @@ class Suite:
     return {key: found for key, found in origins.items() if found[1]}
 
   def _load(self, where: str, overrides: Sequence[str]) -> schema.Config:
-    """The experiment's config with overrides; errors say where in the suite."""
+    """The experiment's config with overrides; errors name the suite."""
     try:
       return loading.load([self.experiment], overrides)
     except errors.UserError as error:
@@ -278,29 +314,29 @@ class Suite:
 
 
 def run_name(run: str, seed: int) -> str:
-  """What a run with a seed is called, and its folder."""
+  """The name of a run with a seed, and of its folder."""
   return f"{run}-seed{seed}"
 
 
 def evaluation_name(evaluation: Evaluation, seed: int) -> str:
-  """What an evaluation with a seed is called."""
+  """The name of an evaluation with a seed."""
   return "-".join((run_name(evaluation.run, seed), *evaluation.stages))
 
 
 def run_folder(folder: pathlib.Path, run: str, seed: int) -> pathlib.Path:
-  """Where a run lies among a suite's runs."""
+  """The folder of a run, in the folder of a suite's runs."""
   return folder / run_name(run, seed)
 
 
 def model_folder(
   folder: pathlib.Path, run: str, seed: int, stage: str
 ) -> pathlib.Path:
-  """Where a run leaves the model of a stage."""
+  """The folder of the model of a run's stage."""
   return run_folder(folder, run, seed) / "models" / stage
 
 
 def metric(name: str) -> Metric | None:
-  """What is known of a metric; None if there is no such metric."""
+  """The metric of this name; None if there is no such metric."""
   found = re.fullmatch(r"(\w+)@([1-9]\d*)", name)
   if found and found[1] in AT_K:
     return Metric(f"{AT_K[found[1]]}@{found[2]}", evaluated=True)
@@ -324,13 +360,13 @@ def written(settings: Mapping[str, Any]) -> list[str]:
 
 
 def picture(title: str) -> str:
-  """The file of the picture of a figure with this title."""
+  """The file name of the figure with this title."""
   words = re.findall(r"\w+", title.lower()) or ["figure"]
   return f"{'-'.join(words)}.png"
 
 
 def _spelled(value: Any) -> str:
-  """A value as YAML and a person read it."""
+  """A value as YAML reads it."""
   if isinstance(value, list):
     return f"[{','.join(map(_spelled, value))}]"
   plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)

@@ -1,1 +1,1 @@
-"""Problems, prompts and answers, on the host alone: jax stays out."""
+"""Problems, prompts, answers and their grading; host code without jax."""

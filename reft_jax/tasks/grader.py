@@ -1,4 +1,4 @@
-"""From completions to grades; where they are programs, these are run."""
+"""From completions to grades, running those that are programs."""
 
 import concurrent.futures
 import dataclasses
@@ -17,7 +17,7 @@ class Grader:
   Attributes:
     reasoning: `nl` or `python`.
     mode: `strict` or `official`.
-    executor: runs programs; needed where reasoning is `python`.
+    executor: runs programs; needed for reasoning `python`.
   """
 
   reasoning: str = "nl"
@@ -25,9 +25,11 @@ class Grader:
   executor: executor_lib.Executor | None = None
 
   def start(self, problem: Problem, completion: str) -> "Started":
-    """Sends a completion's program off to be run, if it is one."""
+    """Starts to run a completion's program, if it is one."""
     program = None
     if self.reasoning == "python":
+      if self.executor is None:
+        raise ValueError("programs need an executor")
       program = self.executor.submit(
         programs.source(completion, problem, mode=self.mode),
         scopes="two" if self.mode == "official" else "one",
@@ -37,7 +39,7 @@ class Grader:
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-  """A completion whose program, if it has one, may still run."""
+  """A completion whose program, if it is one, may still be running."""
 
   grader: Grader
   problem: Problem
@@ -46,10 +48,10 @@ class Started:
 
   def result(self) -> results.Result | None:
     """Waits for the program. Raises LostWorkerError if it cannot be run."""
-    return self.program and self.program.result()
+    return self.program.result() if self.program else None
 
   def grade(self) -> grade_lib.Grade:
-    """Waits for the program and judges what it returned."""
+    """Waits for the program and grades the completion."""
     return grade_lib.grade(
       self.completion,
       self.problem,

@@ -1,7 +1,6 @@
-"""Program chains of thought: from a completion to what is run, and back."""
+"""Programs as chains of thought: their source and their results."""
 
 import itertools
-from typing import Literal
 
 from reft_jax.tasks import problem as problem_lib
 from reft_jax.tasks import prompts
@@ -15,15 +14,15 @@ def source(
   completion: str,
   problem: problem_lib.Problem,
   *,
-  mode: Literal["strict", "official"],
+  mode: str,
 ) -> str:
   """The program of a completion, with or without the prompt in front of it.
 
   In both modes it ends before the first blank line (the released code's rule).
-  `official` runs all that follows the last trigger, docstring included, with
-  `sys.exit` printed instead. It has no import lines: the executor offers math
-  and sympy. Deviation, `strict`: the function's body is run without the
-  docstring, where a question's quotes or blank lines would break the program.
+  `official` is all that follows the last trigger, docstring included, with
+  `sys.exit` replaced by `print`. Import lines are not needed: the executor
+  offers math and sympy. Deviation, `strict`: the docstring is left out, because
+  quotes or blank lines of the question would break the program.
   """
   prompt = prompts.prompt(problem, "python")
   completion = _aligned(completion)
@@ -37,23 +36,24 @@ def source(
 
 
 def _aligned(completion: str) -> str:
-  """The completion, its first line under the docstring that it follows.
+  """The completion with its first line indented like the prompt's docstring.
 
-  Tokenizers of the SentencePiece kind put a space in front of a text and take
-  it off when its ids are decoded. A model that was not taught this goes on with
-  the four spaces of its prompt, and three are left: they become four again,
-  unless the program means them.
+  SentencePiece tokenizers add a space in front of a text and remove it in
+  decoding. A model that was not trained for this writes the four spaces of its
+  prompt, and decoding leaves three. They become four again, unless another line
+  of the program is indented by less than four.
   """
   lines = itertools.takewhile(str.strip, completion.split("\n"))
   first, *margins = [len(line) - len(line.lstrip(" ")) for line in lines] or [0]
-  meant = min(margins, default=4) < 4
-  return completion if first != 3 or meant else f" {completion}"
+  intended = min(margins, default=4) < 4
+  return completion if first != 3 or intended else f" {completion}"
 
 
 def number(result: results.Result) -> float | None:
-  """The number a program returned; None for all else and where it failed.
+  """The number that a program returned; None if it failed or returned none.
 
-  Bools, texts, nan, infinities and absurdly large numbers are no numbers.
+  Bools, texts, nan, infinities and numbers above `quantities.LARGEST` do not
+  count.
   """
   if result.status is not results.Status.RETURNED:
     return None
@@ -63,6 +63,6 @@ def number(result: results.Result) -> float | None:
 
 
 def text(result: results.Result) -> str | None:
-  """The text a program returned; None for all else and where it failed."""
+  """The text that a program returned; None if it failed or returned none."""
   returned = result.status is results.Status.RETURNED
   return result.text if returned and result.kind == "text" else None

@@ -1,4 +1,4 @@
-"""The texts that models read and write (the released code's templates)."""
+"""The texts that models read and write: the released code's templates."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ _INDENT = " " * 4
 
 
 def check_reasoning(reasoning: str) -> None:
-  """Raises UserError unless chains of thought of this kind are understood."""
+  """Raises UserError for an unknown kind of reasoning."""
   if reasoning not in REASONINGS:
     known = ", ".join(REASONINGS)
     raise errors.UserError(
@@ -29,31 +29,28 @@ def check_reasoning(reasoning: str) -> None:
 
 
 def prompt(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
-  """What the model is given: the question, up to the start of its reasoning.
-
-  A program's is under way: its first line and its docstring are there.
-  """
-  asked = f"{INSTRUCTION}{problem.question.strip()}{COT_TRIGGER}"
-  return asked + start(problem, reasoning)
+  """The model's input: the question, and how its answer starts."""
+  question = f"{INSTRUCTION}{problem.question.strip()}{COT_TRIGGER}"
+  return question + start(problem, reasoning)
 
 
 def start(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
-  """How every answer starts: the end of the prompt. Nothing of one in words."""
+  """How every answer starts, as the end of the prompt; empty for words."""
   check_reasoning(reasoning)
   return "" if reasoning == "nl" else head(problem.question.strip())
 
 
 def head(question: str) -> str:
-  """How every program starts: the end of its prompt."""
+  """How every program starts: its first line and its docstring."""
   return f'{DEFINITION}{_INDENT}"""{question}"""\n'
 
 
 def target(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
-  """What supervised training teaches to write after the prompt.
+  """The text after the prompt in supervised training.
 
-  The rationale and the answer; of a program, what its prompt does not hold.
+  The rationale and the answer, or the part of a program that its prompt lacks.
   Deviation: the released code trains on whole programs after a prompt without
-  their start, so that its rollouts see other ids than its training did.
+  their start, so its rollouts see other ids than its training.
 
   Raises:
     UserError: the problem has no rationale, or one of the other kind, or a
@@ -83,29 +80,28 @@ def target(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
 
 
 def bare(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
-  """A completion that gives the known answer without any reasons.
+  """A completion that gives the reference answer without reasoning.
 
-  What the check of known answers (`methods.gold`) grades where a problem has no
-  rationale.
+  The check of reference answers grades it for problems without a rationale.
   """
   check_reasoning(reasoning)
   answer = problem.answer
   if reasoning == "nl":
     return f"{answer}{ANSWER_TRIGGER}{answer}"
   try:
-    value = float(answer.replace(",", ""))
+    value = repr(float(answer.replace(",", "")))
   except ValueError:
-    value = answer
-  return f"{_INDENT}return {value!r}"
+    value = repr(answer)
+  return f"{_INDENT}return {value}"
 
 
 def continuation(text: str) -> str:
-  """The completion within a decoded sequence (as the released code cuts it)."""
+  """The completion within a decoded sequence, cut as in the released code."""
   return text.strip().split(COT_TRIGGER)[-1].strip()
 
 
 def tidy(completion: str, reasoning: str = "nl") -> str:
-  """A completion without the white space around it.
+  """A completion without surrounding white space.
 
   A program keeps the indentation of its first line.
   """
@@ -116,17 +112,17 @@ def tidy(completion: str, reasoning: str = "nl") -> str:
 
 
 def _body(program: str, question: str) -> str:
-  """What solution() does, as written, without its docstring.
+  """The body of solution() as written, without its docstring.
 
-  Statements before its definition, such as imports, become its first ones;
-  what comes after it is dropped. Blank lines are left out, because programs
-  are not run past one.
+  Statements before the definition, such as imports, become its first ones;
+  statements after it are dropped. So are blank lines, because a program ends at
+  the first one.
 
   Raises:
-    ValueError: says why this program cannot be written so.
+    ValueError: the program has no such body; the message says why.
   """
   opening = head(question)
-  if program.startswith(opening):  # Its quotes may make it no Python.
+  if program.startswith(opening):  # The question's quotes may break Python.
     program = DEFINITION + program.removeprefix(opening)
   tree = _compiled(program, ast.PyCF_ONLY_AST)
   functions = [
@@ -139,7 +135,8 @@ def _body(program: str, question: str) -> str:
   solution = functions[-1]
   _check_movable(tree, solution)
   documented = ast.get_docstring(solution, clean=False) is not None
-  start = solution.body[0].end_lineno if documented else solution.lineno
+  docstring = solution.body[0]
+  start = (docstring.end_lineno if documented else None) or solution.lineno
   statements = solution.body[documented:]
   if not statements:
     raise ValueError("solution() has only a docstring")
@@ -157,7 +154,7 @@ def _body(program: str, question: str) -> str:
 
 
 def _check_movable(tree: ast.Module, solution: ast.FunctionDef) -> None:
-  """Raises ValueError if solution() needs a head or a module of its own."""
+  """Raises ValueError if solution() needs parameters or a module of its own."""
   if any(isinstance(node, ast.arg) for node in ast.walk(solution.args)):
     raise ValueError("solution() takes parameters")
   nodes = list(ast.walk(solution))
@@ -168,9 +165,9 @@ def _check_movable(tree: ast.Module, solution: ast.FunctionDef) -> None:
 
 
 def _compiled(program: str, flags: int = 0) -> Any:
-  """Code, or with PyCF_ONLY_AST a tree; ValueError says what is wrong."""
+  """Code, or a tree with PyCF_ONLY_AST; ValueError says what is wrong."""
   with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Invalid escapes, in docstrings mostly.
+    warnings.simplefilter("ignore")  # Invalid escapes, mostly in docstrings.
     try:
       return compile(program, "<program>", "exec", flags, dont_inherit=True)
     except SyntaxError as error:

@@ -1,6 +1,6 @@
 """Problems from files and from the Hugging Face hub.
 
-Four layouts are known by their fields:
+Four layouts are recognised by their fields:
 
   ReFT (the released code's):  item_id, question, answer_cot (optional),
     answer_value
@@ -8,8 +8,8 @@ Four layouts are known by their fields:
   SVAMP on the hub:  Body, Question, Answer (no chain of thought)
   MathQA as published:  Problem, Rationale (optional), options, correct
 
-Multiple choice becomes MathQA-numeric when task="mathqa-numeric" is asked for:
-the question without its options, answered by the value of the right one.
+task="mathqa-numeric" turns multiple choice into MathQA-numeric: the question
+without its options, with the value of the correct one as its answer.
 """
 
 import ast
@@ -31,18 +31,19 @@ HUB = "hub:"
 
 Row = Mapping[str, Any]
 
-# The configuration that is meant where a data set has several.
-_CONFIGURATIONS = {"openai/gsm8k": ("main",)}
+# The usual configuration of data sets that have several.
+_CONFIGURATIONS = {"openai/gsm8k": ["main"]}
 _NUMERIC = "mathqa-numeric"
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """What a source holds.
+  """The problems of a source.
 
   Attributes:
     problems: in the order of the rows.
-    left_out: rows asked for as MathQA-numeric whose right option is no number.
+    left_out: rows that MathQA-numeric cannot use: their correct option is not a
+      number.
   """
 
   problems: list[problem_lib.Problem]
@@ -58,12 +59,12 @@ def load(
     source: a `.json` file (a list of rows), a `.jsonl` file (a row a line), or
       `hub:owner/name[:configuration][:split]`, such as
       `hub:openai/gsm8k:main:test`; the split is `train` unless given.
-    task: how answers are read (a key of `answers.TASKS`). By default what the
-      layout or the rows say: an item_id's text before its first underscore.
+    task: how answers are read, a key of `grade.TASKS`; by default the layout's,
+      or the item_id up to its first underscore.
     calculator_marks: keep GSM8K's `<<48/2=24>>`.
 
   Raises:
-    UserError: says which source, which row and what was expected of it.
+    UserError: names the source, the row and what was expected.
   """
   if task is not None:
     grade.kind(task)
@@ -93,11 +94,10 @@ def carve_dev(
 ) -> tuple[list[problem_lib.Problem], list[problem_lib.Problem]]:
   """Splits problems into (train, dev), both in their given order.
 
-  A question that occurs more than once stays in train, so that dev is never
-  trained on.
+  Repeated questions stay in train, so that no dev question is trained on.
 
   Raises:
-    UserError: nothing would be left to train on.
+    UserError: no training problem would be left.
   """
   count = Counter(each.question for each in problems)
   once = [i for i, each in enumerate(problems) if count[each.question] == 1]
@@ -116,12 +116,12 @@ def carve_dev(
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-  """How a publisher lays out a row.
+  """A publisher's layout of a row.
 
   Attributes:
-    fields: what a row must have: texts, and last the answer, which may be a
+    fields: a row's required texts; the last is the answer, which may be a
       number.
-    task: the task of every row, None if the rows say it.
+    task: the task of every row, None if the rows name it.
     read: row -> (question, rationale, answer).
     marked: whether rationales hold calculator marks.
   """
@@ -139,8 +139,7 @@ def _read_reft(row: Row) -> tuple[str, str, str]:
 
 def _read_gsm8k(row: Row) -> tuple[str, str, str]:
   rationale, _, answer = str(row["answer"]).rpartition("####")
-  # Without commas: the official rules cannot read them in a completion, and
-  # what is taught must be readable.
+  # Without commas: `official` cannot read them, and targets must be readable.
   return row["question"], rationale, answer.replace(",", "")
 
 
@@ -158,7 +157,7 @@ def _read_mathqa(row: Row) -> tuple[str, str, str]:
 
 
 def _labelled(options: str | list) -> str:
-  """MathQA's options on one line, with letters if they are a list without."""
+  """MathQA's options on one line; a list without letters gets them."""
   if isinstance(options, list):
     texts = [" ".join(str(text).split()) for text in options]
     line = " , ".join(texts)
@@ -184,7 +183,7 @@ _LAYOUTS = (
   _Layout(("Body", "Question", "Answer"), "svamp", _read_svamp),
   _Layout(("Problem", "options", "correct"), "mathqa", _read_mathqa),
 )
-# What a field may be that is neither the answer nor a text alone.
+# The types of fields that are neither a text nor the answer.
 _TYPES = {"options": str | list}
 
 
@@ -208,7 +207,7 @@ def _problem(
   index: int,
   calculator_marks: bool,
 ) -> problem_lib.Problem | None:
-  """A row as a problem; None if its right option is no number, but must be."""
+  """A row as a problem; None if MathQA-numeric cannot use it."""
   found = row if isinstance(row, Mapping) else {}
   for field in layout.fields:
     wanted = _TYPES.get(field, str)
@@ -216,7 +215,7 @@ def _problem(
       wanted = str | int | float
     if not isinstance(found.get(field), wanted):
       raise errors.UserError(
-        f"wanted the fields ({', '.join(layout.fields)}) as texts, but "
+        f"expected the fields ({', '.join(layout.fields)}) as texts, but "
         f"{field!r} is {found.get(field)!r:.40} among ({', '.join(found)})."
       )
   item_id = row.get("item_id")
@@ -238,23 +237,22 @@ def _problem(
     uid=str(item_id or f"{task}_{index}"),
     task=task,
     question=question,
-    # A chain of thought of no words teaches nothing: as good as none.
     rationale=rationale.strip() or None,
     answer=answer.strip(),
   )
   if task == _NUMERIC and re.fullmatch("[a-zA-Z]", problem.answer):
     return _numeric(problem)
-  grade.gold(problem)  # Raises if the task or the answer is not understood.
+  grade.reference(problem)  # Raises for an unknown task or answer.
   return problem
 
 
 def _numeric(problem: problem_lib.Problem) -> problem_lib.Problem | None:
-  """Multiple choice as MathQA-numeric; None if the right option is no number.
+  """Multiple choice as MathQA-numeric; None if the answer is not a number.
 
-  The options are taken from the question and the answer is what
-  `quantities.measured` reads in the right one: units, currencies and percent
-  signs are dropped, fractions worked out. Deviation: the published file drops
-  minus signs and cuts `$ 3,375` to 3.
+  The options leave the question, and the answer is the correct option as read
+  by `quantities.measured`: without units, currencies and percent signs, and
+  with fractions computed. Deviation: the published file drops minus signs and
+  cuts `$ 3,375` to 3.
   """
   options = choices.options(problem.question)
   right = options.get(problem.answer.lower())
@@ -305,7 +303,7 @@ def _read_hub(source: str) -> list[Row]:
       "hub:openai/gsm8k:main:test."
     )
   *configuration, split = rest or ["train"]
-  configuration = configuration or _CONFIGURATIONS.get(name, ())
+  configuration = configuration or _CONFIGURATIONS.get(name, [])
   import datasets
 
   try:

@@ -1,1 +1,1 @@
-"""Reading answers out of completions and comparing them."""
+"""Reading answers from completions and comparing them with references."""

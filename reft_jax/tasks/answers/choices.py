@@ -1,6 +1,6 @@
-"""Multiple choice: what a question offers and what its options are worth.
+"""Multiple choice: a question's options and their values.
 
-Options stand on a question's last line, as MathQA writes them:
+The options are the question's last line, as in MathQA:
 
   a ) 38 , b ) 27.675 , c ) 30 , d ) data inadequate , e ) none of these
   ['a ) 12', 'b ) 15', 'c ) 10', 'd ) 8', 'e ) 14']
@@ -8,7 +8,6 @@ Options stand on a question's last line, as MathQA writes them:
 
 import collections
 import dataclasses
-import itertools
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -21,8 +20,8 @@ _LABEL = re.compile(r"(?:^|,)[\s\['\"]*([a-j])\s*\)", re.IGNORECASE)
 _SPACED_LABEL = re.compile(
   r"(?:^|(?<!\()\s+(?<!\(\s))([a-j])\s*\)", re.IGNORECASE
 )
-_AROUND = " \t'\"[]"
-_USUAL_LETTERS = frozenset("abcde")
+_PADDING = " \t'\"[]"
+_DEFAULT_LETTERS = frozenset("abcde")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,22 +33,22 @@ class Option:
 
 
 def parse(line: str) -> dict[str, Option]:
-  """A line's options by their letters; empty if it holds fewer than two."""
+  """A line's options by letter; empty with fewer than two."""
   labels = list(_LABEL.finditer(line))
   if len(labels) < 2:
     labels = _in_order(_SPACED_LABEL.finditer(line.strip()))
   found: dict[str, Option] = {}
-  for label, following in itertools.pairwise((*labels, None)):
-    end = following.start() if following else None
-    text = label.string[label.end() : end].strip(_AROUND)
+  ends = [*(label.start() for label in labels[1:]), len(line)]
+  for label, end in zip(labels, ends, strict=False):
+    text = label.string[label.end() : end].strip(_PADDING)
     option = Option(text, quantities.measured(text))
     found.setdefault(label[1].lower(), option)
   return found if len(found) > 1 else {}
 
 
-def _in_order(labels: Iterable[re.Match]) -> list[re.Match]:
-  """An `a` that starts the line, the next `b`, the next `c` and so on."""
-  found: list[re.Match] = []
+def _in_order(labels: Iterable[re.Match[str]]) -> list[re.Match[str]]:
+  """An `a` at the start of the line, the next `b`, the next `c` and so on."""
+  found: list[re.Match[str]] = []
   for label in labels:
     expected = string.ascii_lowercase[len(found)]
     if label[1].lower() == expected and (found or label.start() == 0):
@@ -58,25 +57,25 @@ def _in_order(labels: Iterable[re.Match]) -> list[re.Match]:
 
 
 def options(question: str) -> dict[str, Option]:
-  """The options on a question's last line by their letters."""
+  """The options on a question's last line, by letter."""
   return parse(question.strip().rpartition("\n")[2])
 
 
 def without_options(question: str) -> str:
-  """The question without its last line, if that holds options."""
+  """The question without its line of options, if there is one."""
   body, _, line = question.strip().rpartition("\n")
   return body.strip() if parse(line) else question
 
 
 def offered(question: str) -> frozenset[str]:
-  """The letters that may be chosen: a to e where no options can be read."""
-  return frozenset(options(question)) or _USUAL_LETTERS
+  """The letters to choose from; a to e if no options can be read."""
+  return frozenset(options(question)) or _DEFAULT_LETTERS
 
 
 def nearest(question: str, number: float) -> str | None:
-  """The letter of the option that a number is the value of.
+  """The letter of the option whose value is closest to a number.
 
-  The closest one if several are close; None if none is, or if two are the same.
+  None if no option is close, or if two are equally close.
   """
   distances = {
     letter: abs(option.value - number)
@@ -89,9 +88,9 @@ def nearest(question: str, number: float) -> str | None:
 
 
 def supported(question: str, letter: str, reached: float | None) -> bool | None:
-  """Whether reasoning that reached a number (or none) backs the letter.
+  """Whether the number that the reasoning reached is the letter's value.
 
-  None where it cannot be told: the letter is not offered, or its option is no
+  None if that is unknown: the letter is not offered, or its option is not a
   number (`none of these`).
   """
   option = options(question).get(letter)
@@ -103,10 +102,10 @@ def supported(question: str, letter: str, reached: float | None) -> bool | None:
 def constant_letter(
   problems: Sequence[problem_lib.Problem],
 ) -> tuple[str, float]:
-  """The letter that is right most often, and the share it is right for.
+  """The most frequent correct letter, and the accuracy of always choosing it.
 
-  What a policy scores that has learnt nothing else. Ties go to the first
-  letter of the alphabet; there must be at least one problem.
+  A baseline for trained policies. Ties go to the letter that comes first in
+  the alphabet; there must be at least one problem.
   """
   counts = collections.Counter(each.answer.strip().lower() for each in problems)
   letter = min(counts, key=lambda each: (-counts[each], each))

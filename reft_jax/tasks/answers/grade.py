@@ -1,12 +1,12 @@
-"""Reading the answer out of a completion and comparing it with the truth.
+"""Reading the answer of a completion and comparing it with the reference.
 
-Two modes. `official` is the released code's rules to the letter. `strict`, the
-default, closes the holes a policy could be rewarded through (a bare number
-without the answer phrase, `nan`, full-width digits, `1_000`, a program that
-returns True, letters that were not offered) and understands what people write:
-`1,000`, `$5`, `**7**`, `30 %`, `c ) 30`. docs/answers.md lists the differences.
+There are two modes. `official` follows the released code exactly. `strict`, the
+default, does not reward answers that are not answers (a bare number without
+the answer phrase, `nan`, full-width digits, `1_000`, a program that returns
+True, letters that are not offered), and reads common notations: `1,000`, `$5`,
+`**7**`, `30 %`, `c ) 30`. docs/answers.md lists the differences.
 
-Nothing a model writes makes these functions raise.
+No completion makes these functions raise.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from reft_jax.tasks.sandbox import results
 
 MODES = ("strict", "official")
 
-# How a task's answers are read: as a number or as a letter of a choice.
+# The kind of a task's answers.
 TASKS = {
   "gsm8k": "number",
   "svamp": "number",
@@ -48,23 +48,23 @@ _LETTER = re.compile(
 
 
 class Verdict(enum.Enum):
-  """What a completion earns is decided by the run's config, not here."""
+  """Whether a completion answers, and rightly; the config sets the rewards."""
 
   CORRECT = "correct"
-  WRONG = "wrong"  # An answer, but not the right one.
+  WRONG = "wrong"
   NONE = "none"  # No answer.
 
 
 @dataclasses.dataclass(frozen=True)
 class Grade:
-  """A verdict and what it rests on.
+  """A verdict and its grounds.
 
   Attributes:
-    verdict: whether there is an answer, and the right one.
-    value: the answer: a number, a letter's text, or None.
-    reached: on multiple choice, the number that the reasoning came to.
-    supported: whether that is the value of the letter that was chosen; None
-      where it cannot be told.
+    verdict: correct, wrong or no answer.
+    value: the answer: a number, a letter, or None.
+    reached: on multiple choice, the result of the reasoning.
+    supported: whether that result is the value of the chosen letter; None if
+      unknown.
   """
 
   verdict: Verdict
@@ -84,15 +84,15 @@ def grade(
   """Grades a completion, with or without the prompt in front of it.
 
   Args:
-    completion: what the model wrote.
-    problem: what it was asked.
+    completion: the model's text.
+    problem: its problem.
     reasoning: `nl`, or `python` for programs.
     mode: one of MODES.
-    result: what came of running `programs.source` of a program.
+    result: the result of running `programs.source`, for programs.
 
   Raises:
-    UserError: unknown reasoning, mode or task, or a problem whose own answer
-      cannot be read. Never because of the completion.
+    UserError: unknown reasoning, mode or task, or an unreadable reference
+      answer. Never because of the completion.
     ValueError: a program without its result.
   """
   prompts.check_reasoning(reasoning)
@@ -105,25 +105,25 @@ def grade(
     raise ValueError("a program is graded by its result, which is missing")
   answer_kind = kind(problem.task)
   rules = _RULES[answer_kind, mode]
-  truth = rules.gold(problem)
-  value = rules.read[reasoning](given)
+  reference = rules.reference(problem)
+  value: Any = rules.read[reasoning](given)
   if value is not None and rules.choose:
     value = rules.choose(value, problem.question)
   if value is None:
     verdict = Verdict.NONE
   else:
-    verdict = Verdict.CORRECT if rules.same(value, truth) else Verdict.WRONG
+    verdict = Verdict.CORRECT if rules.same(value, reference) else Verdict.WRONG
   if answer_kind == "number":
     return Grade(verdict, value)
   reached = _REACHED[reasoning](given)
-  if reasoning == "python" and reached is None:  # It returned a letter itself.
+  if reasoning == "python" and reached is None:  # It returned a letter.
     return Grade(verdict, value)
   supported = choices.supported(problem.question, value, reached)
   return Grade(verdict, value, reached, supported)
 
 
 def kind(task: str) -> str:
-  """'number' or 'letter'; UserError for a task that is not known."""
+  """'number' or 'letter'; UserError for an unknown task."""
   if task not in TASKS:
     raise errors.UserError(
       f"task {task!r} is unknown; set data.task to one of: "
@@ -132,17 +132,17 @@ def kind(task: str) -> str:
   return TASKS[task]
 
 
-def gold(problem: problem_lib.Problem) -> Value:
-  """The known answer's value; UserError if it cannot be read."""
+def reference(problem: problem_lib.Problem) -> Value:
+  """The reference answer's value; UserError if it cannot be read."""
   if kind(problem.task) == "letter":
-    value = problem.answer.strip().lower()
-    if re.fullmatch("[a-z]", value):
-      return value
+    letter = problem.answer.strip().lower()
+    if re.fullmatch("[a-z]", letter):
+      return letter
     wanted = "a letter"
   else:
-    value = _float(problem.answer.replace(",", ""))
-    if value is not None and math.isfinite(value):
-      return value
+    number = _float(problem.answer.replace(",", ""))
+    if number is not None and math.isfinite(number):
+      return number
     wanted = "a number"
   raise errors.UserError(
     f"the answer {problem.answer!r} of {problem.uid} is not {wanted}, which "
@@ -158,39 +158,39 @@ def _float(text: str) -> float | None:
 
 
 def _official_text(completion: str) -> str:
-  """What follows the last answer phrase; everything if there is none."""
+  """The text after the last answer phrase; all of it without one."""
   text = prompts.continuation(completion)
   return text.split(prompts.ANSWER_TRIGGER)[-1]
 
 
 def _official_number(completion: str) -> float | None:
-  """Whatever `float` reads, nan and inf included."""
+  """Anything that `float` reads, nan and inf included."""
   return _float(_official_text(completion))
 
 
 def _official_letter(completion: str) -> str:
-  """Any text at all: never None."""
+  """Any text is an answer: never None."""
   return _unquoted(_official_text(completion))
 
 
 def _official_program_number(result: results.Result) -> float | None:
-  """Whatever `float` makes of what was returned, be it True or '7'."""
+  """`float` of the returned object, which may be True or '7'."""
   returned = result.status is results.Status.RETURNED
   return result.number if returned else None
 
 
 def _official_program_letter(result: results.Result) -> str:
-  """What was returned as a text; 'none' for a program that failed."""
+  """The returned object as a text; 'none' for a program that failed."""
   returned = result.status is results.Status.RETURNED
   return _unquoted(str(result.text if returned else None))
 
 
-def _official_gold_letter(problem: problem_lib.Problem) -> str:
+def _official_reference_letter(problem: problem_lib.Problem) -> str:
   return _unquoted(problem.answer)
 
 
-def _official_close(value: float, truth: float) -> bool:
-  return abs(value - truth) <= _TOLERANCE
+def _official_close(value: float, reference: float) -> bool:
+  return abs(value - reference) <= _TOLERANCE
 
 
 def _unquoted(text: str) -> str:
@@ -198,14 +198,14 @@ def _unquoted(text: str) -> str:
 
 
 def _split(completion: str) -> tuple[str, str]:
-  """The reasoning, and what follows the last answer phrase ('' without it)."""
+  """The texts before and after the last answer phrase ('' without it)."""
   text = prompts.continuation(completion)
   before, phrase, answer = text.rpartition(prompts.ANSWER_TRIGGER.rstrip())
   return (before, answer.strip()) if phrase else (text, "")
 
 
 def _strict_number(completion: str) -> float | None:
-  """Deviation: a finite decimal number of sane size, alone on its line."""
+  """Deviation: one finite decimal number and nothing else."""
   return quantities.plain(_split(completion)[1])
 
 
@@ -219,9 +219,9 @@ def _strict_program_letter(result: results.Result) -> Value | None:
 
 
 def _choose(answer: Value, question: str) -> str | None:
-  """Deviation: one of the letters that the question offers, or no answer.
+  """Deviation: a letter that the question offers, or no answer.
 
-  A number stands for the option that it is the value of. A letter may come with
+  A number stands for the option with that value. A letter may be followed by
   its option's text: `c ) 30`.
   """
   if not isinstance(answer, str):
@@ -245,13 +245,13 @@ class _Rules:
   """How answers of one kind are read and compared in one mode.
 
   Attributes:
-    gold: problem -> the right value.
-    read: by reasoning: completion, or a program's result -> what it answers.
-    same: (value, right value) -> whether the answer is right.
-    choose: (what is answered, question) -> the value, where they differ.
+    reference: problem -> the reference answer's value.
+    read: by reasoning: completion, or a program's result -> its answer.
+    same: (value, reference value) -> whether the answer is correct.
+    choose: (answer, question) -> the value, where the two differ.
   """
 
-  gold: Callable[[problem_lib.Problem], Value]
+  reference: Callable[[problem_lib.Problem], Value]
   read: Mapping[str, Callable[[Any], Value | None]]
   same: Callable[[Any, Any], bool]
   choose: Callable[[Value, str], Value | None] | None = None
@@ -259,22 +259,22 @@ class _Rules:
 
 _RULES = {
   ("number", "official"): _Rules(
-    gold,
+    reference,
     {"nl": _official_number, "python": _official_program_number},
     _official_close,
   ),
   ("number", "strict"): _Rules(
-    gold,
+    reference,
     {"nl": _strict_number, "python": programs.number},
     quantities.close,
   ),
   ("letter", "official"): _Rules(
-    _official_gold_letter,
+    _official_reference_letter,
     {"nl": _official_letter, "python": _official_program_letter},
     operator.eq,
   ),
   ("letter", "strict"): _Rules(
-    gold,
+    reference,
     {"nl": _strict_letter, "python": _strict_program_letter},
     operator.eq,
     _choose,
@@ -286,5 +286,8 @@ def _computed(completion: str) -> float | None:
   return quantities.computed(_split(completion)[0])
 
 
-# By reasoning: the number that an answer to multiple choice came from.
-_REACHED = {"nl": _computed, "python": programs.number}
+# By reasoning: the result behind an answer to multiple choice.
+_REACHED: Mapping[str, Callable[[Any], float | None]] = {
+  "nl": _computed,
+  "python": programs.number,
+}

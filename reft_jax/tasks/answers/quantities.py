@@ -1,15 +1,15 @@
-"""Numbers as people write them: as answers, in options and in reasoning.
+"""Reading numbers in answers, in options and in reasoning.
 
-Nothing here raises, whatever the text.
+No text makes these functions raise.
 """
 
 import re
 
-# Past this, doubles no longer tell neighbouring hundredths apart.
+# Above this, float64 cannot tell neighbouring hundredths apart.
 LARGEST = 1e13
 _TOLERANCE = 1e-2
 _RELATIVE_TOLERANCE = 0.05
-# What rounding may leave of a 0: 0.3 - 0.1 * 3 is -5.6e-17.
+# Rounding error around 0: 0.3 - 0.1 * 3 is -5.6e-17.
 _LEAST_TOLERANCE = 1e-6
 
 # 1,000 or 1000, either with decimals, or .5
@@ -31,8 +31,8 @@ _AMOUNT = rf"""
      (?=\(?\s?[0-9.,]+\s?/\s?[0-9]))?
   (?:\(\s?)?(?P<above>{_DECIMAL})
   (?:\s?/\s?(?P<below>{_DECIMAL}))?(?:\s?\))?"""
-# A longer word counts as a unit (`apples`) unless it says otherwise; a shorter
-# one must be known, or it would be an unknown (`3 ab`) or a clock's (`7 pm`).
+# Any longer word is taken for a unit (`apples`), except these. Short words must
+# be known units: others are unknowns (`3 ab`) or times of the day (`7 pm`).
 _UNIT = r"""(?:
   [%°$.]|/(?=\s?[a-z])
   |(?!(?:and|than|hundred|thousand|million|billion|lakhs?|crores?|dozens?
@@ -49,7 +49,7 @@ _MEASURED = re.compile(
   re.VERBOSE,
 )
 
-# What may follow a number that is a result, and no part of `38 * 2`, `38 x`,
+# What may follow a result. Not a result are the numbers in `38 * 2`, `38 x`,
 # `2 ^ 5`, `5 !`, `30 , 10`, `3 : 4`, `20 % of 50` or `5 dollars - 2 dollars`.
 _ALONE = r"""
   (?:[ ]?[%°$£€])?(?:[ ]?\))?
@@ -64,7 +64,7 @@ _ALONE = r"""
            |is|so|in|at|on|as|we|he|it|if)\b)"""
 _SIGNED = rf"(?P<sign>[+-]?)[ ]?{_CURRENCY}{_AMOUNT}"
 _FLAGS = re.VERBOSE | re.MULTILINE
-# Where the result of a reasoning stands, the clearest place first.
+# Places of a result in reasoning, the clearest first.
 _RESULTS = (
   # After an equals sign: `19 * 2 = 38`
   re.compile(rf"(?:(?<![<>!])=|≈)[ ]?{_SIGNED}{_ALONE}", _FLAGS),
@@ -85,16 +85,16 @@ _MINUS = str.maketrans("−–", "--")
 
 
 def close(value: float, truth: float) -> bool:
-  """Whether they are within 0.01, and within 5 % of the truth (or 1e-6).
+  """Whether a value is within 0.01 and within 5 % (or 1e-6) of the truth.
 
-  Deviation: the released code has no second bound, so 0 passes for 0.005.
+  Deviation: the released code has no relative bound, so it accepts 0 for 0.005.
   """
   relative = max(_RELATIVE_TOLERANCE * abs(truth), _LEAST_TOLERANCE)
   return abs(value - truth) <= min(_TOLERANCE, relative)
 
 
 def plain(text: str) -> float | None:
-  """A finite decimal number of sane size, all by itself: `-1,000.5`, `$5.`."""
+  """A text that is one finite decimal number: `-1,000.5`, `$5.`."""
   match = _PLAIN.fullmatch(text.translate(_MINUS))
   if not match:
     return None
@@ -105,7 +105,7 @@ def plain(text: str) -> float | None:
 def measured(text: str) -> float | None:
   """The single number of an option: `rs . 1,250`, `6 2 / 3 days`, `11 / 30`.
 
-  None for anything else: no number, two of them (`4 , 3`, `1 : 2`), unknowns
+  None for all else: no number, two of them (`4 , 3`, `1 : 2`), unknowns
   (`3 ab / 11`), roots, and times of the day (`7 pm`).
   """
   match = _MEASURED.fullmatch(text.lower().translate(_MINUS).strip())
@@ -113,10 +113,10 @@ def measured(text: str) -> float | None:
 
 
 def computed(text: str) -> float | None:
-  """The number that a reasoning comes to.
+  """The result of a chain of thought in words.
 
-  The last that stands alone after an `=`, or else before one, or else after
-  `is`, `makes` and the like; the last number of all in a text without an `=`.
+  The last number alone after an `=`, or else before one, or else after `is`,
+  `makes` and the like. In a text without an `=`, the last number of all.
   """
   text = _tidy(text)
   equations = "=" in text or "≈" in text
@@ -127,7 +127,7 @@ def computed(text: str) -> float | None:
 
 
 def _tidy(text: str) -> str:
-  r"""Lower case, with single spaces, none of them within a number.
+  r"""The text in lower case with single spaces, none within a number.
 
   MathQA's rationales hold `\n` for a new line, `1 , 000` and `0 . 5`.
   """
@@ -137,7 +137,7 @@ def _tidy(text: str) -> str:
   return _SPACED.sub(lambda match: match[0].replace(" ", ""), text)
 
 
-def _amount(match: re.Match) -> float | None:
+def _amount(match: re.Match[str]) -> float | None:
   whole, above, below = (
     float((match[name] or default).replace(",", ""))
     for name, default in (("whole", "0"), ("above", "0"), ("below", "1"))

@@ -1,4 +1,1 @@
-"""Running the programs that a policy writes, without trusting them.
-
-Start at executor.py.
-"""
+"""Running untrusted programs that a policy writes. Start at executor.py."""

@@ -1,4 +1,4 @@
-"""A program's own process: first its limits, then itself, then its answer."""
+"""The process of one program: sets its limits, runs it, writes its answer."""
 
 import builtins
 import decimal
@@ -21,7 +21,7 @@ from reft_jax.tasks.sandbox import seccomp, wire
 
 TEXT_CHARACTERS = 200
 
-# Subclasses are `other`: they may say one thing to float and one to str.
+# Subclasses are `other`: their `float` and `str` may disagree.
 KINDS = {
   int: "int",
   float: "float",
@@ -43,14 +43,14 @@ def main(
   sympy: types.ModuleType,
   read: Callable[[object], dict[str, Any]],
 ) -> None:
-  """Writes a line when everything is in place, then a line with the answer.
+  """Writes an empty line once it is confined, then a line with the answer.
 
   Args:
-    connection: brings the `program` and whether it sees one or two `scopes`.
+    connection: sends the `program` and its `scopes`, one or two.
     answer_to: the descriptor to write to.
     keeper: the process that forked this one.
-    limits: of the program.
-    is_confined: whether it gets the filter too.
+    limits: the program's limits.
+    is_confined: whether to install the filter of system calls.
     sympy: the module to offer.
     read: a `reader`.
   """
@@ -70,14 +70,14 @@ def main(
 
 
 def _limit(limits: limits_lib.Limits) -> None:
-  """Leaves nothing but some time, some memory and the answer's pipe."""
+  """Leaves the program some time, some memory and the answer's pipe."""
   files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
   os.closerange(seccomp.LAST_DESCRIPTOR + 1, files)
   if sys.platform == "linux":
     _limit_memory(limits.memory_bytes)
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-  # The timer ends the program by SIGPROF; the limit knows whole seconds only.
+  # The timer sends SIGPROF in time; the limit, in whole seconds, backs it up.
   at_last = math.ceil(limits.cpu_seconds) + 1
   resource.setrlimit(resource.RLIMIT_CPU, (at_last, at_last))
   signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
@@ -85,7 +85,7 @@ def _limit(limits: limits_lib.Limits) -> None:
 
 def _limit_memory(room: int) -> None:
   """Lets this process grow by `room` bytes."""
-  # Should the machine itself run out of memory, programs are to go first.
+  # If the machine runs out of memory, the kernel kills programs first.
   pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
   limit = pages * resource.getpagesize() + room
@@ -99,12 +99,12 @@ def _run(
   sympy: types.ModuleType,
   read: Callable[[object], dict[str, Any]],
 ) -> dict[str, Any]:
-  """Runs a program here and reads out what its solution() returned."""
+  """Runs a program in this process and reads what its solution() returned."""
   offered = {"__name__": "__main__", "__builtins__": builtins}
   offered |= {"math": math, "sympy": sympy}
   module = offered if scopes == "one" else {}
   try:
-    # `read` is looked up before the program runs, which can rebind all names.
+    # `read` is evaluated before the program runs and can rebind any name.
     return read(_call(program, offered, module))
   except BaseException as error:
     return {"raised": type(error).__name__[:TEXT_CHARACTERS]}
@@ -113,25 +113,31 @@ def _run(
 def _call(
   program: str, offered: dict[str, Any], module: dict[str, Any]
 ) -> object:
-  """What solution() returns, or raises."""
+  """Returns what solution() returns, or raises what it raises."""
   code = compile(program, "program", "exec", dont_inherit=True)
   exec(code, offered, module)
   return eval("solution()", offered, module)
 
 
 def reader(sympy: types.ModuleType) -> Callable[[object], dict[str, Any]]:
-  """What reads a returned object out as `Result` has it.
+  """Makes the function that reads a returned object into a `Result`'s fields.
 
-  It holds all that it needs: made before a program runs, it does not care what
-  the program rebinds. It knows classes by identity, because they can lie about
-  their name, their module and what they are equal to, and of sympy's only those
-  that exist by now, which no program has made.
+  The function holds all that it uses, so programs that rebind names do not
+  affect it. It knows classes by identity, because classes can lie about their
+  names, modules and equality. It knows the sympy classes that exist now, before
+  any program could define one.
   """
   kinds = {id(known): kind for known, kind in KINDS.items()}
   sympys = {id(known): known for known in _family(sympy.Basic)}
 
   def read(
-    value: object, *, id=id, type=type, float=float, str=str, error=Exception
+    value: Any,
+    *,
+    id: Any = id,
+    type: Any = type,
+    float: Any = float,
+    str: Any = str,
+    error: Any = Exception,
   ) -> dict[str, Any]:
     known = id(type(value))
     kind = kinds.get(known, "other")
@@ -151,7 +157,8 @@ def reader(sympy: types.ModuleType) -> Callable[[object], dict[str, Any]]:
 
 
 def _family(ancestor: type) -> Iterator[type]:
-  """A class and all that are made of it."""
+  """A class and all its descendants."""
   yield ancestor
-  for heir in type.__subclasses__(ancestor):
+  heirs: list[type] = type.__subclasses__(ancestor)
+  for heir in heirs:
     yield from _family(heir)

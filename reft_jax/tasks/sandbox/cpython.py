@@ -15,7 +15,7 @@ from reft_jax.tasks.sandbox import results, seccomp, wire
 
 START_SECONDS = 60.0  # sympy from a cold disk.
 
-# The package in a checkout and an installed one alike.
+# The folder of the package, in a checkout or installed.
 _ROOT = pathlib.Path(reft_jax.__file__).resolve().parent.parent
 _START = (
   "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -28,8 +28,8 @@ _STATUS = {
   "timed out": results.Status.TIMED_OUT,
 }
 
-# Returns what it finds that it can do. Each must be refused, which is not the
-# same as failing; to start a thread is the one that raises something else.
+# Returns the attempts that were not refused. Any other failure does not prove a
+# refusal. A refused thread raises RuntimeError, all else PermissionError.
 _PROOF = """
 import os, socket, threading
 def solution():
@@ -58,16 +58,16 @@ def solution():
 
 
 class Server:
-  """Runs programs in the server's children, from any number of threads.
+  """Runs programs in the server's children. Thread-safe.
 
-  Each thread at work has a handler of its own at the other end of a socket.
+  Each program that runs has a socket, with a handler at its other end.
   """
 
   def __init__(self, *, limits: limits_lib.Limits, is_confined: bool):
     """Starts the server and proves that its programs are confined.
 
     Raises:
-      OSError: if it does not start, or they are not.
+      OSError: the server does not start, or the programs are not confined.
     """
     if is_confined and not seccomp.supported():
       raise OSError("no filter of system calls is known for this machine")
@@ -83,13 +83,13 @@ class Server:
       raise
 
   def _start(self) -> None:
-    """Starts the process and waits until it's ready. Raises OSError."""
+    """Starts the process and waits until it is ready. Raises OSError."""
     self._control, theirs = socket.socketpair()
     self._control.settimeout(START_SECONDS)
     with theirs:
       self._process = subprocess.Popen(
         [sys.executable, "-P", "-s", "-B", "-c", _START, str(_ROOT)],
-        stdin=theirs,
+        stdin=theirs.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=_environment(),
@@ -110,7 +110,7 @@ class Server:
       raise OSError(f"its server did not start ({hello['error']})")
 
   def _prove(self) -> None:
-    """Raises OSError unless a program runs, and cannot do what it must not."""
+    """Raises OSError unless a program runs and its attempts are refused."""
     result = self.run(_PROOF, "one", self._limits)
     if result.status is not results.Status.RETURNED:
       raise OSError(f"a program of its own failed ({result.reason})")
@@ -126,7 +126,7 @@ class Server:
       OSError: if the child, its handler or the server was lost.
     """
     connection = self._connect()
-    # The keeper keeps the time; this is for one that is stuck.
+    # The keeper enforces the limits; this is for a keeper that hangs.
     connection.settimeout(4 * limits.wall_seconds + 10)
     try:
       wire.send(connection, vars(limits))  # To the handler.
@@ -138,7 +138,7 @@ class Server:
         raise ConnectionError(answer["reason"])
     except OSError:
       connection.close()
-      self._drop_idle()  # They may be no better.
+      self._drop_idle()  # Their handlers may be dead too.
       raise
     self._idle.append(connection)
     return results.Result(
@@ -151,7 +151,7 @@ class Server:
     )
 
   def _connect(self) -> socket.socket:
-    """An idle connection or a new one, to a new server if need be."""
+    """An idle connection or a new one; restarts a server that died."""
     with contextlib.suppress(IndexError):
       return self._idle.pop()
     with self._lock:
@@ -168,13 +168,13 @@ class Server:
     return ours
 
   def _drop_idle(self) -> None:
-    """Closes the connections that wait for a program; their handlers end."""
+    """Closes the connections without a program; their handlers end."""
     with contextlib.suppress(IndexError):
       while True:
         self._idle.pop().close()
 
   def _end(self) -> None:
-    """Kills the process and all that came of it."""
+    """Kills the process and its descendants."""
     if self._process.poll() is None:
       os.killpg(self._process.pid, signal.SIGKILL)
       self._process.wait()
@@ -188,7 +188,7 @@ class Server:
 
 
 def _environment() -> dict[str, str]:
-  """The server's: sets have one order, so that rewards can be had again."""
+  """An environment with a fixed order of sets, so rewards repeat."""
   kept = ("LD_LIBRARY_PATH",)  # Some interpreters do not start without.
-  ours = {name: os.environ[name] for name in kept if name in os.environ}
-  return {"PYTHONHASHSEED": "0"} | ours
+  found = {name: os.environ[name] for name in kept if name in os.environ}
+  return {"PYTHONHASHSEED": "0"} | found

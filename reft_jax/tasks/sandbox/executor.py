@@ -1,9 +1,9 @@
-"""Runs programs in the safest place that can run them.
+"""Runs programs in the safest tier that can run them.
 
-Two tiers: pydantic-monty first; what it lacks (sympy, fractions, `yield`, ...)
-goes to CPython under a seccomp allow-list. A program's result depends on the
-program alone: its limit is CPU time, and what the machine got wrong is tried
-again or raised, never scored.
+The first tier is pydantic-monty. Programs that need what it lacks (sympy,
+fractions, `yield`, ...) run in CPython under a seccomp allow-list. A result
+depends on its program alone: the limit is CPU time, and failures of the machine
+are retried or raised, never scored.
 """
 
 import collections
@@ -23,17 +23,17 @@ from reft_jax.tasks.sandbox import limits as limits_lib
 Isolation = Literal["strict", "monty", "unsafe"]
 Scopes = Literal["one", "two"]
 
-PAUSES = (0.0, 0.1, 1.0)  # Seconds before an attempt.
-MOST_WORKERS = 32  # This process could not keep more of them busy.
+PAUSES = (0.0, 0.1, 1.0)  # Seconds before each attempt.
+MAX_WORKERS = 32  # This process cannot keep more of them busy.
 CACHED_PROGRAMS = 16_384
 PROGRAM_CHARACTERS = 1 << 16
 
-# Modules that are offered anyway: importing sympy first, as the released code
-# does for every program, would send every program to tier 2.
+# These modules are offered anyway. The released code imports sympy in every
+# program, which would send every program to tier 2.
 _OFFERED = re.compile(r"\A(?:import (?:math|sympy)\n)+")
 
-# A module of one function: its other lines are blank or begin with a space or
-# a tab, and cannot get to module level (a form feed would reset the column).
+# A module of one function: its other lines are blank or indented by spaces or
+# tabs. A form feed would reset the column to module level.
 _ONE_FUNCTION = re.compile(r"def solution\(\):[ \t]*(?:\n(?:[ \t].*)?)+")
 _OTHER_LINE_ENDS = re.compile(r"[\f\r]")
 _DOCSTRING = re.compile(r'\A.*\n[ \t]+"""[^"\\]*"""')
@@ -41,15 +41,15 @@ _SEES_SCOPES = re.compile(r"solution|\b(?:eval|exec|globals|locals|vars|dir)\b")
 
 
 class LostWorkerError(RuntimeError):
-  """What runs the programs failed, not a program; its score is not known."""
+  """The machine failed, not the program, so the program has no score."""
 
 
 class Executor:
-  """Runs programs that nobody has read. Thread-safe; a context manager.
+  """Runs untrusted programs. Thread-safe; a context manager.
 
   Attributes:
-    tiers: what is in use: `("monty", "cpython")` or one of the two.
-    notes: lines for the person, such as why a tier was refused.
+    tiers: the tiers in use: `("monty", "cpython")` or one of the two.
+    notes: messages for the user, such as why a tier is not in use.
   """
 
   def __init__(
@@ -63,20 +63,20 @@ class Executor:
     """Starts the tiers and proves that the second one confines programs.
 
     Args:
-      isolation: `strict` is monty, then CPython if it proves to be confined;
-        `monty` is monty alone; `unsafe` uses CPython where it cannot be
-        confined too, with limits on its resources only.
-      workers: programs that run at the same time; if None, one a CPU core,
-        32 at most.
-      cpu_seconds: what a program may use; five times that in wall time.
-      memory_mb: what a program may allocate.
+      isolation: `strict` is monty, then CPython if its confinement is proved;
+        `monty` is monty alone; `unsafe` also allows CPython without
+        confinement, with limits on its resources only.
+      workers: programs that run at the same time; None is one per CPU core, at
+        most 32.
+      cpu_seconds: a program's limit; its wall time limit is five times that.
+      memory_mb: the MiB that a program may allocate.
 
     Raises:
-      UserError: if there is no safe tier on this machine.
+      UserError: there is no safe tier on this machine.
     """
-    workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
     self._limits = limits = limits_lib.Limits(cpu_seconds, memory_mb)
-    notes = []
+    notes: list[str] = []
     with contextlib.ExitStack() as stack:
       self._monty = _start_monty(workers, limits, notes)
       if self._monty:
@@ -110,17 +110,17 @@ class Executor:
   def submit(
     self, program: str, *, scopes: Scopes = "one"
   ) -> futures.Future[results.Result]:
-    """Runs a program's `solution()` in the background, or knows its result.
+    """Runs a program's `solution()` in the background, once per program.
 
     Args:
-      program: complete source that defines `solution()`; `math`, and in tier
-        2 `sympy`, are there without an import.
+      program: complete source that defines `solution()`; it needs no import of
+        `math`, or of `sympy` in tier 2.
       scopes: `two` is the released code's `exec(code, globals, locals)`, where
-        functions do not see what else the module defines or imports.
+        functions do not see the module's other definitions and imports.
 
     Returns:
-      The result to come, shared with whoever submits the same program; it
-      raises LostWorkerError if the machine could not run it.
+      A future of the result, the same for equal programs. It raises
+      LostWorkerError if the machine could not run the program.
     """
     key = (program, scopes)
     with self._lock:
@@ -136,36 +136,36 @@ class Executor:
   def run(
     self, programs: Sequence[str], *, scopes: Scopes = "one"
   ) -> list[results.Result]:
-    """The results of programs, in their order. Raises LostWorkerError."""
+    """The results of programs, in order. Raises LostWorkerError."""
     pending = [self.submit(program, scopes=scopes) for program in programs]
     return [future.result() for future in pending]
 
   def close(self) -> None:
-    """Waits for the programs that run, drops the others, ends all processes."""
+    """Waits for running programs, drops waiting ones and ends all processes."""
     self._threads.shutdown(wait=True, cancel_futures=True)
     self._stack.close()
 
   def _run(self, program: str, scopes: Scopes) -> results.Result:
-    """Tries the tiers in turn."""
+    """Runs a program in tier 1, then in tier 2 if that may do better."""
     if len(program) > PROGRAM_CHARACTERS:
       return _no_result(results.Status.FAILED, self.tiers[0], "too long")
     result = _no_result(results.Status.UNSUPPORTED, "monty", "two scopes")
-    left = self._limits
+    left: limits_lib.Limits | None = self._limits
     plain = _OFFERED.sub("", program)
     if self._monty and (scopes == "one" or _is_one_function(plain)):
-      result, left = self._run_monty(plain)
+      result, left = self._run_monty(self._monty, plain)
     if self._cpython and left:
       return _persist(self._cpython.run, program, scopes, left)
     return result
 
   def _run_monty(
-    self, program: str
+    self, pool: monty.Pool, program: str
   ) -> tuple[results.Result, limits_lib.Limits | None]:
-    """Tier 1; a program that fells worker after worker is no accident."""
+    """Runs a program in tier 1; one that crashes every worker has FAILED."""
     try:
-      return _persist(self._monty.run, program)
+      return _persist(pool.run, program)
     except LostWorkerError:
-      _persist(self._monty.prove)  # Unless they fall for any program.
+      _persist(pool.prove)  # Raises if other programs crash too.
       result = _no_result(results.Status.FAILED, "monty", "crashed")
       return result, self._limits
 
@@ -177,7 +177,7 @@ def _no_result(
 
 
 def _persist(run: Callable[..., Any], *arguments: Any) -> Any:
-  """Calls what accidents of the machine stop. Raises LostWorkerError."""
+  """Retries `run` after failures of the machine. Raises LostWorkerError."""
   for pause in PAUSES:
     time.sleep(pause)
     try:
@@ -190,15 +190,15 @@ def _persist(run: Callable[..., Any], *arguments: Any) -> Any:
   ) from last
 
 
-def _is_void(future: futures.Future) -> bool:
-  """Whether a future has come to nothing, so that another may succeed."""
+def _is_void(future: futures.Future[results.Result]) -> bool:
+  """Whether a future is cancelled or failed, so that a new one may succeed."""
   return future.cancelled() or (
     future.done() and future.exception() is not None
   )
 
 
 def _is_one_function(program: str) -> bool:
-  """Whether one scope or two are the same to a program; False if in doubt."""
+  """Whether one and two scopes are the same to a program; False if in doubt."""
   if _OTHER_LINE_ENDS.search(program) or not _ONE_FUNCTION.fullmatch(program):
     return False
   body = _DOCSTRING.sub("", program).removeprefix("def solution()")
@@ -208,7 +208,7 @@ def _is_one_function(program: str) -> bool:
 def _start_monty(
   workers: int, limits: limits_lib.Limits, notes: list[str]
 ) -> monty.Pool | None:
-  """Tier 1, or a note why not."""
+  """Tier 1; or None, with a note why."""
   try:
     return monty.Pool(workers=workers, limits=limits)
   except (ImportError, OSError) as error:
@@ -219,7 +219,7 @@ def _start_monty(
 def _start_cpython(
   limits: limits_lib.Limits, is_unsafe: bool, notes: list[str]
 ) -> cpython.Server | None:
-  """Tier 2, or a note why not; without its confinement only if asked for."""
+  """Tier 2; or None, with a note why. Unconfined only if `is_unsafe`."""
   try:
     return cpython.Server(limits=limits, is_confined=True)
   except OSError as error:

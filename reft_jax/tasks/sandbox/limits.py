@@ -1,18 +1,19 @@
-"""What a program may use."""
+"""The time and memory that a program may use."""
 
 import dataclasses
 
 WALL_FACTOR = 5.0
-LEAST_SHARE = 0.1
+MIN_REMAINDER = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a program may use, in either tier.
+  """A program's limits, in either tier.
 
   Attributes:
-    cpu_seconds: of its own process, so that a busy machine changes no score.
-    memory_mb: beyond what its process has to begin with, in MiB.
+    cpu_seconds: CPU time of its process, not wall time: a busy machine must not
+      change a score.
+    memory_mb: MiB beyond the memory that its process starts with.
   """
 
   cpu_seconds: float = 1.0
@@ -20,12 +21,12 @@ class Limits:
 
   @property
   def wall_seconds(self) -> float:
-    """The backstop, for what uses no CPU time."""
+    """The backstop for programs that wait and use no CPU time."""
     return WALL_FACTOR * self.cpu_seconds
 
   def after(self, cpu_seconds: float) -> "Limits":
-    """What is left after so much CPU time; a tenth at least."""
-    left = max(self.cpu_seconds - cpu_seconds, LEAST_SHARE * self.cpu_seconds)
+    """The limits after CPU time was spent; at least a tenth remains."""
+    left = max(self.cpu_seconds - cpu_seconds, MIN_REMAINDER * self.cpu_seconds)
     return dataclasses.replace(self, cpu_seconds=left)
 
   @property

@@ -1,8 +1,8 @@
-"""Tier 1: pydantic-monty, a Python interpreter in Rust that does no I/O.
+"""Tier 1: pydantic-monty, a Python interpreter in Rust without I/O.
 
-Programs run in its pool of worker processes, at 0.3 ms each. It limits memory,
-recursion and wall time itself; CPU time is read from here. Clock and random
-numbers are the same in every run, and so is what programs score.
+Programs run in its pool of worker processes, at 0.3 ms each. Monty limits
+memory, recursion and wall time itself; this module limits CPU time. Clock and
+random numbers are fixed, so rewards are repeatable.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ WATCH_SECONDS = 0.1
 LEASE_SECONDS = 2
 PRINTED_BYTES = 1 << 20
 RECURSION = 1000  # As in CPython.
-OS_POLICY = {
+OS_POLICY: Any = {
   "datetime": datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
   "sleep": "zero",
   "random_start": {"seed": 0},
 }
 
-# Errors that may be due to what monty lacks rather than to the program.
+# Errors that monty raises for what it lacks, too: CPython tries the program.
 DOUBTFUL = (
   NotImplementedError,
   ImportError,
@@ -44,11 +44,11 @@ DOUBTFUL = (
   RecursionError,
 )
 
-# Monty's own words for what has been valid since Python 3.8: pow(2, -1, 7).
+# Monty's message for pow(2, -1, 7), which is valid since Python 3.8.
 _NO_INVERSE = "pow() 2nd argument cannot be negative"
 
-# The returned object is read out where it lives, by a function whose name no
-# program can guess, so that only scalars are decoded in this process.
+# The returned object is read in the worker, so that this process decodes only
+# scalars. The function has a random name, so that no program can replace it.
 _READER = """
 import math
 def {name}_kinds():
@@ -77,8 +77,8 @@ class _Run:
   Attributes:
     pid: its worker.
     start: CPU seconds that the worker had used before.
-    seconds: CPU seconds of the program's own, once it has ended.
-    is_over: whether it was killed for them.
+    seconds: CPU seconds of the program, once it has ended.
+    is_over: whether it was killed at its limit.
   """
 
   pid: int
@@ -88,7 +88,7 @@ class _Run:
 
 
 class Pool:
-  """Runs programs in monty's workers, from any number of threads."""
+  """Runs programs in monty's workers. Thread-safe."""
 
   def __init__(self, *, workers: int, limits: limits_lib.Limits):
     """Starts the pool and runs a first program.
@@ -101,7 +101,7 @@ class Pool:
 
     self._monty = pydantic_monty
     self._limits = limits
-    self._monty_limits = {
+    self._monty_limits: Any = {
       "max_feed_duration_secs": limits.wall_seconds,
       "max_memory": limits.memory_bytes,
       "max_recursion_depth": RECURSION,
@@ -143,7 +143,7 @@ class Pool:
     """Runs one program.
 
     Returns:
-      Its result; if CPython might do better at it, also what is left to it.
+      Its result; also the remaining limits if CPython should try the program.
 
     Raises:
       OSError: if its worker died, or none could be started.
@@ -170,8 +170,8 @@ class Pool:
     return _read(answer), None
 
   @contextlib.contextmanager
-  def _timed(self, pid: int) -> Iterator[_Run]:
-    """Has the worker killed if it uses up its CPU time here."""
+  def _timed(self, pid: Any) -> Iterator[_Run]:
+    """Limits the worker's CPU time within the context."""
     run = _Run(pid, start=_cpu_time(pid))
     _extend_lease(pid)
     with self._lock:
@@ -184,9 +184,9 @@ class Pool:
       run.seconds = _cpu_time(pid) - run.start
 
   def _watch_cpu(self) -> None:
-    """Kills workers whose program is out of CPU time, until closed."""
+    """Kills workers whose program is out of CPU time, until the pool closes."""
     while not self._is_closed.wait(WATCH_SECONDS):
-      with self._lock:  # No worker can get on to its next program meanwhile.
+      with self._lock:  # So that no worker starts its next program meanwhile.
         for run in self._running:
           if _cpu_time(run.pid) - run.start > self._limits.cpu_seconds:
             run.is_over = True
@@ -198,7 +198,7 @@ class Pool:
 
 @contextlib.contextmanager
 def _worker_script(memory_bytes: int) -> Iterator[str]:
-  """An executable file that starts a worker by way of `monty_worker`."""
+  """An executable file that starts a worker through `monty_worker`."""
   from pydantic_monty import _binary
 
   launcher = pathlib.Path(__file__).with_name("monty_worker.py")
@@ -206,8 +206,8 @@ def _worker_script(memory_bytes: int) -> Iterator[str]:
   command.append(_binary.find_monty_binary())
   script = f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'.encode()
   if sys.platform == "linux":
-    # A file in memory: nothing is left of it, however this process ends. What
-    # is open for writing cannot be executed, hence the second descriptor.
+    # A file in memory leaves nothing behind, however this process ends. A file
+    # open for writing cannot be executed, hence the second descriptor.
     with open(os.memfd_create("monty"), "wb", buffering=0) as file:
       file.write(script)
       descriptor = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
@@ -226,8 +226,8 @@ def _worker_script(memory_bytes: int) -> Iterator[str]:
 def _cpu_time(pid: int) -> float:
   """CPU seconds of a process: clock_getcpuclockid(3), which Python lacks.
 
-  Only Linux tells; elsewhere, and of a process that has ended, 0. Wall time is
-  then the limit.
+  0 for a process that has ended, and on other systems than Linux, where wall
+  time is the limit.
   """
   if sys.platform != "linux":
     return 0.0
@@ -238,7 +238,7 @@ def _cpu_time(pid: int) -> float:
 
 
 def _extend_lease(pid: int) -> None:
-  """Lets a worker go on for a while, so that it ends if this process does."""
+  """Extends a worker's CPU limit, which ends it if this process is gone."""
   if sys.platform == "linux":
     import resource
 
@@ -249,7 +249,7 @@ def _extend_lease(pid: int) -> None:
 
 
 def _read(answer: Any) -> results.Result:
-  """The reader's three scalars; a program that avoids it returns nothing."""
+  """The reader's three scalars; FAILED for programs that bypass the reader."""
   match answer:
     case (str(kind), float() | None as number, str() | None as text):
       return results.Result(
@@ -259,7 +259,7 @@ def _read(answer: Any) -> results.Result:
 
 
 def _judge(error: BaseException) -> tuple[results.Result, bool]:
-  """The result of an exception, and whether monty rather than it may be why."""
+  """The result of an exception, and whether monty may be its cause."""
   if isinstance(error, TimeoutError) and "limit exceeded" in str(error):
     return _out_of_time(), False
   status = results.Status.FAILED

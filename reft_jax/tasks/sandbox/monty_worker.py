@@ -1,8 +1,7 @@
-"""Becomes a worker of pydantic-monty that has nothing of the trainer's.
+"""Becomes a pydantic-monty worker that inherits nothing from the trainer.
 
-The pool starts a worker with an empty environment, but with the trainer's
-standard error, process group and those open files that libraries leave
-inheritable. Run by path:
+The pool starts workers with an empty environment, but with the trainer's
+standard error, process group and inheritable open files. Run by path:
 
   python -I -S monty_worker.py MEMORY_BYTES MONTY ARGUMENTS...
 """
@@ -11,18 +10,18 @@ import os
 import resource
 import sys
 
-# What monty takes for itself, generously: it limits its programs' memory on its
-# own, this is the second line.
+# Monty's own memory, generously: monty limits its programs' memory itself, and
+# this is the second line of defence.
 OWN_BYTES = 1 << 29
 
-# Where the system does not list a process's open files, up to where to look.
+# Descriptors to close where the system does not list the open ones.
 MOST_FILES = 1 << 16
 
 
 def main() -> None:
-  """Keeps the two pipes, drops the rest and becomes monty."""
+  """Drops all but the two pipes and becomes monty."""
   memory_bytes, *command = sys.argv[1:]
-  os.setsid()  # A Ctrl-C at the terminal is the trainer's business.
+  os.setsid()  # A Ctrl-C at the terminal is for the trainer alone.
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
   _close_files()
   for name, value in (
@@ -40,7 +39,7 @@ def main() -> None:
 
 
 def _close_files() -> None:
-  """Closes all but the standard streams, which may be many or unlimited."""
+  """Closes all but the standard streams."""
   try:
     for name in os.listdir("/proc/self/fd"):
       if int(name) > 2:

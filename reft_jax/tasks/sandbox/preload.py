@@ -1,6 +1,6 @@
-"""What a program can import in CPython: imported before any program runs.
+"""The modules that programs can import in CPython, imported before they run.
 
-A program cannot open files, so a module that is not here is missing for it.
+Programs cannot open files, so they cannot import any other module.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ STANDARD = """
   typing unicodedata warnings
 """
 
-# What programs of school mathematics do with sympy: it imports much of itself
-# where it is first needed, and is faster the second time.
+# Typical uses of sympy. It imports many modules at first use, which would fail
+# in a program, and caches results, which makes programs faster.
 SYMPY = """
   solve(Eq(2*x + 3, 11), x)
   solve([x + y - 3, x - y - 1], [x, y])
@@ -61,13 +61,13 @@ SYMPY = """
 
 
 def preload() -> types.ModuleType:
-  """Imports the standard library's share and sympy, which is returned.
+  """Imports the modules of the standard library and sympy; returns sympy.
 
   Raises:
     ImportError: if sympy is not installed.
   """
   for name in STANDARD.split():
-    # Not every version of Python has all, such as _pylong, which str() needs.
+    # Some versions of Python lack some, such as _pylong, which str() needs.
     with contextlib.suppress(ModuleNotFoundError):
       importlib.import_module(name)
   import sympy
@@ -80,7 +80,7 @@ def preload() -> types.ModuleType:
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     for line in SYMPY.strip().splitlines():
-      # Another version of sympy may lack one, which is no reason to stop.
+      # Other versions of sympy may lack a function.
       with contextlib.suppress(Exception):
         eval(line.strip(), names)
   return sympy

@@ -1,4 +1,4 @@
-"""What is known of a program that was run."""
+"""The result of a program."""
 
 import dataclasses
 import enum
@@ -9,24 +9,24 @@ class Status(enum.Enum):
 
   RETURNED = "returned"
   FAILED = "failed"  # Not Python, an exception, no solution(), too much memory.
-  TIMED_OUT = "timed out"  # Its CPU time, or the wall time behind it, was up.
-  UNSUPPORTED = "unsupported"  # It needs a tier that this machine has not.
+  TIMED_OUT = "timed out"  # In CPU time or wall time.
+  UNSUPPORTED = "unsupported"  # It needs a tier that this machine lacks.
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
   """How a program ended and what its `solution()` returned.
 
-  Everything here is a plain scalar that was read out where the program ran; no
-  object of the program's own ever reaches the trainer.
+  All fields are plain scalars, read in the process of the program: its own
+  objects never reach the trainer, where their methods could run.
 
   Attributes:
-    status: the fields after `tier` mean something if it RETURNED.
+    status: how it ended; `kind`, `number` and `text` are set if it RETURNED.
     tier: the last tier that ran it, `monty` or `cpython`.
     kind: of the returned object: `int`, `float`, `exact` (Fraction, Decimal or
-      a number of sympy's), `bool`, `text`, `none` or `other`.
-    number: what `float` made of it, nan and inf included; None if it raised.
-    text: what `str` made of it, cut at 200 characters; None if it raised.
+      a sympy number), `bool`, `text`, `none` or `other`.
+    number: `float` of the object, nan and inf included; None if that raised.
+    text: `str` of the object, cut at 200 characters; None if that raised.
     reason: why it failed, for people, such as `ZeroDivisionError`.
   """
 

@@ -1,10 +1,9 @@
-"""The system calls that a program may make: compute, answer, and nothing else.
+"""The system calls that a program may make: to compute and to answer.
 
-An allow-list in classic BPF, as in seccomp(2) and the kernel's
-Documentation/userspace-api/seccomp_filter.rst. What is not listed fails with
-EPERM, so a program that asks for more sees an ordinary PermissionError. Even
-`futex` is not listed: the one thread of a program never waits for a lock
-unless it is deadlocked, which then ends it instead of letting it hang.
+An allow-list in classic BPF; see seccomp(2) and the kernel's
+Documentation/userspace-api/seccomp_filter.rst. Other calls fail with EPERM,
+which programs see as PermissionError. `futex` is not allowed either: a program
+has one thread, so it only waits for a lock in a deadlock, and must end then.
 """
 
 import ctypes
@@ -16,8 +15,8 @@ import signal
 import struct
 import sys
 
-# What read and write may name: 0 to 2 are the null device, 3 is the pipe that
-# takes the answer.
+# The last descriptor for read and write: 0 to 2 are the null device, 3 is the
+# answer's pipe.
 LAST_DESCRIPTOR = 3
 
 _PR_SET_PDEATHSIG = 1
@@ -29,7 +28,7 @@ _MODE_FILTER = 2
 _LOAD, _RETURN = 0x20, 0x06
 _EQUAL, _GREATER, _AT_LEAST, _HAS_BITS = 0x15, 0x25, 0x35, 0x45
 
-# Where struct seccomp_data keeps things (low words of little-endian machines).
+# Offsets in struct seccomp_data: the low words on little-endian machines.
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 
 _KILL = 0x80000000
@@ -37,19 +36,20 @@ _ALLOW = 0x7FFF0000
 _REFUSE = 0x00050000 | errno.EPERM
 
 _PROT_EXEC = 4
-_X32 = 0x40000000  # The bit of x86_64's second, 32-bit set of numbers.
+# x86_64 has a second set of numbers with this bit, which would evade the list.
+_X32 = 0x40000000
 
 
 @dataclasses.dataclass(frozen=True)
 class _Machine:
-  """A machine's name in the filter and its numbers of the calls allowed."""
+  """An architecture's audit number and its numbers of the allowed calls."""
 
   audit: int
   read: int
   write: int
   mmap: int
   mprotect: int
-  free: tuple[int, ...]  # Allowed whatever their arguments.
+  free: tuple[int, ...]  # Allowed with any arguments.
 
 
 # free: munmap brk mremap madvise, rt_sigreturn restart_syscall sched_yield,
@@ -76,7 +76,7 @@ _MACHINES = {
 
 
 def supported() -> bool:
-  """Whether a filter is known for this machine; the kernel may still refuse."""
+  """Whether there is a filter for this machine; the kernel may still refuse."""
   return sys.platform == "linux" and platform.machine() in _MACHINES
 
 
@@ -97,7 +97,8 @@ def _unless(number: int, argument: int, test: int, value: int) -> list[bytes]:
 
 
 def _filter(machine: _Machine) -> bytes:
-  """The whole filter: other instruction sets are killed, the rest refused."""
+  """The filter: kills other instruction sets, refuses what is not allowed."""
+  # The same number is another call in another instruction set.
   steps = [
     _step(_LOAD, _ARCHITECTURE),
     _step(_EQUAL, machine.audit, 1, 0),
@@ -110,6 +111,7 @@ def _filter(machine: _Machine) -> bytes:
     steps += [_step(_EQUAL, number, 0, 1), _step(_RETURN, _ALLOW)]
   for number in (machine.read, machine.write):
     steps += _unless(number, 0, _GREATER, LAST_DESCRIPTOR)
+  # No executable memory: machine code would escape the limits of Python.
   for number in (machine.mmap, machine.mprotect):
     steps += _unless(number, 2, _HAS_BITS, _PROT_EXEC)
   steps.append(_step(_RETURN, _REFUSE))
@@ -127,19 +129,19 @@ def _control(option: int, *arguments: int) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-  """Asks to be killed when the process that forked this one, `parent`, ends."""
+  """Asks the kernel to kill this process when its `parent` ends."""
   if sys.platform == "linux":
     _control(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # It ended before the request.
       os._exit(1)
 
 
 def confine() -> None:
-  """Puts the filter on this process, for good. Raises OSError."""
+  """Installs the filter, which cannot be removed. Raises OSError."""
   steps = _filter(_MACHINES[platform.machine()])
   buffer = ctypes.create_string_buffer(steps, len(steps))
   program = ctypes.create_string_buffer(
     struct.pack("HP", len(steps) // 8, ctypes.addressof(buffer))
   )
-  _control(_PR_SET_NO_NEW_PRIVS, 1)
+  _control(_PR_SET_NO_NEW_PRIVS, 1)  # Required of users other than root.
   _control(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(program))

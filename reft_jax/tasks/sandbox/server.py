@@ -1,17 +1,17 @@
 """Tier 2's process: forks a child for every program.
 
-The trainer starts it by exec, so that nothing of the trainer's memory,
-environment or files is in it. It imports what programs may want and forks, for
-each connection the trainer hands over, a handler, and that a keeper for one
-program after another:
+The trainer starts it by exec, so it has none of the trainer's memory,
+environment or files. It imports the modules that programs may use. For each
+connection from the trainer it forks a handler, and the handler forks a keeper
+for each program, one after another:
 
   trainer -- socket --> handler -- fork --> keeper -- fork --> child
   trainer <------------ verdict ----------- keeper <-- pipe -- answer, or end
 
-Only the child reads the program from the socket, and only the keeper, which
-then ends, hears the answer: nothing of another program is in the memory that a
-child inherits. The answer is a few scalars in JSON, read out of the returned
-object in the child. The child is believed in nothing but its own answer.
+Only the child reads the program from the socket, and only the keeper reads the
+answer and then ends: a child inherits no memory of another program. The answer
+is a few scalars in JSON, read from the returned object in the child. Nothing
+else that a child writes is trusted.
 """
 
 import contextlib
@@ -35,26 +35,26 @@ ANSWER_BYTES = 4096
 OPEN_FILES = 64
 KINDS = {*child.KINDS.values(), "other"}
 
-# By which the kernel ends a program that is out of CPU time.
+# The kernel's signals to a program that is out of CPU time.
 _OUT_OF_TIME = (signal.SIGPROF, signal.SIGXCPU)
-# What no program can do to itself: someone else did, or the machine.
+# A confined program cannot send itself these: the machine or a person did.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 def main() -> None:
-  """Serves until the trainer closes the socket at descriptor 0, or ends."""
+  """Serves until the trainer ends or closes the socket at descriptor 0."""
   trainer = os.getppid()
   control = socket.socket(fileno=os.dup(0))
   os.dup2(os.open(os.devnull, os.O_RDWR), 0)
   _reset()
-  settings = wire.receive(control)
+  settings = wire.receive(control) or {}
   sys.path[:] = settings["path"]
   try:
     sympy = preload.preload()
   except ImportError as error:
     wire.send(control, {"error": str(error)})
     return
-  gc.freeze()
+  gc.freeze()  # Collections in children would copy the shared pages.
   wire.send(control, {"error": None})
   run_child = functools.partial(
     child.main,
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _reset() -> None:
-  """Undoes what is inherited: signals end a process, files are few."""
+  """Undoes what is inherited: signals end the process, few files are open."""
   signal.pthread_sigmask(signal.SIG_SETMASK, ())
   for number in (signal.SIGPROF, signal.SIGXCPU, signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_DFL)
@@ -91,7 +91,7 @@ def _reset() -> None:
 
 
 def _handle(connection: socket.socket, run_child: Callable[..., None]) -> None:
-  """Has the programs of one connection run, until one is lost."""
+  """Runs the programs of one connection, until one is lost."""
   handler = os.getpid()
   status = 0
   while status == 0 and (message := wire.receive(connection)) is not None:
@@ -111,7 +111,7 @@ def _keep(
   limits: limits_lib.Limits,
   run_child: Callable[..., None],
 ) -> bool:
-  """Has one program run, sends the verdict; whether it is known."""
+  """Runs one program and sends its verdict; False if it was lost."""
   keeper = os.getpid()
   answer_from, answer_to = os.pipe()
   process = os.fork()
@@ -122,7 +122,7 @@ def _keep(
       os._exit(0)
   os.close(answer_to)
   heard, in_time = _listen(answer_from, limits.wall_seconds)
-  os.kill(process, signal.SIGKILL)
+  os.kill(process, signal.SIGKILL)  # Whatever it still does.
   _, status, usage = os.wait4(process, 0)
   cpu_seconds = usage.ru_utime + usage.ru_stime
   is_over = not in_time or cpu_seconds >= limits.cpu_seconds
@@ -132,9 +132,9 @@ def _keep(
 
 
 def _listen(pipe: int, seconds: float) -> tuple[bytes, bool]:
-  """What comes down the pipe, and whether it came before the time was up.
+  """The bytes from the pipe, and whether they came in time.
 
-  Listens until the second line, the end of the child, or too much.
+  Reads up to the second line, the end of the child or ANSWER_BYTES.
   """
   heard = b""
   deadline = time.monotonic() + seconds
@@ -153,9 +153,9 @@ def _verdict(heard: bytes, status: int, is_over: bool) -> dict[str, Any]:
   """How a program ended, for the trainer.
 
   Args:
-    heard: an empty line when the child was ready, a line with its answer.
-    status: of its process, as of waitpid(2).
-    is_over: whether it used up its time.
+    heard: an empty line once the child was confined, then its answer's line.
+    status: its process's, as in waitpid(2).
+    is_over: whether its time is used up.
   """
   if not heard:
     return {"end": "lost", "reason": "no process could be prepared for it"}
@@ -173,7 +173,7 @@ def _verdict(heard: bytes, status: int, is_over: bool) -> dict[str, Any]:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-  """A child's answer, made anew of the scalars that are what they should be."""
+  """A child's answer, built from the scalars that have the right types."""
   try:
     answer = json.loads(line)
   except (ValueError, RecursionError):
@@ -186,7 +186,7 @@ def _parse(line: bytes) -> dict[str, Any]:
       "number": float() | None as number,
       "text": str() | None as text,
     } if kind in KINDS:
-      if text is not None:  # Half a character would be an error later on.
+      if text is not None:  # Lone surrogates would raise in the trainer.
         text = text.encode("utf-8", "replace").decode("utf-8")
       return {"end": "returned", "kind": kind, "number": number, "text": text}
   return {"end": "failed", "reason": "not an answer"}
