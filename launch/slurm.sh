@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# Trains on several nodes under SLURM: one process a node drives all its GPUs.
+# Trains on several nodes under SLURM. On each node one process drives all GPUs.
 #
 #   launch/slurm.sh [--dry-run] [--help] [ARGUMENT...]      submits itself
 #   sbatch [OPTION...] launch/slurm.sh [ARGUMENT...]        does the same
 #
-# needs   SLURM 20.11 or later; reft_jax installed for `python`, in a folder
+# needs   SLURM 20.11 or later, and reft_jax installed for `python` in a folder
 #         that all nodes see: pip install -e '.[cuda]'
-# does    starts python -m reft_jax.train ARGUMENT... on each node; they find
-#         each other by SLURM's variables. Two minutes before the job's time is
-#         up they get SIGTERM, save and end with exit code 75; the job is
-#         requeued, and goes on from there. After a crash they are started
-#         again in the same job. Not again after 0 (done), 2 (bad input), 4
-#         (diverged).
-# gives   the run's folder: output=FOLDER, or runs/NAME-seedSEED where it was
-#         submitted. All nodes must see it. What is printed: reft-JOB.log
-# resume  with the same command
-# stop    with scancel JOB, which goes on from the last save when resumed; to
-#         save first: scancel --signal=TERM JOB, and scancel JOB once it is
-#         requeued
+# does    starts python -m reft_jax.train ARGUMENT... on each node. SLURM's
+#         variables tell the processes how to find each other. Two minutes
+#         before the time limit they get SIGTERM, save a checkpoint and exit
+#         with code 75. The job is then requeued and resumes. After a crash the
+#         processes restart within the same job. There is no restart after exit
+#         code 0 (done), 2 (bad input) or 4 (diverged).
+# gives   the run folder: output=FOLDER, or runs/NAME-seedSEED in the folder of
+#         submission. All nodes must see it. Printed output: reft-JOB.log
+# resume  run the same command again
+# stop    scancel JOB. A later resume starts from the last checkpoint. To save a
+#         checkpoint first, run scancel --signal=TERM JOB, wait until the job is
+#         requeued, then run scancel JOB
 #
 #   --dry-run  print the commands instead of running them
-#   --help     print this
-#   These come first; all that follows goes to reft_jax.train.
+#   --help     print this text
+#   These options come first. All other arguments go to reft_jax.train.
 #
-#   NODES=2        nodes of the job that this script submits. For the rest there
-#                  are SBATCH_ACCOUNT, SBATCH_PARTITION, SBATCH_TIMELIMIT ...
-#   RESTARTS=3     restarts after crashes in a job, at most
-#   REQUEUES=100   times the job is requeued, at most
+#   NODES=2        nodes of the job that this script submits. For other options
+#                  set SBATCH_ACCOUNT, SBATCH_PARTITION, SBATCH_TIMELIMIT ...
+#   RESTARTS=3     the most restarts after crashes in a job
+#   REQUEUES=100   the most times that the job is requeued
 #   PAUSE=30       seconds before a restart
 #   PYTHON=python  the interpreter that has reft_jax
-#   XLA_PYTHON_CLIENT_MEM_FRACTION=0.9  share of a GPU's memory that JAX takes
+#   XLA_PYTHON_CLIENT_MEM_FRACTION=0.9  the share of GPU memory that JAX takes
 
 #SBATCH --job-name=reft
 #SBATCH --nodes=2
@@ -48,35 +48,18 @@ set -euo pipefail
 : "${NODES:=2}" "${RESTARTS:=3}" "${REQUEUES:=100}" "${PAUSE:=30}"
 : "${PYTHON:=python}" "${XLA_PYTHON_CLIENT_MEM_FRACTION:=0.9}"
 
-usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
-say() { echo "slurm.sh: $*" >&2; }
-
-# Prints a command as it would be typed.
-show() {
-  local word line=""
-  for word in "$@"; do
-    [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] ||
-      word="'${word//\'/\'\\\'\'}'"
-    line+="$word "
-  done
-  echo "${line% }"
-}
-
-# Runs a command, or prints it.
-run() { if [[ -n "$dry_run" ]]; then show "$@"; else "$@"; fi; }
-
-# Reads what is asked of this script, and leaves the program's arguments.
+# SLURM runs a copy of this file from its spool folder, where lib.sh is missing.
+# So the job must work without lib.sh. Only the options and --dry-run need it.
 dry_run=
-while (($#)); do
-  case "$1" in
-    --dry-run) dry_run=1 ;;
-    -h | --help) usage; exit ;;
-    *) break ;;
-  esac
-  shift
-done
+say() { echo "slurm.sh: $*" >&2; }
+run() { "$@"; }
+lib="$(dirname "$0")/lib.sh"
+if [[ -z "${SLURM_JOB_ID:-}" || -e "$lib" ]]; then
+  # shellcheck source=lib.sh
+  source "$lib"
+fi
 
-# Outside of a job, submits this file; what follows runs on the first node.
+# Outside of a job, submit this file. The rest runs on the job's first node.
 if [[ -z "${SLURM_JOB_ID:-}" ]]; then
   run sbatch "--nodes=$NODES" "$0" "$@"
   if [[ -z "$dry_run" ]]; then
@@ -84,9 +67,8 @@ if [[ -z "${SLURM_JOB_ID:-}" ]]; then
   fi
 fi
 
-# One process a node, which may use all its cores and all its GPUs. When a
-# process ends, the others are not killed for ten minutes: they are saving, too,
-# or will notice that it is gone.
+# One process on each node may use all its cores and GPUs. When one process
+# ends, the others get ten minutes: to save as well, or to notice the loss.
 step=(
   srun --ntasks-per-node=1 --cpu-bind=none --label
   --kill-on-bad-exit=0 --wait=600
@@ -94,17 +76,15 @@ step=(
   "$PYTHON" -m reft_jax.train "$@"
 )
 
-# Signals are not trapped: scancel must end this shell before it requeues.
+# No signal is trapped: scancel must end this shell before it requeues the job.
 for ((restarts = 0; ; restarts++)); do
-  # Train until all processes have ended; srun tells their highest exit code.
+  # srun waits for all processes and returns their highest exit code.
   status=0
   run "${step[@]}" || status=$?
-  # Leave if they would end the same way again, or the time is up.
   case "$status" in
     0 | 2 | 4 | 75) break ;;
     *) reason="crashed with exit code $status" ;;
   esac
-  # Otherwise try again, but not for ever.
   if ((restarts >= RESTARTS)); then
     say "$reason, after $restarts restarts; giving up"
     exit "$status"
@@ -113,13 +93,13 @@ for ((restarts = 0; ; restarts++)); do
   sleep "$PAUSE"
 done
 
-# When the time was up, queue for more of it.
+# At the time limit, ask for more time.
 if [[ -n "$dry_run" ]]; then
   echo "# after exit code 75"
   run scontrol requeue "${SLURM_JOB_ID:-JOB}"
 elif ((status == 75 && ${SLURM_RESTART_COUNT:-0} < REQUEUES)); then
   say "preempted; requeued"
   scontrol requeue "$SLURM_JOB_ID" ||
-    say "cannot be requeued; the same command goes on"
+    say "cannot be requeued; run the same command to resume"
 fi
 exit "$status"

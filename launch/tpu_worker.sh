@@ -1,54 +1,30 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh has each worker of a slice do.
+# Runs on each worker of a slice. tpu_vm.sh calls it.
 #
 #   launch/tpu_worker.sh [--dry-run] [--help] install STORAGE
 #   launch/tpu_worker.sh [--dry-run] train [ARGUMENT...]
 #   launch/tpu_worker.sh [--dry-run] stop
 #
-# needs   an image of Cloud TPU VMs: Ubuntu, sudo, and a way to the internet
-# does    install: the checkout that this file lies in, into ~/reft, and mounts
+# needs   an image of Cloud TPU VMs: Ubuntu, sudo, and access to the internet
+# does    install: installs the checkout of this file into ~/reft, and mounts
 #         STORAGE, gs://BUCKET or HOST:/SHARE, as ~/storage
-#         train: python -m reft_jax.train ARGUMENT... in ~/storage
-#         stop: lets training save and end; after five minutes it must
-# gives   the program's exit code; of install 2 where STORAGE cannot be mounted
-#         anywhere, 1 where it failed
+#         train: runs python -m reft_jax.train ARGUMENT... in ~/storage
+#         stop: lets training save a checkpoint and end; kills it after five
+#         minutes
+# gives   the program's exit code. install exits with 2 if STORAGE is neither a
+#         bucket nor a share, and with 1 after any other failure
 #
 #   --dry-run  print the commands instead of running them
-#   --help     print this
+#   --help     print this text
 
 set -euo pipefail
 
-usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
+source "$(dirname "$0")/lib.sh"
 
-# Prints a command as it would be typed.
-show() {
-  local word line=""
-  for word in "$@"; do
-    [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] ||
-      word="'${word//\'/\'\\\'\'}'"
-    line+="$word "
-  done
-  echo "${line% }"
-}
-
-# Runs a command, or prints it.
-run() { if [[ -n "$dry_run" ]]; then show "$@"; else "$@"; fi; }
-
-# Whether a test fails. What is printed is what a new worker would do.
+# Whether a check fails. Under --dry-run all fail, as on a new worker.
 lacks() { [[ -n "$dry_run" ]] || ! "$@" >/dev/null 2>&1; }
 
-# Reads what is asked of this script.
-dry_run=
-while (($#)); do
-  case "$1" in
-    --dry-run) dry_run=1 ;;
-    -h | --help) usage; exit ;;
-    *) break ;;
-  esac
-  shift
-done
-
-# Brings gcsfuse, which mounts buckets, from Google's packages.
+# Installs gcsfuse, which mounts buckets, from Google's package source.
 install_gcsfuse() {
   local source=https://packages.cloud.google.com/apt
   local key=/usr/share/keyrings/cloud.google.asc release
@@ -61,7 +37,7 @@ install_gcsfuse() {
   run sudo apt-get --quiet --yes install gcsfuse
 }
 
-# Makes STORAGE, the same for all workers, appear as ~/storage.
+# Mounts STORAGE, which all workers share, as ~/storage.
 mount_storage() {
   run mkdir -p "$HOME/storage"
   lacks mountpoint --quiet "$HOME/storage" || return 0
@@ -70,24 +46,24 @@ mount_storage() {
       if lacks command -v gcsfuse; then
         install_gcsfuse
       fi
-      # Without a cache of what lies there: other workers write it.
+      # Metadata is not cached, because other workers write to the bucket.
       run gcsfuse --implicit-dirs --rename-dir-limit=100000 \
         --metadata-cache-ttl-secs=0 "${1#gs://}" "$HOME/storage"
       ;;
     *:/*)
       run sudo apt-get --quiet update
       run sudo apt-get --quiet --yes install nfs-common
-      # What was missing a moment ago is looked for again.
+      # Missing files are not cached, because other workers create them.
       run sudo mount -t nfs -o lookupcache=positive "$1" "$HOME/storage"
       ;;
     *)
-      echo "tpu_worker.sh: $1 is neither gs://BUCKET nor HOST:/SHARE" >&2
+      say "$1 is neither gs://BUCKET nor HOST:/SHARE"
       exit 2
       ;;
   esac
 }
 
-# Installs the checkout with a Python of its own: the image's can be too old.
+# Installs the checkout with a new Python, as the image's can be too old.
 install_program() {
   local source
   source="$(cd "$(dirname "$0")/.." && pwd)"
@@ -100,7 +76,7 @@ https://astral.sh/uv/install.sh | sh"
     --python "$HOME/reft/bin/python" "${source}[tpu]"
 }
 
-# Waits for training to end, which saves when it gets SIGTERM.
+# Sends SIGTERM, so that training saves a checkpoint, and waits for its end.
 stop_training() {
   local program="[-]m reft_jax[.]train" deadline="$((SECONDS + 300))"
   run pkill --signal TERM --full "$program" || return 0
@@ -112,14 +88,14 @@ stop_training() {
 
 case "${1:-}" in
   install)
-    # Whatever fails may work the next time; 2 says that it cannot.
+    # Other failures may be temporary, so they must not exit with 2.
     set -E
     trap 'exit 1' ERR
     mount_storage "${2:?which STORAGE?}"
     install_program
     ;;
   train)
-    # Paths that are relative lie on STORAGE.
+    # Relative paths are on STORAGE.
     run cd "$HOME/storage"
     run exec "$HOME/reft/bin/python" -m reft_jax.train "${@:2}"
     ;;
