@@ -117,12 +117,11 @@ def build(folder: pathlib.Path, layers: int) -> list[pathlib.Path]:
     print(f"making {folder}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     tensor_files.remove(folder)
-    family = families.BY_TYPE["qwen2"]
-    config = family.read_config(fields)
+    config = families.read_config(fields)
     random = np.random.default_rng(0)
     shapes = {
       name: row.stored_shape(config.sizes)
-      for row in family.tensors(config)
+      for row in families.tensors(config)
       for name in row.names(config.layers)
     }
 
@@ -189,14 +188,14 @@ def ours(folder: pathlib.Path):
   import jax
   import numpy as np
 
-  from reft_jax.models.hf import pretrained
+  from reft_jax.models.hf import read as reader
   from reft_jax.runtime import mesh as mesh_lib
 
   mesh = mesh_lib.make_mesh(data=1, fsdp=-1, tensor=1)
   jax.block_until_ready(jax.jit(lambda: 1)())  # Starts the backend.
 
   def load():
-    _, policy = pretrained.load(folder, mesh_lib.placement(mesh))
+    _, policy = reader.load(folder, mesh_lib.placement(mesh))
     return jax.block_until_ready(policy)
 
   def facts(policy):

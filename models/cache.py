@@ -1,20 +1,19 @@
 """The key-value cache of cached decoding."""
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from reft_jax.models import partition
+from reft_jax.models import partition, struct
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class KVCache:
   """Keys and values of a batch of prompts and of their growing responses.
 
-  Kept in two parts so that all rows write a new token to the same column of
-  the response part, whatever the lengths of their prompts: one cheap
-  dynamic_update_slice and no scatter. Arrays are head-major, in the compute
-  dtype, and each tuple has one for every layer.
+  It has two parts so that all rows write a new token to the same column of the
+  response part, whatever the lengths of their prompts: one cheap
+  dynamic_update_slice instead of a scatter. Arrays are head-major, in the
+  compute dtype; each tuple has one array a layer.
 
   Attributes:
     prompt_k: keys [B, K, P, H]; columns from a row's prompt length on are
@@ -33,12 +32,12 @@ class KVCache:
 
 
 def pinned(cache: KVCache) -> KVCache:
-  """The same, spread over rows and heads (partition.pin_heads)."""
+  """The cache, sharded over rows and heads (partition.pin_heads)."""
   return jax.tree.map(
     lambda x: partition.pin_heads(x) if x.ndim == 4 else partition.pin(x), cache
   )
 
 
 def repeat(cache: KVCache, n: int) -> KVCache:
-  """Repeats each row n times in place: several samples of one prompt."""
+  """Repeats each row n times, next to each other: n samples of a prompt."""
   return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), cache)

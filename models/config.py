@@ -2,7 +2,7 @@
 
 The letters are the same in the whole repository: B sequences, S slots,
 V vocabulary, D width, F feed-forward, N query heads, K key-value heads,
-H head size, L layers; and of parameters alone: E width of the embeddings, M
+H head size, L layers. Parameters alone also have: E width of the embeddings, M
 learned positions, R rank of an adapter, C classes of a classifier's head.
 """
 
@@ -26,25 +26,25 @@ class RopeConfig:
   Attributes:
     kind: one of ROPE_KINDS.
     theta: the base of the wavelengths.
-    factor: by how much the context was stretched (linear, dynamic, llama3,
-      yarn).
-    original_max_positions: context of the first pretraining (llama3, yarn,
+    factor: the factor by which the context was extended (linear, dynamic,
+      llama3, yarn).
+    original_max_positions: the context before it was extended (llama3, yarn,
       longrope).
     attention_factor: multiplies cosine and sine (yarn, longrope).
     low_freq_factor: wavelengths above original_max_positions /
-      low_freq_factor are stretched in full (llama3).
+      low_freq_factor are scaled in full (llama3).
     high_freq_factor: those below original_max_positions / high_freq_factor
-      are left alone (llama3).
-    beta_fast: frequencies that turn more often than this over the original
-      context are left alone (yarn).
-    beta_slow: those that turn less often are stretched in full (yarn).
-    truncate: whether yarn's range is widened to whole dimensions.
+      are unchanged (llama3).
+    beta_fast: frequencies with more turns than this over the original context
+      are unchanged (yarn).
+    beta_slow: frequencies with fewer turns are scaled in full (yarn).
+    truncate: whether the bounds of yarn's ramp are rounded to whole dimensions.
     short_factor: a divisor for each frequency, for rows within the original
       context (longrope).
     long_factor: the same for longer rows.
-    size: how many of a head's coordinates turn, the first ones; None: all.
-    interleaved: whether coordinates 2r and 2r + 1 form a pair (CodeGen), and
-      not r and r + size / 2.
+    size: how many of a head's first coordinates are rotated; None: all.
+    interleaved: whether the pairs are coordinates 2r and 2r + 1 (CodeGen)
+      instead of r and r + size / 2.
   """
 
   kind: str = "default"
@@ -76,22 +76,23 @@ class ModelConfig:
     head_size: H; need not be width / heads.
     ffn: F, the inner size of the feed-forward layer.
     family: the architecture's `model_type` in config.json.
-    max_positions: the context the model was made for.
-    init_scale: standard deviation of fresh weights.
+    max_positions: the length of the model's context.
+    init_scale: standard deviation of initial weights.
 
-    embed_size: E, where embeddings are narrower or wider than the stream and
-      projected to it and back (OPT-350m); None: they are the stream's.
+    embed_size: E, where the embeddings' width is not the stream's and they are
+      projected to it and back (OPT-350m); None: D.
     embed_scale: multiplies embeddings, rounded to the compute dtype (Gemma).
     tied_head: whether the LM head is the embedding table.
     head_bias: whether the LM head has a bias.
     logit_cap: c in c tanh(logits / c); None: no cap.
 
     rope: rotary positions; None: learned ones, added to the embeddings.
-    local_rope: that of layers with a window, if it is another (Gemma 3).
-    rope_layers: whether each layer rotates; (): all do (SmolLM3).
+    local_rope: rotary positions of layers with a window, where they differ
+      (Gemma 3).
+    rope_layers: for each layer, whether it rotates (SmolLM3); (): all do.
     position_offset: the row of learned position 0 (OPT: 2).
-    windows: of each layer, how many tokens a query sees, itself included, and
-      0 where it sees all; (): all see all.
+    windows: for each layer, how many tokens a query attends to, itself
+      included; 0 is no limit. (): no layer has a window.
 
     norm: "rms" or "layer", which also subtracts the mean and has a bias.
     norm_eps: added to the mean square.
@@ -100,23 +101,23 @@ class ModelConfig:
     norm_place: where a block's norms are: "pre", before its layers; "post",
       on their outputs (OLMo 2); "both" (Gemma 2); or "sum", on the stream
       after each addition (OPT-350m).
-    final_norm: whether the last block's stream is normed.
-    parallel: whether attention and feed-forward layer read the same stream:
-      "none", one after the other; "shared_norm", with one norm for both
+    final_norm: whether a norm follows the last block.
+    parallel: whether attention and the feed-forward layer read the same stream:
+      "none", they run in sequence; "shared_norm", with one norm for both
       (CodeGen); "own_norms" (GPT-NeoX).
 
     qkv_bias: whether the q, k and v projections have biases.
     o_bias: whether the output projection has one.
-    qk_norm: norm of queries and keys before they turn: "none", of each "head"
+    qk_norm: norm of queries and keys before rotation: "none", of each "head"
       (Qwen 3) or of all heads' coordinates together, "whole" (OLMo 2).
     score_scale: multiplies attention scores; None: H ** -0.5.
-    scale_by_layer: whether layer l's scores are divided by l, from 1.
+    scale_by_layer: whether the scores of layer l are divided by l, from 1.
     score_cap: c in c tanh(scores / c); None: no cap.
 
-    gated: whether the feed-forward layer is down(act(gate x) * up x), and not
+    gated: whether the feed-forward layer is down(act(gate x) * up x) instead of
       down(act(up x)).
     mlp_bias: whether its projections have biases.
-    activation: by its name in config.json.
+    activation: its name in config.json.
   """
 
   vocab_size: int
@@ -161,7 +162,7 @@ class ModelConfig:
   mlp_bias: bool = False
   activation: str = "silu"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for letter, size in self.sizes.items():
       if size < 1:
         raise errors.UnsupportedModelError(
@@ -189,7 +190,7 @@ class ModelConfig:
       count = len(getattr(self, name))
       if count not in (0, self.layers):
         raise errors.UnsupportedModelError(
-          f"{name} speaks of {count} layers where there are {self.layers}."
+          f"{name} lists {count} layers, but the model has {self.layers}."
         )
     for rope in (self.rope, self.local_rope):
       if rope is not None:
@@ -200,7 +201,7 @@ class ModelConfig:
     if size % 2 or not 0 < size <= self.head_size:
       raise errors.UnsupportedModelError(
         f"positions rotate {size} of a head's {self.head_size} coordinates; "
-        "there must be an even number of them, above 0."
+        "that number must be even, and above 0."
       )
     if rope.kind == "longrope":
       for name in ("short_factor", "long_factor"):
@@ -208,11 +209,11 @@ class ModelConfig:
         if count != size // 2:
           raise errors.UnsupportedModelError(
             f"rope's {name} holds {count} numbers but must hold {size // 2}: "
-            f"one for each pair of the {size} coordinates that turn."
+            f"one for each pair of the {size} rotated coordinates."
           )
 
   def turning(self, rope: RopeConfig) -> int:
-    """How many of a head's coordinates a rope turns."""
+    """How many of a head's coordinates are rotated."""
     return self.head_size if rope.size is None else rope.size
 
   @property
@@ -222,12 +223,12 @@ class ModelConfig:
 
   @property
   def embed_name(self) -> str:
-    """What the embedding table is called, such as embed_VD."""
+    """The name of the embedding table, such as embed_VD."""
     return f"embed_V{self.outer}"
 
   @property
   def head_name(self) -> str:
-    """What the LM head is called where it is not the embedding table."""
+    """The name of the LM head where it is not the embedding table."""
     return f"lm_{self.outer}V"
 
   @property
@@ -249,7 +250,7 @@ class ModelConfig:
     return sizes
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """The shape of one layer's parameter, which its name spells out."""
+    """The shape of one layer's parameter, from the letters of its name."""
     return tuple(self.sizes[letter] for letter in letters(name))
 
 

@@ -1,9 +1,9 @@
 """Norm, attention and feed-forward layers.
 
-A parameter's name carries its axes (`q_DNH`), and its shape, its sharding and
-its place in a checkpoint all follow from the name. Parameters are fp32 masters
-(or what `Networks.publish` made of them) and are cast to the compute dtype
-where they are used.
+A parameter's name carries its axes (`q_DNH`); its shape, its sharding and its
+place in a checkpoint all follow from the name. Parameters are fp32 masters (or
+what `Networks.publish` made of them) and are cast to the compute dtype where
+they are used.
 """
 
 import functools
@@ -28,21 +28,22 @@ ACTIVATIONS = {
   "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
-# Attends to the layer's past: (q, k, v) of the new tokens to the attended
-# values and the layer's key and value arrays that a cache should keep.
+KeysValues = tuple[jax.Array, jax.Array]
+# From (q, k, v) of the new tokens to the attended values, and the layer's keys
+# and values for a cache to keep. Each pass has its own: what it closes over is
+# the layer's past.
 Attend = Callable[
-  [jax.Array, jax.Array, jax.Array],
-  tuple[jax.Array, tuple[jax.Array, jax.Array]],
+  [jax.Array, jax.Array, jax.Array], tuple[jax.Array, KeysValues]
 ]
 
 
 class Segment(NamedTuple):
-  """Keys and values that may be attended to.
+  """Keys and values to attend to.
 
   Attributes:
     k_BKCH: C columns of keys, head-major.
     v_BKCH: their values.
-    mask_BSC: which columns each query sees; B and S may be 1.
+    mask_BSC: which columns each query attends to; B and S may be 1.
   """
 
   k_BKCH: jax.Array
@@ -60,8 +61,8 @@ def grouped_attention(
   """softmax(scale q k^T) v over the columns of all segments together.
 
   N / K neighbouring query heads share a key-value head. Scores and softmax are
-  fp32; a `cap` holds scores between -cap and cap. A query that sees no column
-  gets the mean value, never NaN.
+  fp32; a `cap` keeps scores between -cap and cap. A query whose columns are all
+  masked gets the mean value, not NaN.
   """
   B, N, S, H = q_BNSH.shape
   K = segments[0].k_BKCH.shape[1]
@@ -72,16 +73,24 @@ def grouped_attention(
   )
   weights_BKGSC = jax.nn.softmax(scores_BKGSC).astype(q_BNSH.dtype)
   ends = list(itertools.accumulate(s.v_BKCH.shape[2] for s in segments))
-  attended_BKGSH = sum(
-    jnp.einsum("BKGSC,BKCH->BKGSH", weights_BKGSC, segment.v_BKCH)
-    for weights_BKGSC, segment in zip(
-      jnp.split(weights_BKGSC, ends[:-1], axis=-1), segments, strict=True
-    )
+  attended_BKGSH = functools.reduce(
+    jnp.add,
+    (
+      jnp.einsum("BKGSC,BKCH->BKGSH", weights_BKGSC, segment.v_BKCH)
+      for weights_BKGSC, segment in zip(
+        jnp.split(weights_BKGSC, ends[:-1], axis=-1), segments, strict=True
+      )
+    ),
   )
   return attended_BKGSH.reshape(B, N, S, H)
 
 
-def _masked_scores(q_BKGSH, segment, scale, cap):
+def _masked_scores(
+  q_BKGSH: jax.Array,
+  segment: Segment,
+  scale: jax.typing.ArrayLike,
+  cap: float | None,
+) -> jax.Array:
   scores_BKGSC = jnp.einsum(
     "BKGSH,BKCH->BKGSC",
     q_BKGSH,
@@ -91,12 +100,13 @@ def _masked_scores(q_BKGSH, segment, scale, cap):
   scores_BKGSC *= scale
   if cap is not None:
     scores_BKGSC = soft_cap(scores_BKGSC, cap)
+  # Not -inf: a row of them would have a softmax of NaN.
   lowest = jnp.finfo(jnp.float32).min
   return jnp.where(segment.mask_BSC[:, None, None], scores_BKGSC, lowest)
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
-  """Cap tanh(x / cap): near 0 as it is, and never beyond the cap."""
+  """Cap tanh(x / cap): about x near 0, and never beyond the cap."""
   return cap * jnp.tanh(x / cap)
 
 
@@ -105,8 +115,8 @@ def rms_norm(
 ) -> jax.Array:
   """RMSNorm, x / sqrt(mean(x^2) + eps) * (scale + offset).
 
-  Normalised in fp32; multiplied in the dtype of x as Llama does or, with an
-  offset, in fp32 as Gemma does.
+  Normalised in fp32. The scale multiplies in the dtype of x, as in Llama, or,
+  with an offset, in fp32, as in Gemma.
   """
   x32 = x.astype(jnp.float32)
   mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
@@ -132,6 +142,7 @@ def layer_norm(
   normed = centred * jax.lax.rsqrt(variance + eps)
   if scale_D is not None:
     normed *= _like(scale_D.astype(jnp.float32), x)
+  if bias_D is not None:
     normed += _like(bias_D.astype(jnp.float32), x)
   return normed.astype(x.dtype)
 
@@ -141,12 +152,12 @@ def _like(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class Layer(nn.Module):
-  """A module whose parameters are known by their names alone.
+  """A module that makes its parameters from their names alone.
 
   Attributes:
     config: the architecture.
-    compute_dtype: of activations, and of weights where they are used.
-    adapter_scale: multiplies what adapters add (LoRA's alpha / rank).
+    compute_dtype: the dtype of activations, and of weights where they are used.
+    adapter_scale: multiplies the outputs of adapters (LoRA's alpha / rank).
   """
 
   config: configs.ModelConfig
@@ -157,8 +168,8 @@ class Layer(nn.Module):
     """An einsum with a normal(init_scale) weight, and with its adapter.
 
     A weight `q_DNH` has an adapter where the parameters hold `q_a_DR` and
-    `q_b_RNH` beside it: x A B is added (LoRA, Hu et al. 2022). None is made by
-    `init`; adapters.init makes them.
+    `q_b_RNH` beside it: x A B is added (LoRA, Hu et al. 2022). `init` makes no
+    adapters; lora.init does.
     """
     init = nn.initializers.normal(self.config.init_scale)
     out = jnp.einsum(equation, x, self._parameter(name, init))
@@ -183,8 +194,8 @@ class Layer(nn.Module):
   def norm(self, name: str, x: jax.Array, axes: str = "D") -> jax.Array:
     """The architecture's norm of x over its last axis.
 
-    Its scale, called `name` and the letters of its axes, starts as what leaves
-    x alone, and its bias at 0.
+    The name of its scale is `name` and the letters of its axes. It starts at a
+    factor of 1, and the bias at 0.
     """
     config = self.config
     scale = bias = None
@@ -210,16 +221,17 @@ def apply_norm(
   scale_D: jax.Array | None,
   bias_D: jax.Array | None,
 ) -> jax.Array:
-  """The architecture's norm with these parameters, None where it has none."""
+  """The architecture's norm; a parameter that it lacks is None."""
   if config.norm == "layer":
     return layer_norm(x, scale_D, bias_D, config.norm_eps)
   return rms_norm(x, scale_D, config.norm_eps, config.norm_offset)
 
 
 def adapter_names(name: str) -> tuple[str, str]:
-  """What the two factors of a weight's adapter are called: q_a_DR, q_b_RNH.
+  """The names of the factors of a weight's adapter: q_a_DR and q_b_RNH.
 
-  A weight reads either the stream (D comes first) or writes it (D last).
+  A weight either reads the stream (D is its first axis) or writes it (D is its
+  last one).
   """
   stem, axes = name.rsplit("_", 1)
   split = 1 if axes[0] == "D" else len(axes) - 1
@@ -230,8 +242,10 @@ class Attention(Layer):
   """Grouped-query attention."""
 
   @nn.compact
-  def __call__(self, x_BSD, rotation: rope.Rotation | None, attend: Attend):
-    """Returns out_BSD and what `attend` wants a cache to keep."""
+  def __call__(
+    self, x_BSD: jax.Array, rotation: rope.Rotation | None, attend: Attend
+  ) -> tuple[jax.Array, KeysValues]:
+    """Returns out_BSD, and the keys and values for a cache to keep."""
     config = self.config
     q_BNSH = self.project(x_BSD, "q_DNH", "BSD,DNH->BNSH")
     k_BKSH = self.project(x_BSD, "k_DKH", "BSD,DKH->BKSH")
@@ -242,7 +256,7 @@ class Attention(Layer):
       v_BKSH += self.bias("v_bias_KH")[None, :, None, :]
     q_BNSH = self._head_norm("q_norm", q_BNSH, "NH")
     k_BKSH = self._head_norm("k_norm", k_BKSH, "KH")
-    if rotation is not None:
+    if config.rope is not None and rotation is not None:
       interleaved = config.rope.interleaved
       q_BNSH = rope.rotate(q_BNSH, rotation, interleaved=interleaved)
       k_BKSH = rope.rotate(k_BKSH, rotation, interleaved=interleaved)
@@ -252,7 +266,7 @@ class Attention(Layer):
       out_BSD += self.bias("o_bias_D")[None, None, :]
     return out_BSD, kept
 
-  def _head_norm(self, name, x_BNSH, axes):
+  def _head_norm(self, name: str, x_BNSH: jax.Array, axes: str) -> jax.Array:
     match self.config.qk_norm:
       case "head":
         return self.norm(name, x_BNSH, "H")
@@ -269,7 +283,7 @@ class Mlp(Layer):
   """Feed-forward layer: down(act(gate x) * up x), or down(act(up x))."""
 
   @nn.compact
-  def __call__(self, x_BSD):
+  def __call__(self, x_BSD: jax.Array) -> jax.Array:
     """Returns out_BSD."""
     config = self.config
     activate = ACTIVATIONS[config.activation]
@@ -283,7 +297,7 @@ class Mlp(Layer):
       out_BSD += self.bias("down_bias_D")[None, None, :]
     return out_BSD
 
-  def _inner(self, x_BSD, name):
+  def _inner(self, x_BSD: jax.Array, name: str) -> jax.Array:
     inner_BSF = self.project(x_BSD, f"{name}_DF", "BSD,DF->BSF")
     if self.config.mlp_bias:
       inner_BSF += self.bias(f"{name}_bias_F")[None, None, :]

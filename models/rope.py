@@ -1,7 +1,7 @@
-"""Rotary positions (Su et al., 2021) and the ways to stretch their context.
+"""Rotary positions (Su et al., 2021) and the ways to extend their context.
 
-R is a frequency for each rotated pair: half of the coordinates that turn, which
-are the first ones of a head and usually all of them.
+The axis R has one frequency for each rotated pair of coordinates. The rotated
+coordinates are the first ones of a head, usually all of them.
 """
 
 import math
@@ -15,7 +15,7 @@ from reft_jax.models import config as configs
 
 
 class Rotation(NamedTuple):
-  """Cosine and sine of each position's angles; B is 1 if rows share them."""
+  """Cosine and sine of the angles at each position; B may be 1."""
 
   cos_BSR: jax.Array
   sin_BSR: jax.Array
@@ -31,15 +31,14 @@ def rotation(
 
   Args:
     config: the architecture.
-    rope: that of its layers, or of some of them.
+    rope: the kind of rotation; layers of one model may have different ones.
     positions_BS: int32; B may be 1 where all rows have the same positions.
-    lengths_B: tokens in each row. Only the kinds `dynamic` and `longrope` look
-      at it: their frequencies depend on how long a row is, each row's own
-      length, so that a row never depends on its neighbours. In cached decoding
-      a key keeps the rotation of the length at which it was written, so with
-      these two kinds cached decoding equals the full forward only while a row
-      stays within `max_positions` (dynamic) or `original_max_positions`
-      (longrope).
+    lengths_B: tokens in each row. Only the kinds `dynamic` and `longrope` read
+      it: their frequencies depend on the length of each row, and on no other
+      row. In cached decoding a key keeps the rotation of the length at which it
+      was written, so with these two kinds cached decoding equals the full
+      forward only while a row stays within `max_positions` (dynamic) or
+      `original_max_positions` (longrope).
   """
   frequencies_BR = _frequencies(config, rope, lengths_B)
   angles_BSR = (
@@ -52,10 +51,10 @@ def rotation(
 def rotate(
   x_BNSH: jax.Array, rotation: Rotation, *, interleaved: bool = False
 ) -> jax.Array:
-  """Turns each pair (a, b) to (a cos - b sin, b cos + a sin), in fp32.
+  """Rotates each pair (a, b) to (a cos - b sin, b cos + a sin), in fp32.
 
-  Pairs are the coordinates r and r + R, or 2r and 2r + 1 if `interleaved`; what
-  lies behind the first 2R coordinates stays.
+  Pairs are the coordinates r and r + R, or 2r and 2r + 1 if `interleaved`.
+  Coordinates after the first 2R are unchanged.
   """
   cos_BNSR = rotation.cos_BSR[:, None]
   sin_BNSR = rotation.sin_BSR[:, None]
@@ -79,8 +78,10 @@ def rotate(
   return jnp.concatenate([joined, x_BNSH[..., size:]], axis=-1)
 
 
-def _frequencies(config, rope, lengths_B) -> jax.Array:
-  """Radians a token, frequencies_BR; B is 1 where rows share them."""
+def _frequencies(
+  config: configs.ModelConfig, rope: configs.RopeConfig, lengths_B: jax.Array
+) -> jax.Array:
+  """frequencies_BR in radians a token; B is 1 where rows share them."""
   size = config.turning(rope)
   match rope.kind:
     case "dynamic":
@@ -110,7 +111,9 @@ def _plain_frequencies(theta: float, size: int) -> np.ndarray:
   return np.float32(theta) ** -exponents_R
 
 
-def _dynamic_theta(rope, size, max_positions, lengths_B) -> jax.Array:
+def _dynamic_theta(
+  rope: configs.RopeConfig, size: int, max_positions: int, lengths_B: jax.Array
+) -> jax.Array:
   """NTK-aware base: theta (f l / m - (f - 1)) ** (size / (size - 2)).
 
   l is the row's own length, at least m, and m is `max_positions`.
@@ -120,8 +123,8 @@ def _dynamic_theta(rope, size, max_positions, lengths_B) -> jax.Array:
   return rope.theta * stretch_B ** (size / (size - 2))
 
 
-def _llama3_frequencies(rope, size) -> np.ndarray:
-  """Long waves are stretched, short ones kept, those between blended."""
+def _llama3_frequencies(rope: configs.RopeConfig, size: int) -> np.ndarray:
+  """Low frequencies are scaled, high ones kept, those between blended."""
   plain_R = _plain_frequencies(rope.theta, size)
   turns_R = rope.original_max_positions * plain_R / (2 * math.pi)
   kept_R = np.clip(
@@ -133,12 +136,12 @@ def _llama3_frequencies(rope, size) -> np.ndarray:
   return kept_R * plain_R + (1 - kept_R) * plain_R / rope.factor
 
 
-def _yarn_frequencies(rope, size) -> np.ndarray:
-  """YaRN (Peng et al., 2023): a linear ramp between kept and stretched."""
+def _yarn_frequencies(rope: configs.RopeConfig, size: int) -> np.ndarray:
+  """YaRN (Peng et al., 2023): a linear ramp between kept and scaled."""
   plain_R = _plain_frequencies(rope.theta, size)
 
-  def dimension(turns):
-    """Where a wave turns this often within the original context."""
+  def dimension(turns: float) -> float:
+    """The dimension with so many turns over the original context."""
     wavelength = rope.original_max_positions / turns
     return (
       size * math.log(wavelength / (2 * math.pi)) / (2 * math.log(rope.theta))

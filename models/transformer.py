@@ -6,6 +6,7 @@ rematerialisation), and prefill and decode, whose layers are unrolled (each
 reads its own arrays, where a scan would slice them out of a stack).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -258,7 +259,9 @@ def decode(
     attends,
   )
   response_k, response_v = zip(*kept, strict=True)
-  cache = cache.replace(response_k=response_k, response_v=response_v)
+  cache = dataclasses.replace(
+    cache, response_k=response_k, response_v=response_v
+  )
   return _leave(config, trunk, hidden_B1D[:, 0]), cache
 
 

@@ -18,7 +18,7 @@ from reft_jax import files
 from reft_jax.config import cli
 from reft_jax.errors import UserError
 from reft_jax.models.errors import UnsupportedModelError
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import write as writer
 from reft_jax.run import export_model, model_paths, setup
 from reft_jax.runtime import console as console_lib
 
@@ -31,8 +31,8 @@ PROGRAM = cli.Program(
       "--dtype",
       "type of the weights (float32)",
       metavar="TYPE",
-      wanted=f"one of {', '.join(pretrained.DTYPES)}",
-      choices=tuple(pretrained.DTYPES),
+      wanted=f"one of {', '.join(writer.DTYPES)}",
+      choices=tuple(writer.DTYPES),
       default="float32",
     ),
     cli.Option(

@@ -9,24 +9,17 @@ and response[:t], and the action is response[t].
 """
 
 import dataclasses
-import typing
-from typing import Any, TypeVar
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_Class = TypeVar("_Class", bound=type)
+from reft_jax.models import struct
 
 
-@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
-def _data(cls: _Class) -> _Class:
-  """A frozen chex dataclass that type checkers understand."""
-  return chex.dataclass(cls, frozen=True)
-
-
-@_data
+@struct.dataclass
 class Mean:
   """A metric that stays a sum until it is read, so means merge by adding."""
 
@@ -47,7 +40,7 @@ class Mean:
     return float(self.total) / count if count else float("nan")
 
 
-@_data
+@struct.dataclass
 class SupervisedBatch:
   """Supervised training rows: prompt, answer, EOS, padding.
 
@@ -64,7 +57,7 @@ class SupervisedBatch:
     return dataclasses.replace(self, targets_BS=jnp.zeros_like(self.targets_BS))
 
 
-@_data
+@struct.dataclass
 class LabelledBatch:
   """Reward model rows: prompt, solution without EOS, padding.
 
@@ -83,7 +76,7 @@ class LabelledBatch:
     return dataclasses.replace(self, real_B=jnp.zeros_like(self.real_B))
 
 
-@_data
+@struct.dataclass
 class Prompts:
   """Questions to answer.
 
@@ -98,7 +91,7 @@ class Prompts:
   real_B: chex.Array
 
 
-@_data
+@struct.dataclass
 class Rollout:
   """Prompts with one sampled response each.
 
@@ -132,7 +125,7 @@ class Rollout:
     )
 
 
-@_data
+@struct.dataclass
 class Experience:
   """A scored rollout, the data of a PPO update.
 
@@ -163,7 +156,7 @@ class Experience:
     )
 
 
-@_data
+@struct.dataclass
 class TrainState:
   """Everything that a training step changes.
 

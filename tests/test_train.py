@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, and that they go on where they were."""
+"""Whole runs: what they leave behind, and that they resume bitwise."""
 
 import json
 import os
@@ -15,7 +15,6 @@ import pytest
 
 from reft_jax import rate, train
 from reft_jax.config import checks, loading
-from reft_jax.models.hf import pretrained
 from reft_jax.run import loop as loop_lib
 from reft_jax.runtime import metrics
 
@@ -82,6 +81,7 @@ def finished(tmp_path_factory, compilations) -> pathlib.Path:
 def test_a_run_leaves_what_it_promises(finished):
   for name in (
     "config.yaml",
+    "manifest.json",
     "environment.json",
     "metrics.jsonl",
     "learning_curves.png",
@@ -129,6 +129,7 @@ def test_a_finished_run_is_not_run_again(finished, capsys):
   assert (finished / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_run_takes_the_base_model_from_the_cache(finished, tmp_path):
   cache = finished.parent / "cache"
   code = train.main(
@@ -152,7 +153,7 @@ def test_another_run_takes_the_base_model_from_the_cache(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def others(finished) -> tuple[pathlib.Path, list[str]]:
-  """A run of the stages that `finished` has not, and its arguments."""
+  """A run of the stages that `finished` lacks, and its arguments."""
   directory = finished.parent / "others"
   arguments = [
     "--config=embedded",
@@ -173,30 +174,7 @@ def others(finished) -> tuple[pathlib.Path, list[str]]:
   return directory, arguments
 
 
-def test_self_training_and_the_reward_model(others):
-  directory, _ = others
-  summary = json.loads((directory / "summary.json").read_text())
-  stages = summary["stages"]
-  starts = {name: result["start"] for name, result in stages.items()}
-  assert starts == {
-    "offline_st": "base",
-    "online_st": "warmup",
-    "reward_model": "warmup",
-  }
-  for stage in ("offline_st", "online_st"):
-    assert 0 <= stages[stage]["test_accuracy"] <= 1
-    assert (directory / "samples" / f"test-{stage}.jsonl").is_file()
-  # A reward model answers nothing; on dev it chooses among draws.
-  assert stages["reward_model"]["test_accuracy"] is None
-  assert 0 <= stages["reward_model"]["dev_accuracy"] <= 1
-  assert pretrained.is_classifier(directory / "models" / "reward_model")
-  for split, questions in (("train", 24), ("dev", 8)):
-    drawn = directory / "samples" / f"draws-{split}.jsonl"
-    rows = [json.loads(line) for line in drawn.read_text().splitlines()]
-    assert len(rows) == questions
-    assert all(len(row["completions"]) == 4 for row in rows)
-
-
+@pytest.mark.slow
 def test_finished_stages_are_not_run_again(others, capsys):
   directory, arguments = others
   before = (directory / "metrics.jsonl").read_bytes()
@@ -205,10 +183,11 @@ def test_finished_stages_are_not_run_again(others, capsys):
   said = capsys.readouterr().out
   for stage in ("offline_st", "online_st", "reward_model"):
     assert f"{stage}: finished before" in said
-  assert "it prefers among 4 draws" in said
+  assert "it prefers among 4 samples" in said
   assert (directory / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_solutions_of_a_run_can_be_rated(finished, tmp_path):
   sources = [f"{finished}:sft", f"{finished}:reft"]
   options = ["--questions=3", f"--output={tmp_path}"]
@@ -216,6 +195,7 @@ def test_solutions_of_a_run_can_be_rated(finished, tmp_path):
   assert (tmp_path / "rating.html").is_file()
 
 
+@pytest.mark.slow
 def test_no_step_compiles_after_the_first(finished, others, compilations):
   long = {name: seen for name, seen in compilations.items() if len(seen) > 4}
   names = {"sft-lr0.001", "sft-lr0.01", "online_st", "reft", "reward_model"}
@@ -241,8 +221,8 @@ def settings(finished, output) -> list[str]:
   ]
 
 
-# The same command, but a signal strikes it when a step is done: after what was
-# saved before is on disk, before that step is told or saved.
+# The same command, but a signal strikes when a step is done: after the save
+# before it is on disk, before the step itself is logged or saved.
 STRUCK = """
 import os, signal, sys
 from reft_jax import train
@@ -252,7 +232,7 @@ how, at = signal.Signals[sys.argv[1]], int(sys.argv[2])
 end_step = loop.Loop.end_step
 
 def strike(self, step, *rest):
-  if step == at:
+  if step + 1 == at:
     self._latest.wait()
     os.kill(os.getpid(), how)
   end_step(self, step, *rest)
@@ -313,7 +293,8 @@ def unbroken(finished, root) -> tuple[pathlib.Path, str]:
   return directory, train_in(root, settings(finished, directory))
 
 
-def test_a_run_that_is_broken_twice_is_bitwise_the_unbroken_one(
+@pytest.mark.slow
+def test_a_run_that_is_killed_and_stopped_is_bitwise_the_unbroken_one(
   finished, unbroken, root
 ):
   directory = finished.parent / "broken"
@@ -322,15 +303,16 @@ def test_a_run_that_is_broken_twice_is_bitwise_the_unbroken_one(
   assert killed.returncode == -signal.SIGKILL, killed.stdout
   stopped = run(root, "-c", STRUCK, "SIGTERM", "5", *arguments)
   assert stopped.returncode == 75, stopped.stdout
-  assert "goes on after step 3\n" in stopped.stdout
+  assert "resumes after step 3\n" in stopped.stdout
   assert not (directory / "summary.json").exists()
-  assert "goes on after step 5\n" in train_in(root, arguments)
+  assert "resumes after step 5\n" in train_in(root, arguments)
   expected, found = traces(unbroken[0]), traces(directory)
   assert len(expected["state"]) > 20
   for name, value in expected.items():
     assert found[name] == value, name
 
 
+@pytest.mark.slow
 def test_piped_output_has_no_control_characters(unbroken):
   _, output = unbroken
   assert "reft 6/6" in output

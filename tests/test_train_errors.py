@@ -13,10 +13,11 @@ import pytest
 
 from reft_jax import train
 from reft_jax.config import cli, loading
+from reft_jax.data import splits as splits_lib
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.models import config as model_configs
 from reft_jax.models import networks, partition
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import write as writer
 from reft_jax.tasks import embedded
 from reft_jax.tasks.sandbox import seccomp
 
@@ -74,7 +75,7 @@ def write_model(folder: str, *, vocab_size=None, max_positions=2048) -> None:
   )
   shapes = jax.eval_shape(networks.Networks(config).init, jax.random.key(0))
   policy = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
-  pretrained.save(folder, config, policy)
+  writer.save(folder, config, policy)
   tokenizer.save(folder)
 
 
@@ -82,11 +83,11 @@ def write_model(folder: str, *, vocab_size=None, max_positions=2048) -> None:
 def folder(tmp_path, monkeypatch):
   """An own working directory with good input; nothing gets to train."""
 
-  def start(_):
+  def start(*_):
     raise StartedError
 
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(train.stages_lib, "Pipeline", start)
+  monkeypatch.setattr(train.stages, "Stages", start)
   write_model("model")
   write_rows("train.json", ROWS)
   handler = signal.getsignal(signal.SIGTERM)
@@ -331,7 +332,7 @@ def test_a_folder_that_holds_another_run(refused, folder):
 def test_a_folder_whose_data_has_changed_since(refused):
   settle()
   write_rows("train.json", [{**row, "answer_value": "1"} for row in ROWS])
-  assert "other settings (other problems)" in refused()
+  assert "other settings (problems: " in refused()
 
 
 def test_a_folder_whose_first_model_has_changed_since(refused):
@@ -340,27 +341,20 @@ def test_a_folder_whose_first_model_has_changed_since(refused):
   weights = bytearray(file.read_bytes())
   weights[-2] ^= 1
   file.write_bytes(weights)
-  assert "other settings (other weights in model.path)" in refused()
+  assert "other settings (weights in model.path: " in refused()
 
 
-@pytest.mark.parametrize("facts", ["{}", '{"tokenizer": '])
-def test_a_folder_of_whose_data_nothing_is_known_goes_on(folder, facts):
-  settle()
-  (folder / "run/inputs.json").write_text(facts)
-  with pytest.raises(StartedError):
-    train.main([*SETTINGS])
-
-
-def test_the_same_run_goes_on_in_its_folder():
-  settle()
-  may_change = ["logging.every=7", "checkpoint.keep=1", "mesh.tensor=2"]
-  with pytest.raises(StartedError):
-    train.main([*SETTINGS, *may_change])
-
-
-def test_a_folder_whose_run_is_not_known(refused):
+def test_a_folder_of_an_earlier_version(refused):
   pathlib.Path("run/stages/reft/checkpoints").mkdir(parents=True)
-  assert "run holds stages of a run but not its config.yaml" in refused()
+  pathlib.Path("run/config.yaml").write_text("seed: 0")
+  said = refused()
+  assert "run holds a run without a manifest.json that can be read" in said
+  assert "an earlier version of reft_jax made it" in said
+
+
+def test_the_same_run_is_resumed_in_its_folder():
+  settle()
+  settle("logging.every=7", "checkpoint.keep=1", "mesh.tensor=2")
 
 
 def test_another_run_is_put_aside_on_request(folder):
@@ -386,7 +380,7 @@ def test_limits_keep_so_many_problems():
   limits = ["data.train_limit=3", "data.test_limit=4"]
   config = cli.parse([*settings, *limits]).config
   tokenizer = tokenizer_lib.load("model")
-  splits = train.context.encoded(config, tokenizer)
+  splits = splits_lib.encoded(config, tokenizer)
   sizes = {name: len(split.examples) for name, split in splits.items()}
   assert sizes == {"train": 3, "dev": 2, "test": 4}
 
@@ -460,7 +454,7 @@ def test_a_dry_run_reads_what_is_there_and_writes_nothing(folder, capsys):
   said = told(capsys)
   assert "context of 2,048 tokens" in said
   assert "problems: 10 train, 2 dev, 0 test" in said
-  assert "known answers: 12 of 12 earn 1" in said
+  assert "reference answers: 12 of 12 earn 1" in said
   assert "missing" not in said
   assert "all that can be known without weights fits" in said
   assert sorted(os.walk(".")) == before
@@ -479,8 +473,8 @@ def test_a_dry_run_needs_no_weights(capsys):
   assert "all that can be known" in told(capsys)
 
 
-def test_a_dry_run_tells_of_batches_that_are_filled_up(capsys):
-  line = "sft.batch_size=30 is filled up to 32 rows for 8 devices"
+def test_a_dry_run_names_padded_batches(capsys):
+  line = "sft.batch_size=30 is padded to 32 rows for 8 devices"
   assert line in told(capsys, "sft.batch_size=30")
 
 

@@ -14,7 +14,10 @@ from reft_jax.data import encode
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.models import config, networks
 from reft_jax.run import context
+from reft_jax.runtime import console as console_lib
 from reft_jax.runtime import mesh as mesh_lib
+from reft_jax.runtime import metrics
+from reft_jax.sampling import engine as engine_lib
 from reft_jax.sampling import sampler as sampler_lib
 from reft_jax.tasks import embedded, grader
 
@@ -69,39 +72,57 @@ def mesh(shape: tuple[int, int, int]) -> jax.sharding.Mesh:
   )
 
 
-def run(problems, *settings: str, executor=None) -> context.Run:
-  """A run of the embedded experiment whose test problems are these."""
+def run(problems, *settings: str, executor=None, **fields) -> context.Run:
+  """A run of the embedded experiment whose test problems are these.
+
+  Args:
+    problems: the test problems.
+    *settings: as on the command line.
+    executor: what runs programs.
+    **fields: fields of the run, such as its `directory`.
+  """
   options = loading.load(["embedded"], settings)
+  words = options.embedded
   tokenizer = tokenizer_lib.wrap(
-    embedded.tokenizer(
-      choices=options.embedded.choices > 0,
-      programs=options.embedded.programs > 0,
-    )
+    embedded.tokenizer(choices=words.choices > 0, programs=words.programs > 0)
   )
-  return context.Run(
+  network = networks.Networks(
+    dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, layers=1)
+  )
+  examples = encode.encode(
+    problems,
+    tokenizer,
+    reasoning=options.data.reasoning,
+    add_bos=False,
+    max_prompt_tokens=200,
+    max_response_tokens=100,
+  ).examples
+  engine = engine_lib.Engine(
     config=options,
-    directory=pathlib.Path(),
+    networks=network,
     mesh=mesh((1, 2, 1)),
     sampling_mesh=mesh((1, 2, 1)),
-    networks=networks.Networks(
-      dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, layers=1)
-    ),
     tokenizer=tokenizer,
-    train=(),
-    dev=(),
-    test=encode.encode(
-      problems,
-      tokenizer,
-      reasoning=options.data.reasoning,
-      add_bos=False,
-      max_prompt_tokens=200,
-      max_response_tokens=100,
-    ).examples,
     grader=grader.Grader(
       options.data.reasoning, options.data.answers, executor
     ),
-    recorder=None,
-    console=None,
+    prompt_slots=engine_lib.prompt_slots(examples) if examples else 0,
+  )
+  outputs = {
+    "directory": pathlib.Path(),
+    "recorder": metrics.Silent(),
+    "console": console_lib.Console(quiet=True),
+  }
+  splits = {"train": [], "dev": [], "test": examples}
+  return context.Run(
+    config=options, engine=engine, **{**outputs, **splits, **fields}
+  )
+
+
+def change(run: context.Run, **fields) -> context.Run:
+  """The same run with other fields of its engine."""
+  return dataclasses.replace(
+    run, engine=dataclasses.replace(run.engine, **fields)
   )
 
 

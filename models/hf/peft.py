@@ -62,7 +62,7 @@ def save(
   """
   params = dict(table.walk(jax.device_get(adapter.params)))
   groups: dict[str, list[table.Tensor]] = {}
-  for row in families.BY_TYPE[config.family].tensors(config):
+  for row in families.tensors(config):
     if len(row.letters) > 1 and layers.adapter_names(row.path)[0] in params:
       groups.setdefault(row.stored, []).append(row)
 
@@ -88,7 +88,7 @@ def save(
   (folder / _CONFIG).write_text(text, encoding="utf-8")
 
 
-def _fields(adapter, groups, head) -> dict[str, Any]:
+def _fields(adapter: Adapter, groups: Any, head: Any) -> dict[str, Any]:
   """What adapter_config.json holds."""
   base, _, revision = adapter.base.partition("@")
   alpha = adapter.alpha
@@ -131,7 +131,9 @@ def _sides(row: table.Tensor) -> tuple[int, int]:
   return (0, 1) if set(first) == ins else (1, 0)
 
 
-def _factors(rows, params, layer, sizes) -> tuple[np.ndarray, np.ndarray]:
+def _factors(
+  rows: Any, params: Any, layer: int, sizes: Mapping[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
   """A (rank x inputs) and B (outputs x rank) of one layer's stored tensor."""
   downs, ups = [], []
   for row in rows:

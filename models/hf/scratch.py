@@ -1,4 +1,4 @@
-"""Small models of any family, from their sizes alone."""
+"""Small architectures of any family, from their sizes alone."""
 
 from reft_jax.models import config as configs
 from reft_jax.models import errors
@@ -18,7 +18,7 @@ def architecture(
   ffn: int,
   max_positions: int,
 ) -> configs.ModelConfig:
-  """A model of a family with these sizes, a tied head and its other habits.
+  """A model of a family with these sizes, a tied head and its other defaults.
 
   Args:
     family: one of FAMILIES.
@@ -26,7 +26,7 @@ def architecture(
     width: D; a head has width / heads coordinates.
     layers: L.
     heads: N.
-    kv_heads: K; N in families whose heads do not share keys and values.
+    kv_heads: K, which some families require to be N.
     ffn: F.
     max_positions: the context.
 
@@ -34,9 +34,10 @@ def architecture(
     UnsupportedModelError: the family has no model of these sizes.
   """
   head_size = width // heads
-  # What the families' config files call these sizes.
-  config = families.BY_TYPE[family].read_config(
+  # The sizes by the names that all families have for them.
+  config = families.read_config(
     {
+      "model_type": family,
       "vocab_size": vocab_size,
       **dict.fromkeys(("hidden_size", "n_embd"), width),
       **dict.fromkeys(("num_hidden_layers", "n_layer"), layers),

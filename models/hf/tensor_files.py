@@ -68,7 +68,7 @@ def find(folder: pathlib.Path) -> dict[str, Stored]:
       return opened(folder / whole)
     index = folder / (whole + _INDEX)
     if index.is_file():
-      tensors = {}
+      tensors: dict[str, Stored] = {}
       for shard in _shards(index):
         if not (folder / shard).is_file():
           raise errors.UnsupportedModelError(
@@ -124,7 +124,9 @@ def _safetensors(file: pathlib.Path) -> dict[str, Stored]:
   }
 
 
-def _span(file, start, shape, dtype) -> np.ndarray:
+def _span(
+  file: pathlib.Path, start: int, shape: Sequence[int], dtype: Any
+) -> np.ndarray:
   """A tensor that begins at a byte of a file."""
   dtype = DTYPES[dtype]
   length = math.prod(shape) * dtype.itemsize
@@ -169,7 +171,7 @@ def _pickled(file: pathlib.Path) -> dict[str, Stored]:
     )
   dtypes = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
-  def read(tensor) -> np.ndarray:
+  def read(tensor: Any) -> np.ndarray:
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:  # numpy has none of its own.
       return tensor.view(torch.int16).numpy().view(DTYPES["BF16"])
@@ -205,7 +207,9 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
   return content
 
 
-def _unreadable(file, reason) -> errors.UnsupportedModelError:
+def _unreadable(
+  file: pathlib.Path, reason: object
+) -> errors.UnsupportedModelError:
   lines = str(reason).strip().splitlines() or [type(reason).__name__]
   line = lines[0].rstrip(".")
   return errors.UnsupportedModelError(
@@ -287,10 +291,12 @@ def write_file(
     opened.write(text)
     for name in shapes:
       # Whole bytes: not every type here can be written as it is.
-      opened.write(array_of(name).reshape(-1).view(np.uint8))
+      opened.write(array_of(name).reshape(-1).view(np.uint8).data)
 
 
-def _split(shapes, item_bytes, most) -> Iterator[list[str]]:
+def _split(
+  shapes: Mapping[str, Sequence[int]], item_bytes: int, most: int
+) -> Iterator[list[str]]:
   """Names for one file after the other, in their order."""
   names: list[str] = []
   total = 0

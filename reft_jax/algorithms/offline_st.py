@@ -62,8 +62,9 @@ def selected(
   distinct = list(dict.fromkeys(right))
   if config.choose == "official":
     first = distinct[: config.keep]
-    again = annotation is not None and annotation not in first
-    return [*first, annotation] if again else first
+    if annotation is None or annotation in first:
+      return first
+    return [*first, annotation]
   new = [text for text in distinct if text != annotation]
   if len(new) <= config.keep:
     return new

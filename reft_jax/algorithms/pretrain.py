@@ -14,7 +14,8 @@ from reft_jax.config import schema
 from reft_jax.data import splits
 from reft_jax.learning import supervised
 from reft_jax.models import config as model_config
-from reft_jax.models.hf import pretrained, scratch
+from reft_jax.models.hf import read as reader
+from reft_jax.models.hf import scratch
 from reft_jax.run import context
 from reft_jax.run import loop as loop_lib
 from reft_jax.runtime import mesh as mesh_lib
@@ -75,7 +76,7 @@ def train(run: context.Run, stage: context.StageRun) -> context.Trained:
   if None not in kept and len(set(kept)) == 1:
     run.console.line(f"{stage.name}: taken from {folder}")
     placement = mesh_lib.placement(run.engine.mesh)
-    _, policy = pretrained.load(folder, placement)
+    _, policy = reader.load(folder, placement)
     metadata = json.loads(file.read_text())
     return context.Trained(model=policy, **metadata, cached=True)
   trained = _train(run, stage)

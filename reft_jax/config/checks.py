@@ -251,13 +251,12 @@ def _sizes(
     if name == "base":
       continue
     group = getattr(config, name)
+    sizes = [("batch_size", group.batch_size, "micro_batch_size")]
     if stage.samples:
-      sizes = (
+      sizes = [
         ("batch_size", group.batch_size, "samples_per_question"),
         ("batch_size", group.batch_size, "minibatch_size"),
         ("minibatch_size", group.minibatch, "micro_batch_size"),
-      )
-    else:
-      sizes = (("batch_size", group.batch_size, "micro_batch_size"),)
+      ]
     for key, size, of in sizes:
       yield f"{name}.{key}", size, f"{name}.{of}", getattr(group, of)

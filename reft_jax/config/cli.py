@@ -167,7 +167,8 @@ def parse(argv: Sequence[str], program: Program = TRAIN) -> Command:
   if asks_for_help(argv):
     return Command(action="help")
   values, others = _parse_options(argv, program)
-  paths, overrides = [], []
+  paths: list[str] = []
+  overrides: list[str] = []
   for argument in others:
     key, equals, _ = argument.partition("=")
     setting = (
@@ -214,7 +215,7 @@ def _parse_options(
   try:
     known, others = parser.parse_known_args([*_unlisted(argv, options)])
   except argparse.ArgumentError as error:
-    option = options[error.argument_name]
+    option = options[str(error.argument_name)]
     if not option.metavar:
       raise errors.UserError(f"{option.flag} takes no value") from error
     raise errors.UserError(

@@ -46,7 +46,7 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> schema.Config:
   layers = [_read_override(override) for override in overrides]
   _overlay(tree, [leaf for layer in layers for leaf in _leaves(layer)])
   try:
-    return omegaconf.OmegaConf.to_object(tree)
+    return typing.cast(schema.Config, omegaconf.OmegaConf.to_object(tree))
   except omegaconf.errors.OmegaConfBaseException as error:
     raise errors.UserError(_first_line(error)) from error
 
@@ -153,9 +153,9 @@ def read_file(file: str, path: pathlib.Path) -> omegaconf.DictConfig:
   try:
     layer = omegaconf.OmegaConf.load(path)
   except yaml.MarkedYAMLError as error:
+    line = error.problem_mark.line + 1 if error.problem_mark else "?"
     raise errors.UserError(
-      f"{file} line {error.problem_mark.line + 1}: not valid YAML:"
-      f" {error.problem}"
+      f"{file} line {line}: not valid YAML: {error.problem}"
     ) from error
   except (
     OSError,
@@ -215,7 +215,8 @@ def _overlay(
 
 def _leaves(layer: omegaconf.DictConfig) -> Iterator[tuple[str, Any]]:
   """Dotted keys and values of a nested mapping."""
-  return _dotted(omegaconf.OmegaConf.to_container(layer, resolve=False))
+  mapping = omegaconf.OmegaConf.to_container(layer, resolve=False)
+  return _dotted(typing.cast(dict[Any, Any], mapping))
 
 
 def _dotted(
@@ -252,7 +253,7 @@ def _warn_of_old_name(old: str, new: str) -> None:
   )
 
 
-def _names(kind: type) -> list[str]:
+def _names(kind: Any) -> list[str]:
   """The names in a group."""
   return [field.name for field in dataclasses.fields(kind)]
 

@@ -1,6 +1,7 @@
 """The problems of a run: to train on, to choose models on, to test on."""
 
 import dataclasses
+import functools
 
 from reft_jax import errors
 from reft_jax.config import schema
@@ -78,18 +79,18 @@ def _generated(config: schema.Config) -> tuple[list[Problem], list[Problem]]:
       f"data.task={task}: data.train=embedded has the tasks "
       f"{', '.join(embedded.TASKS)}; choose one of them, or other data."
     )
-  kind = {
-    "choice": task == embedded.CHOICE,
-    "reasoning": data.reasoning,
-    "min_events": settings.min_events,
-    "max_events": settings.max_events,
-  }
-  test = embedded.problems(settings.test, seed + _TEST_SEED, **kind)
-  train = embedded.problems(
+  problems = functools.partial(
+    embedded.problems,
+    choice=task == embedded.CHOICE,
+    reasoning=data.reasoning,
+    min_events=settings.min_events,
+    max_events=settings.max_events,
+  )
+  test = problems(settings.test, seed + _TEST_SEED)
+  train = problems(
     settings.questions + data.dev_size,
     seed,
     merge=settings.merge,
     exclude=embedded.signatures(test),
-    **kind,
   )
   return train, test

@@ -88,7 +88,7 @@ class Tokenizer:
     return self._text([*start, *ids]).removeprefix(self._text(start))
 
   def _text(self, ids: Sequence[int]) -> str:
-    return self.hf.decode(  # type: ignore[return-value]
+    return self.hf.decode(
       list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
 
@@ -259,7 +259,7 @@ def _render(
       "data.chat_template=false, or take an instruct model."
     )
   try:
-    return hf.apply_chat_template(  # type: ignore[return-value]
+    return hf.apply_chat_template(
       [dict(each) for each in messages],
       tokenize=False,
       add_generation_prompt=answer,

@@ -71,7 +71,7 @@ def _introduce(
   name, directory = evaluation.model.name, evaluation.directory
   console.line(f"{name}: {directory}", style="bold")
   split = evaluation.engine.config.evaluation.split
-  splits = {split: evaluation.problems}
+  splits = {str(split): evaluation.problems}
   console.line(dry_run.describe_problems(splits))
 
 

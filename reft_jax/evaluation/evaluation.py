@@ -23,7 +23,7 @@ from reft_jax.errors import UserError
 from reft_jax.evaluation import settings as settings_lib
 from reft_jax.evaluation import votes
 from reft_jax.huggingface import fingerprint, hub
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import read as reader
 from reft_jax.run import model_paths, setup
 from reft_jax.runtime import console as console_lib
 from reft_jax.runtime import keys, multihost, pages, preemption
@@ -195,7 +195,7 @@ class Evaluation:
   @property
   def _judge_folder(self) -> pathlib.Path:
     name = self.engine.config.evaluation.reward_model
-    return hub.folder(name, "evaluation.reward_model")
+    return hub.folder(str(name), "evaluation.reward_model")
 
   def _rewards(self, sampled: Groups) -> list[list[float]]:
     """A reward model's opinion of each sample, taken once.
@@ -282,14 +282,14 @@ def check(model: model_paths.Model, engine: engine_lib.Engine) -> None:
         f"{model.folder}: no language model of the shape that the settings of "
         f"{model.run} describe; give another checkpoint."
       )
-  elif pretrained.is_classifier(model.folder):
+  elif reader.is_classifier(model.folder):
     raise UserError(
       f"{model.folder} holds a reward model, which answers no questions; give "
       f"a language model, with evaluation.reward_model={model.folder} to "
       "rerank its answers."
     )
   else:
-    pretrained.check(model.folder)
+    reader.check(model.folder)
 
 
 def open_policy(model: model_paths.Model, engine: engine_lib.Engine) -> Any:
@@ -304,7 +304,7 @@ def open_policy(model: model_paths.Model, engine: engine_lib.Engine) -> Any:
 
 
 def figures(
-  answered: Answered, *, at: Sequence[int], mode: str, resamples: int
+  answered: Answered, *, at: Sequence[int], mode: votes.Mode, resamples: int
 ) -> dict[str, Figure]:
   """Accuracies by how an answer is chosen.
 
@@ -313,7 +313,9 @@ def figures(
   where any sample is right. Votes and choices among fewer than all samples are
   averaged over disjoint blocks of k.
   """
-  scores_Q = {"greedy": [answer.correct for answer in answered.greedy]}
+  scores_Q: dict[str, list[float]] = {
+    "greedy": [answer.correct for answer in answered.greedy]
+  }
   if answered.sampled:
     right = [[answer.correct for answer in group] for group in answered.sampled]
     scores_Q["sampled"] = [statistics.fmean(marks) for marks in right]
@@ -325,13 +327,14 @@ def figures(
         )
         for group in answered.sampled
       ]
-    for k in at if answered.rewards is not None else ():
+    rewards_QK = answered.rewards
+    for k in at if rewards_QK is not None else ():
       scores_Q[f"rerank@{k}"] = [
         statistics.fmean(
           reranked(group[b], rewards[b], mode) for b in blocks[k]
         )
         for group, rewards in zip(
-          answered.sampled, answered.rewards, strict=True
+          answered.sampled, rewards_QK or (), strict=True
         )
       ]
     for k in at:
@@ -349,7 +352,7 @@ def figures(
 
 
 def reranked(
-  group: Sequence[grading.Answer], rewards: Sequence[float], mode: str
+  group: Sequence[grading.Answer], rewards: Sequence[float], mode: votes.Mode
 ) -> bool:
   """Whether the answer that a reward model finds best is right."""
   best = votes.rerank([a.grade.value for a in group], rewards, mode)
@@ -359,7 +362,9 @@ def reranked(
 def report(summary: Mapping[str, Any], answered: Answered) -> dict[str, Any]:
   """The data of templates/report.html."""
   sampled = answered.sampled or [[] for _ in answered.greedy]
-  rewards = answered.rewards or [[None] * len(group) for group in sampled]
+  rewards: Sequence[Sequence[float | None]] = answered.rewards or [
+    [None] * len(group) for group in sampled
+  ]
   mode = summary["answers"]
   return {
     "summary": summary,
@@ -372,11 +377,17 @@ def report(summary: Mapping[str, Any], answered: Answered) -> dict[str, Any]:
   }
 
 
-def _question(greedy, group, probabilities, mode) -> dict[str, Any]:
+def _question(
+  greedy: grading.Answer,
+  group: Sequence[grading.Answer],
+  probabilities: Sequence[float | None],
+  mode: votes.Mode,
+) -> dict[str, Any]:
   problem = greedy.example.problem
   values = [answer.grade.value for answer in group]
   vote = votes.majority(values, mode)
-  judged = None not in probabilities and group
+  judged = [each for each in probabilities if each is not None]
+  best = votes.rerank(values, judged, mode) if judged else None
   return {
     "uid": problem.uid,
     "question": problem.question.strip(),
@@ -388,7 +399,7 @@ def _question(greedy, group, probabilities, mode) -> dict[str, Any]:
     ],
     "vote": _text(vote),
     "vote_right": grading.majority_accuracy([group], mode) == 1,
-    "best": votes.rerank(values, probabilities, mode) if judged else None,
+    "best": best,
   }
 
 

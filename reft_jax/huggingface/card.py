@@ -12,7 +12,7 @@ from reft_jax.config import loading, schema, stages
 from reft_jax.evaluation import settings
 from reft_jax.huggingface import hub
 from reft_jax.models import config as configs
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import write as writer
 from reft_jax.run import model_paths
 from reft_jax.runtime import pages
 from reft_jax.tasks import problem as problem_lib
@@ -97,9 +97,9 @@ def render(exported: Exported) -> str:
     stage=stages.TABLE[stage] if stage else None,
     data=config and config.data,
     facts=list(_facts(exported, config)),
-    scores=list(_scores(exported, config)) if config else [],
-    value_head=pretrained.VALUE_HEAD,
-    value_trunk=pretrained.VALUE_TRUNK,
+    scores=list(_scores(exported, run, config)) if run and config else [],
+    value_head=writer.VALUE_HEAD,
+    value_trunk=writer.VALUE_TRUNK,
     **(_prompt(config.data) if config else {}),
   )
   return card.content.rstrip("\n") + "\n"
@@ -175,7 +175,9 @@ def _settings(exported: Exported, stage: Any) -> _Rows:
       yield name, value
 
 
-def _scores(exported: Exported, config: schema.Config) -> _Rows:
+def _scores(
+  exported: Exported, run: pathlib.Path, config: schema.Config
+) -> _Rows:
   """What was measured of this model: split, answer, accuracy, questions."""
   if not exported.model.checkpoint:
     result = exported.result()
@@ -188,7 +190,7 @@ def _scores(exported: Exported, config: schema.Config) -> _Rows:
       if result.get(name) is not None:
         count = exported.questions(split) or ""
         yield split, title, f"{result[name]:.3f}", count
-  for file in sorted(exported.model.run.glob(f"evaluations/*/{settings.FILE}")):
+  for file in sorted(run.glob(f"evaluations/*/{settings.FILE}")):
     found = json.loads(file.read_text("utf-8"))
     if found.get("model") != exported.model.name:
       continue

@@ -8,7 +8,8 @@ from typing import Any
 
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.models import config as configs
-from reft_jax.models.hf import peft, pretrained
+from reft_jax.models.hf import peft
+from reft_jax.models.hf import write as writer
 from reft_jax.runtime import multihost
 
 
@@ -43,7 +44,7 @@ def write(
     if classifier:
       head_DC = multihost.allgather(model[f"score_{shape.outer}C"])
   if not multihost.is_lead():
-    pretrained.hand_over(
+    writer.hand_over(
       shape,
       model,
       classifier=classifier,
@@ -86,7 +87,7 @@ def fill(
     value: a value function to write beside a policy.
     **options: `dtype` and `max_shard_bytes` of the weights.
   """
-  save = pretrained.save_classifier if classifier else pretrained.save
+  save = writer.save_classifier if classifier else writer.save
   special = {
     "bos_token_id": tokenizer.bos_id,
     "eos_token_id": list(tokenizer.eos_ids),
@@ -94,7 +95,7 @@ def fill(
   }
   save(folder, shape, model, extra=special, **options)
   if value is not None:
-    pretrained.save_value(folder, shape, value, **options)
+    writer.save_value(folder, shape, value, **options)
   tokenizer.save(folder)
 
 
@@ -106,7 +107,7 @@ def merge(new: pathlib.Path, folder: pathlib.Path) -> None:
   if not folder.exists():
     new.rename(folder)
     return
-  pretrained.remove(folder)
+  writer.remove(folder)
   for file in sorted(new.rglob("*")):
     if file.is_file():
       place = folder / file.relative_to(new)

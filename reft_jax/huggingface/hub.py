@@ -100,8 +100,8 @@ def _local(name: str) -> pathlib.Path:
 
 def _parts(name: str) -> tuple[str, str | None]:
   """An id's repository and revision."""
-  match = _ID.fullmatch(name)
-  return match["repo"], match["revision"]
+  repo, _, revision = name.partition("@")
+  return repo, revision or None
 
 
 def _cached(repo: str, revision: str | None) -> pathlib.Path | None:

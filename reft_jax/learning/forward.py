@@ -1,5 +1,6 @@
 """One forward pass over prompt and response, read by action."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -56,7 +57,8 @@ def response_logprobs(
 @functools.partial(jax.jit, static_argnums=1)
 def trimmed(rollout: types.Rollout, slots: int) -> types.Rollout:
   """A rollout with its first `slots` response slots, if others are unused."""
-  return rollout.replace(
+  return dataclasses.replace(
+    rollout,
     response_BT=partition.pin_or_replicate(rollout.response_BT[:, :slots]),
     logprobs_BT=partition.pin_or_replicate(rollout.logprobs_BT[:, :slots]),
   )

@@ -6,6 +6,7 @@ placement on the mesh. The updates are pure: state and batch in, state and
 metrics out.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -163,7 +164,8 @@ def apply_gradient(
       lambda update: jnp.where(freeze_policy, 0, update), updates["policy"]
     )
     updates = updates | {"policy": policy}
-  updated = state.replace(
+  updated = dataclasses.replace(
+    state,
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,

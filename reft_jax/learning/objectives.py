@@ -6,6 +6,7 @@ and returns what they add to the minibatch's loss.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 from reft_jax import types
 from reft_jax.config import schema
 from reft_jax.learning import means
+from reft_jax.models import struct
 from reft_jax.ops import kl, losses
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class LossInputs:
   """Some rows of a minibatch, by action; B rows, T response slots.
 
@@ -48,9 +50,9 @@ class LossInputs:
   weights_BT: chex.Array
   kl_coef: chex.Numeric
   row_share: chex.Numeric
-  values_BT: chex.Array | None = None
-  old_values_BT: chex.Array | None = None
-  returns_BT: chex.Array | None = None
+  values_BT: Any = None
+  old_values_BT: Any = None
+  returns_BT: Any = None
 
 
 Objective = Callable[[LossInputs], tuple[jax.Array, means.Metrics]]
@@ -72,13 +74,13 @@ def clipped(
   mask_BT = inputs.mask_BT
   log_ratio_BT = inputs.logprobs_BT - inputs.old_logprobs_BT
   ratio_BT = jnp.exp(log_ratio_BT)
-  clip = {"clip": config.clip, "clip_high": config.clip_high}
+  clipped_BT = losses.clip_ratio(
+    ratio_BT, clip=config.clip, clip_high=config.clip_high
+  )
   metrics = {
     "ratio/mean": means.over_mask(ratio_BT, mask_BT),
     "ratio/kl": means.over_mask(ratio_BT - 1.0 - log_ratio_BT, mask_BT),
-    "clip_fraction": means.over_mask(
-      losses.clip_ratio(ratio_BT, **clip) != ratio_BT, mask_BT
-    ),
+    "clip_fraction": means.over_mask(clipped_BT != ratio_BT, mask_BT),
     "entropy": means.over_mask(inputs.entropies_BT, mask_BT),
   }
 
@@ -89,7 +91,12 @@ def clipped(
 
   loss = weighted(
     "policy/loss",
-    losses.clipped_policy(ratio_BT, inputs.advantages_BT, **clip),
+    losses.clipped_policy(
+      ratio_BT,
+      inputs.advantages_BT,
+      clip=config.clip,
+      clip_high=config.clip_high,
+    ),
   )
   if config.has_critic:
     value_BT = losses.clipped_value(

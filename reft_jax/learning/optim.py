@@ -1,5 +1,7 @@
 """Optimizers and learning-rate schedules, built from their config."""
 
+from typing import Any
+
 import jax
 import optax
 from optax import contrib
@@ -77,14 +79,14 @@ def build(
   return optax.chain(clip, rule)
 
 
-def _matrices(params):
+def _matrices(params: Any) -> Any:
   """Which axes of a block's weight are its inputs and which its outputs.
 
   Read off the letters of its name. Embeddings, heads, norms and biases are
   None: Adam's.
   """
 
-  def one(path, leaf):
+  def axes_of(path: Any, leaf: Any) -> Any:
     names = [entry.key for entry in path]
     *words, letters = names[-1].split("_")
     vector = {"bias", "norm"} & set(words)
@@ -96,4 +98,4 @@ def _matrices(params):
     split = 1 if letters[0] in "DR" else -1
     return contrib.MuonDimensionNumbers(axes[:split], axes[split:])
 
-  return jax.tree_util.tree_map_with_path(one, params)
+  return jax.tree_util.tree_map_with_path(axes_of, params)

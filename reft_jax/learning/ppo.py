@@ -4,6 +4,7 @@ Assess reads the policy, its reference and the critic before answers are graded;
 score turns rewards into advantages; update takes epochs of minibatches.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,27 +21,27 @@ from reft_jax.learning import forward, means, microbatch, objectives
 from reft_jax.learning import learner as learner_lib
 from reft_jax.models import lora as lora_lib
 from reft_jax.models import networks as networks_lib
-from reft_jax.models import partition
+from reft_jax.models import partition, struct
 from reft_jax.ops import advantages, kl, losses, masked
 from reft_jax.runtime import mesh as mesh_lib
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class Assessment:
   """What the networks say of a rollout, by action, before it is graded."""
 
   logprobs_BT: chex.Array
   reference_logprobs_BT: chex.Array
-  values_BT: chex.Array | None
+  values_BT: Any  # None without a critic.
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class PolicyOutputs:
   """What the networks that are trained say of a rollout, by action."""
 
   logprobs_BT: chex.Array
   entropies_BT: chex.Array
-  values_BT: chex.Array | None
+  values_BT: Any  # None without a critic.
 
 
 class PPOLearner(learner_lib.Learner):
@@ -289,8 +290,8 @@ def make_update(
     outputs = outputs_of(lora_lib.join(base, params), experience.rollout)
     now_BT = jax.lax.stop_gradient(outputs.logprobs_BT)
     gap_BT = jnp.abs(now_BT - experience.logprobs_BT)
-    experience = experience.replace(
-      logprobs_BT=jnp.where(first, now_BT, experience.logprobs_BT)
+    experience = dataclasses.replace(
+      experience, logprobs_BT=jnp.where(first, now_BT, experience.logprobs_BT)
     )
     loss, metrics = objective(
       loss_inputs(outputs, experience, weights_BT, kl_coef, config)
@@ -345,10 +346,10 @@ def make_update(
     first = jnp.arange(minibatches.shape[0]) == 0
     state, metrics = jax.lax.scan(minibatch_update, state, (minibatches, first))
     if config.kl_target is not None:
-      adapted = _adapted(state.kl_coef, experience, config)
+      adapted = _adapted(state.kl_coef, config.kl_target, experience, config)
       if freeze_policy is not None:
         adapted = jnp.where(freeze_policy, state.kl_coef, adapted)
-      state = state.replace(kl_coef=adapted)
+      state = dataclasses.replace(state, kl_coef=adapted)
     return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
   return update
@@ -414,7 +415,10 @@ def loss_inputs(
 
 
 def _adapted(
-  kl_coef: jax.Array, experience: types.Experience, config: schema.ReftConfig
+  kl_coef: jax.Array,
+  target: float,
+  experience: types.Experience,
+  config: schema.ReftConfig,
 ) -> jax.Array:
   """The KL's next coefficient, by what it was when the rollout was sampled."""
   kl_BT = kl.ESTIMATORS[config.kl_estimate](
@@ -424,7 +428,7 @@ def _adapted(
   return kl.adapted(
     kl_coef,
     jnp.mean(kl_B),
-    target=config.kl_target,
+    target=target,
     horizon=config.kl_horizon,
     rows=kl_B.size,
   )

@@ -39,9 +39,9 @@ class SupervisedLearner(learner_lib.Learner):
     **options: Any,
   ):
     super().__init__(*shared, **options)
-    frozen, trainable = {}, policy
-    if adapters:
-      frozen, trainable = self.split_trainable(policy)
+    frozen, trainable = (
+      self.split_trainable(policy) if adapters else ({}, policy)
+    )
     self.start(frozen, {"policy": trainable})
     del frozen, trainable  # The state has its own.
     self._update = make_update(

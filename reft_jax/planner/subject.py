@@ -20,7 +20,8 @@ from reft_jax.errors import UserError
 from reft_jax.huggingface import hub
 from reft_jax.models import config as configs
 from reft_jax.models import networks as networks_lib
-from reft_jax.models.hf import families, pretrained
+from reft_jax.models.hf import families
+from reft_jax.models.hf import read as reader
 from reft_jax.run import setup
 from reft_jax.tasks import embedded
 
@@ -144,7 +145,7 @@ def published() -> dict[str, dict[str, Any]]:
 def read_shape(name: str) -> configs.ModelConfig:
   """The architecture of a published model."""
   fields = published()[name]["config"]
-  return families.BY_TYPE[fields["model_type"]].read_config(fields)
+  return families.read_config(fields)
 
 
 def subject(config: schema.Config, model: str | None) -> Subject:
@@ -185,7 +186,7 @@ def _architecture(config, model) -> tuple[str, configs.ModelConfig]:
       f"model.path={path}: no folder of a model; or name a shape with --model:"
       f" {', '.join(published())}."
     )
-  return path, pretrained.read_config(folder)
+  return path, reader.read_config(folder)
 
 
 def _problems(config: schema.Config) -> int | None:

@@ -44,12 +44,14 @@ def claim(
   """
   file = directory / MANIFEST
   settings = directory / "config.yaml"
-  if settings.exists() and config.resume == "never":
+  held = settings.exists() or (directory / "stages").exists()
+  if config.resume == "never" and (held or file.exists()):
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     directory.rename(directory.with_name(f"{directory.name}.until-{now}"))
+    held = False
   described = describe(config, inputs)
   before = manifest.read(file, _REMEDY)
-  if before is None and (settings.exists() or (directory / "stages").exists()):
+  if before is None and held:
     raise UserError(
       f"{directory} holds a run without a {MANIFEST} that can be read: an"
       f" earlier version of reft_jax made it, or the file is gone; {_REMEDY}"
@@ -61,8 +63,9 @@ def claim(
     )
   try:
     directory.mkdir(parents=True, exist_ok=True)
+    # First: settings without a manifest are taken for another version's.
+    described.write(file)
     files.replace(settings, loading.to_yaml(config))
-    described.write(file)  # Last: where it lies, the folder is a run's.
   except OSError as error:
     raise UserError(
       f"the run's folder {directory} cannot be written ({error.strerror}); "

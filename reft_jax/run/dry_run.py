@@ -60,7 +60,7 @@ def show(config: schema.Config, screen: console_lib.Console) -> None:
     laid_out = setup.lay_out(config, network)
     meshes = mesh_lib.make_meshes(laid_out)
     facts = [describe_devices(laid_out), *describe_padding(config, *meshes)]
-    if network is not None:
+    if tokenizer is not None and network is not None:
       preflight.check_lengths(config, network)
       preflight.check_lora(config, network)
       for mesh in dict.fromkeys(meshes):  # Says what does not divide.

@@ -12,7 +12,7 @@ from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.huggingface import card, folders, hub
 from reft_jax.models import config as configs
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import read as reader
 from reft_jax.run import model_paths, setup
 from reft_jax.runtime import mesh as mesh_lib
 
@@ -98,15 +98,15 @@ def _open(model: model_paths.Model) -> Opened:
   if model.run is not None:
     config = loading.load([str(model.run / "config.yaml")])
   mesh = mesh_lib.make_mesh(data=1, fsdp=-1, tensor=1)
-  if model.checkpoint:
+  if config is not None and model.checkpoint:
     return _open_checkpoint(model, config, mesh)
   folder = hub.folder(str(model.folder))
   if config is None:
     tokenizer = tokenizer_lib.load(folder)
   else:
     tokenizer = tokenizer_lib.for_run(config, folder)
-  classifier = pretrained.is_classifier(folder)
-  load = pretrained.load_classifier if classifier else pretrained.load
+  classifier = reader.is_classifier(folder)
+  load = reader.load_classifier if classifier else reader.load
   shape, params = load(folder, mesh_lib.placement(mesh))
   return Opened(shape, tokenizer, params, classifier)
 

@@ -22,7 +22,10 @@ def check_files(config: schema.Config) -> None:
       ("data.train", config.data.train),
       ("data.test", config.data.test),
     )
-    if _is_file(source) and not files.expand_user(source).is_file()
+    if source
+    and source != "embedded"
+    and not source.startswith("hub:")
+    and not files.expand_user(source).is_file()
   ]
   problems += [
     f"{key}={path}: no Hugging Face model there (a folder with config.json,"
@@ -36,8 +39,3 @@ def check_files(config: schema.Config) -> None:
   ]
   if problems:
     raise UserError("; ".join(problems))
-
-
-def _is_file(source: str | None) -> bool:
-  """Whether a data source is a file, neither generated nor on the hub."""
-  return bool(source) and source != "embedded" and source[:4] != "hub:"

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 
@@ -41,7 +42,8 @@ def sweep(
   """
   config = stage.config
   rates = config.learning_rates or (config.optimizer.learning_rate,)
-  best, seconds = None, 0.0
+  best: context.Trained | None = None
+  seconds = 0.0
   for rate in rates:
     optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
     part = dataclasses.replace(
@@ -57,10 +59,15 @@ def sweep(
       run.console.line(f"{error} This learning rate is left out.")
       continue
     seconds += trained.seconds
-    if best is None or trained.dev_accuracy > best.dev_accuracy:
+    if best is None or _on_dev(trained) > _on_dev(best):
       best = trained
     del trained  # It would lie on the devices beside the next.
-  return dataclasses.replace(best, seconds=seconds)
+  # One was kept: if all diverge, the last raises.
+  return dataclasses.replace(cast(context.Trained, best), seconds=seconds)
+
+
+def _on_dev(trained: context.Trained) -> float:
+  return -1.0 if trained.dev_accuracy is None else trained.dev_accuracy
 
 
 class Loop:
@@ -117,7 +124,7 @@ class Loop:
     self._exit.callback(self._kept.close)
     return self
 
-  def __exit__(self, *error: object) -> None:
+  def __exit__(self, *error: Any) -> None:
     self._exit.__exit__(*error)
 
   def __iter__(self) -> Iterator[int]:
@@ -176,8 +183,8 @@ class Loop:
     """What the training ends with."""
     learner = self._learner
     trained = learner.trained
-    if self._keep_best:
-      trained, _ = self._kept.restore(trained)
+    if self._keep_best and (kept := self._kept.restore(trained)):
+      trained, _ = kept
     return context.Trained(
       model=learner.model(trained),
       dev_accuracy=self.best_accuracy if self._evaluate_fn else None,

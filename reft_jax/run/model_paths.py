@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -167,7 +167,12 @@ def read(
   }
 
 
-def _whole(state, networks, mesh, held) -> Any:
+def _whole(
+  state: pathlib.Path,
+  networks: networks_lib.Networks,
+  mesh: jax.sharding.Mesh,
+  held: Mapping[str, Any],
+) -> Any:
   """The one part held, merged into the model it adapts if it is an adapter."""
   (name,) = held
   if not lora_lib.split(held)[1]:
@@ -197,4 +202,5 @@ def _origin(state: pathlib.Path) -> pathlib.Path:
     if report.exists()
     else table.starts_from(config, stage)
   )
-  return hub.folder(stages_lib.origin(config, run, start), f"{state} adapts")
+  origin = stages_lib.origin(config, run, start or "base")
+  return hub.folder(origin, f"{state} adapts")

@@ -12,7 +12,7 @@ from reft_jax.models import config as configs
 from reft_jax.models import lora as lora_lib
 from reft_jax.models import networks
 from reft_jax.models.errors import UnsupportedModelError
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import read as reader
 
 
 def check_lengths(config: schema.Config, network: networks.Networks) -> None:
@@ -64,12 +64,12 @@ def check_warmup(
   if config.model.warmup is None:
     return
   folder = hub.folder(config.model.warmup, "model.warmup")
-  if pretrained.is_classifier(folder):
+  if reader.is_classifier(folder):
     raise UserError(
       f"model.warmup={config.model.warmup} holds a reward model; give a"
       " language model."
     )
-  shape = with_room_for(config, pretrained.read_config(folder), tokenizer)
+  shape = with_room_for(config, reader.read_config(folder), tokenizer)
   different = [
     f"{field.name} {getattr(shape, field.name)!r}, not"
     f" {getattr(network.config, field.name)!r}"

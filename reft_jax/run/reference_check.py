@@ -1,4 +1,4 @@
-"""Before a run: every known answer must earn what the policy is to earn."""
+"""Before a run: reference answers must earn what the policy is to earn."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from reft_jax.tasks.problem import Problem
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """A known answer that is not graded as right."""
+  """A reference answer that is not graded as right."""
 
   split: str
   problem: Problem
@@ -42,7 +42,7 @@ def check_reference_answers(
   splits: Mapping[str, encode.Encoded],
   config: schema.ReftConfig,
 ) -> list[Failure]:
-  """Grades every known answer as if the policy had written it.
+  """Grades every reference answer as if the policy had written it.
 
   An annotated solution goes through the tokenizer and back, its program is
   run, and it must earn 1. Where there is none, a completion of the bare answer
@@ -75,7 +75,7 @@ def check_reference_answers(
     ]
     if wrong and len(wrong) == len(started):
       raise errors.UserError(
-        f"no known answer of the {name} split is graded as right: "
+        f"no reference answer of the {name} split is graded as right: "
         f"{describe(wrong[0])}; are data.task and data.reasoning those of the "
         "data?"
       )
@@ -89,4 +89,4 @@ def describe(failure: Failure) -> str:
   read = "no answer was found" if found is None else f"{found!r} was found"
   if failure.grade.verdict is Verdict.CORRECT:
     read += f", but the value reached is {failure.grade.reached}"
-  return f"{failure.problem.uid} ({read}, the known one is {wanted!r})"
+  return f"{failure.problem.uid} ({read}, the reference is {wanted!r})"

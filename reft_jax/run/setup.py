@@ -19,7 +19,7 @@ from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.huggingface import fingerprint, hub
 from reft_jax.models import networks, resize
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import read as reader
 from reft_jax.run import context, files_check, preflight, reference_check
 from reft_jax.runtime import console as console_lib
 from reft_jax.runtime import layout as layout_lib
@@ -149,7 +149,7 @@ def open_run(
 
 def use_compilation_cache() -> None:
   """Compiled programs are kept for the next start, unless set otherwise."""
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values["jax_compilation_cache_dir"] is None:
     folder = pathlib.Path("~/.cache/reft_jax/compiled").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
@@ -186,7 +186,7 @@ def open_model(
     shape = pretrain.architecture(config, tokenizer.vocab_size)
   else:
     folder = hub.folder(path, "model.path")
-    shape = pretrained.read_config(folder)
+    shape = reader.read_config(folder)
     tokenizer = tokenizer_lib.for_run(config, folder)
     shape = preflight.with_room_for(config, shape, tokenizer)
     if tokenizer.vocab_size > shape.vocab_size:
@@ -215,7 +215,7 @@ def lay_out(
   """
   return layout_lib.choose(
     config.mesh,
-    network and network.config,
+    network.config if network else None,
     parameters=network.parameters if network else 0,
     compute_dtype=config.model.compute_dtype,
     devices=mesh_lib.available_devices(),
@@ -266,7 +266,7 @@ def open_policies(
     if path and name in wanted
   }
   for folder in folders.values():
-    pretrained.check_policy(folder)
+    reader.check_policy(folder)
   return {
     name: functools.partial(read_policy, folder, mesh, vocab_size)
     for name, folder in folders.items()
@@ -277,7 +277,7 @@ def read_policy(
   folder: pathlib.Path, mesh: jax.sharding.Mesh, vocab_size: int
 ) -> Any:
   """The policy of a folder, on the mesh's shards, with a row for each id."""
-  shape, policy = pretrained.load(folder, mesh_lib.placement(mesh))
+  shape, policy = reader.load(folder, mesh_lib.placement(mesh))
   if shape.vocab_size < vocab_size:
     policy = mesh_lib.put(mesh, resize.grow(shape, policy, vocab_size)[1])
   return policy

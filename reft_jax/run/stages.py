@@ -16,7 +16,8 @@ from reft_jax.data import encode
 from reft_jax.errors import UserError
 from reft_jax.huggingface import hub
 from reft_jax.models import lora as lora_lib
-from reft_jax.models.hf import peft, pretrained
+from reft_jax.models.hf import peft
+from reft_jax.models.hf import read as reader
 from reft_jax.run import context, samples
 from reft_jax.runtime import mesh as mesh_lib
 from reft_jax.runtime import multihost
@@ -115,7 +116,7 @@ class Stages:
       run.console.line(f"{name}: finished before, kept in {self._model(name)}")
       return
     begin = time.monotonic()
-    collected = {
+    collected: dict[str, context.Groups] = {
       split: self._collect(split) for split in table.TABLE[name].collects
     }
     collected_in = time.monotonic() - begin
@@ -172,7 +173,7 @@ class Stages:
     collected: Mapping[str, context.Groups],
   ) -> context.Trained:
     run, stage = self._run, table.TABLE[name]
-    start_policy = functools.partial(self._policy, start)
+    start_policy: Callable[[], Any] = functools.partial(self._policy, start)
     if run.config.lora.rank:  # It stays as it is: one will do for all rates.
       start_policy = functools.cache(start_policy)
     module, _, function = stage.train.partition(":")
@@ -194,7 +195,7 @@ class Stages:
   ) -> tuple[context.Trained, peft.Adapter | None]:
     """A stage's model with its adapter merged, in place, and the adapter."""
     _, params = lora_lib.split(trained.model)
-    if not params:
+    if not params or start is None:
       return trained, None
     config, lora = self._run.config, self._run.config.lora
     base = origin(config, self._run.directory, start)
@@ -225,8 +226,10 @@ class Stages:
       collected.fill(self._policy(sampled_by), key, run.console)
     return collected.answers()
 
-  def _policy(self, name: str) -> Any:
+  def _policy(self, name: str | None) -> Any:
     """A stage's policy, which from now on is its caller's alone."""
+    if name is None:
+      raise ValueError("a stage that starts from nothing has no policy")
     held, self._held = self._held, {}
     if name in held:
       return held[name]
@@ -234,7 +237,7 @@ class Stages:
     if name in self._policies:
       return self._policies[name]()
     placement = mesh_lib.placement(self._run.engine.mesh)
-    return pretrained.load(self._model(name), placement)[1]
+    return reader.load(self._model(name), placement)[1]
 
   @property
   def _dev(self) -> Sequence[encode.Example]:

@@ -102,12 +102,12 @@ class Checkpoints:
       if reason := max(multihost.allgather_json(reason)):  # Any process's.
         unread[step] = reason
         continue
-      for damaged, error in unread.items():
+      for damaged, why in unread.items():
         _log.warning(
           "%s: checkpoint %d is damaged and set aside: %.200s",
           self._directory,
           damaged,
-          error,
+          why,
         )
         self._set_aside(damaged)
       return found

@@ -6,6 +6,7 @@ notes and samples. Piped to a file, plain lines.
 
 import contextlib
 import dataclasses
+import io
 import math
 import textwrap
 import time
@@ -62,7 +63,7 @@ class Console:
       file=file, quiet=quiet, highlight=False, markup=False, emoji=False
     )
     # A completion may have characters that the terminal's encoding lacks.
-    with contextlib.suppress(AttributeError):
+    if isinstance(self._console.file, io.TextIOWrapper):
       self._console.file.reconfigure(errors="replace")
     self._live = (
       self._console.is_terminal

@@ -124,7 +124,7 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def placement(mesh: Mesh) -> Callable[[Any], Any]:
-  """For `pretrained.load`, which then reads each shard to its device."""
+  """For `models.hf.read.load`, which then reads each shard to its device."""
   return functools.partial(shardings, mesh)
 
 

@@ -8,7 +8,6 @@ function here is the identity.
 """
 
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -31,8 +30,6 @@ _UNSHARED_EXIT_CODES = (1, 3, 130)
 
 # The smallest message. Each size is compiled once, so sizes are few.
 _MIN_BYTES = 1 << 12
-
-_looks = itertools.count(1)
 
 
 def initialize(distributed: str) -> None:
@@ -179,13 +176,6 @@ def open_to_append(path: pathlib.Path) -> TextIO:
   """Opens a text file for appending; only the lead's text is kept."""
   target = path if is_lead() else os.devnull
   return open(target, "a", encoding="utf-8")
-
-
-def asked_to_stop() -> bool:
-  """As `preemption.stop_requested`, which replaces it."""
-  return is_initialized() and multihost_utils.reached_preemption_sync_point(
-    next(_looks)
-  )
 
 
 @contextlib.contextmanager

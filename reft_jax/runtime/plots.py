@@ -6,6 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.axes
 import matplotlib.figure
@@ -106,7 +107,8 @@ def lines(
     means = [statistics.mean(line.values[at]) for at in xs]
     low = [min(line.values[at]) for at in xs]
     high = [max(line.values[at]) for at in xs]
-    style = {"color": color, "linestyle": stroke, "label": line.label}
+    style: dict[str, Any] = {"color": color, "linestyle": stroke}
+    style["label"] = line.label
     ax.plot(xs, means, marker="o", markersize=3 if dense else 5, **style)
     if dense:
       ax.fill_between(xs, low, high, color=color, alpha=0.18, linewidth=0)
@@ -136,7 +138,7 @@ def _panel(
     if not steps:
       continue
     known = stages_lib.TABLE.get(stage)
-    style = {
+    style: dict[str, Any] = {
       "color": known.colour if known else "#555555",
       "label": known.label if known else stage,
     }
@@ -154,7 +156,7 @@ def _panel(
     ax.yaxis.set_major_formatter(_percent())
     ax.set_xlim(0, 1.02)
   else:
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
   if metric in ("dev/accuracy", "response/length"):
     ax.set_ylim(bottom=0)
   if accuracy or len(ax.get_legend_handles_labels()[0]) > 1:

@@ -198,7 +198,7 @@ def accuracy(graded: Sequence[Answer]) -> float:
 
 
 def majority_accuracy(
-  groups: Sequence[Sequence[Answer]], mode: str = "strict"
+  groups: Sequence[Sequence[Answer]], mode: votes.Mode = "strict"
 ) -> float:
   """Share of questions whose most frequent answer is correct."""
   right = 0
@@ -236,7 +236,7 @@ def reward(
   if grade.verdict is Verdict.WRONG:
     return config.partial_reward
   if config.choice_reward == "value" and grade.supported is not True:
-    option = choices.options(problem.question).get(grade.value)
+    option = choices.options(problem.question).get(str(grade.value))
     if option is not None and option.value is not None:
       return config.partial_reward
   return 1.0

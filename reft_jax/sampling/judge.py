@@ -10,8 +10,9 @@ from reft_jax.data import batches
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.learning import classifier
+from reft_jax.models import errors
 from reft_jax.models import networks as networks_lib
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import read as reader
 from reft_jax.runtime import mesh as mesh_lib
 from reft_jax.runtime import multihost
 from reft_jax.sampling import engine as engine_lib
@@ -84,12 +85,12 @@ def check(engine: engine_lib.Engine, folder: pathlib.Path) -> None:
       f"{where}: no reward model there (a folder with config.json, "
       "*.safetensors and tokenizer.json)."
     )
-  if not pretrained.is_classifier(folder):
-    raise pretrained.UnsupportedModelError(
+  if not reader.is_classifier(folder):
+    raise errors.UnsupportedModelError(
       f"{where}: a language model, which cannot judge; give a run's "
       "models/reward_model."
     )
-  pretrained.check(folder)
+  reader.check(folder)
   theirs = tokenizer_lib.for_run(engine.config, folder)
   if theirs.fingerprint != engine.tokenizer.fingerprint:
     raise UserError(
@@ -104,7 +105,7 @@ def load(
   """The judge of a reward model's folder; raises as `check` does."""
   check(engine, folder)
   placement = mesh_lib.placement(engine.mesh)
-  shape, scorer = pretrained.load_classifier(folder, placement)
+  shape, scorer = reader.load_classifier(folder, placement)
   networks = dataclasses.replace(engine.networks, config=shape)
   return functools.partial(Judge(engine, networks), scorer)
 

@@ -9,8 +9,9 @@ values lie head-major in a prompt part and a response part with one shared
 write column.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -21,12 +22,12 @@ import numpy as np
 from reft_jax import types
 from reft_jax.models import cache as cache_lib
 from reft_jax.models import networks as networks_lib
-from reft_jax.models import partition
+from reft_jax.models import partition, struct
 from reft_jax.ops import sampling
 from reft_jax.runtime import multihost
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class Progress:
   """What has been sampled up to now, for the host: no cache, no log-probs.
 
@@ -43,10 +44,10 @@ class Progress:
 CHUNK = 16
 
 # Takes the rows that have ended since it was last called.
-OnEnded = Callable[[np.ndarray, Progress], None]
+OnEnded = Callable[[Sequence[int], Progress], None]
 
 
-@chex.dataclass(frozen=True)
+@struct.dataclass
 class _DecodeState:
   """Rows half sampled. `hidden_BD` predicts the token of column `step`."""
 
@@ -126,21 +127,21 @@ class Sampler:
   ) -> types.Rollout:
     """Samples from published parameters; `key` is this step's.
 
-    `on_ended` is told of rows that have ended while others go on. It is not
-    told of those that end, or are cut at the length limit, at the very last.
+    `on_ended` gets rows that have ended while others go on; not those that
+    end, or are cut at the length limit, at the very last.
     """
     state = self.prefill(published, prompts, key)
-    # Filler rows end before they start, which is no news.
-    told_B = ~np.repeat(multihost.allgather(prompts.real_B), self.samples)
+    # Filler rows end before they start, and are not reported.
+    reported_B = ~np.repeat(multihost.allgather(prompts.real_B), self.samples)
     before = None
     for start in range(0, self._response_tokens, self._chunk):
       upto = min(start + self._chunk, self._response_tokens)
       state, now = self.decode(published, state, upto)
       if before is not None:
         ended_B = jax.device_get(before.ended_B)
-        if on_ended is not None and np.any(ended_B & ~told_B):
-          on_ended(np.flatnonzero(ended_B & ~told_B), before)
-        told_B = ended_B
+        if on_ended is not None and np.any(ended_B & ~reported_B):
+          on_ended(np.flatnonzero(ended_B & ~reported_B).tolist(), before)
+        reported_B = ended_B
         if ended_B.all():
           break
       before = now
@@ -156,16 +157,26 @@ class Sampler:
 
 
 def _prefill(
-  published, prompts, key, *, networks, response_tokens, pad_id, samples
-):
+  published: Any,
+  prompts: types.Prompts,
+  key: jax.Array,
+  *,
+  networks: networks_lib.Networks,
+  response_tokens: int,
+  pad_id: int,
+  samples: int,
+) -> _DecodeState:
+  """Rows before their first token, `samples` for each prompt."""
   hidden_BD, cache = networks.prefill(
     published, prompts.tokens_BP, prompts.lengths_B, response_tokens
   )
   requests_B, real_B = prompts.requests_B, prompts.real_B
   if samples > 1:
+    # A prompt is read once; its samples start from copies of its cache.
     hidden_BD = jnp.repeat(hidden_BD, samples, axis=0)
     real_B = jnp.repeat(real_B, samples, axis=0)
     cache = cache_lib.repeat(cache, samples)
+    # Each sample has a random stream of its own, wherever its row lies.
     requests_B = (
       requests_B[:, None] * samples
       + jnp.arange(samples, dtype=requests_B.dtype)[None, :]
@@ -179,25 +190,35 @@ def _prefill(
     response_BT=jnp.full((rows, response_tokens), pad_id, jnp.int32),
     logprobs_BT=jnp.zeros((rows, response_tokens), jnp.float32),
     lengths_B=jnp.zeros(rows, jnp.int32),
-    ended_B=~real_B,
+    ended_B=~real_B,  # Filler rows keep no chunk from ending early.
   )
   return _pinned(state)
 
 
 def _decode_chunk(
-  published, state, upto, *, networks, eos_ids, temperature, top_k
-):
+  published: Any,
+  state: _DecodeState,
+  upto: jax.Array,
+  *,
+  networks: networks_lib.Networks,
+  eos_ids: tuple[int, ...],
+  temperature: float,
+  top_k: int,
+) -> tuple[_DecodeState, Progress]:
   """Decodes until column `upto` or until every row has emitted EOS."""
 
-  def unfinished(state):
+  def unfinished(state: _DecodeState) -> jax.Array:
     return (state.step < upto) & ~jnp.all(state.ended_B)
 
-  def one_token(state):
+  def decode_token(state: _DecodeState) -> _DecodeState:
+    # The head runs first and the trunk last: a row's hidden state always
+    # predicts the next column, so prefill and decoding share one invariant.
     logits_BV = networks.logits(published, state.hidden_BD)
     scaled_BV = logits_BV / (temperature or 1.0)
     if top_k:
       scaled_BV = sampling.likeliest(scaled_BV, top_k)
     if temperature:
+      # One uniform number a row, where Gumbel-argmax would need V.
       uniforms_B = sampling.uniforms(state.keys_B, state.step)
       token_B = sampling.inverse_cdf(scaled_BV, uniforms_B)
     else:
@@ -211,11 +232,13 @@ def _decode_chunk(
     running_B = ~state.ended_B
     is_eos_B = jnp.isin(token_B, jnp.asarray(eos_ids, jnp.int32))
 
-    def write(array_BT, value_B):
+    def write(array_BT: jax.Array, value_B: jax.Array) -> jax.Array:
+      # All rows write the same column; rows that have ended keep theirs.
       kept_B = jnp.where(running_B, value_B, array_BT[:, state.step])
       return array_BT.at[:, state.step].set(kept_B)
 
-    return state.replace(
+    return dataclasses.replace(
+      state,
       step=state.step + 1,
       cache=cache,
       hidden_BD=hidden_BD,
@@ -225,7 +248,7 @@ def _decode_chunk(
       ended_B=state.ended_B | is_eos_B,
     )
 
-  state = jax.lax.while_loop(unfinished, one_token, state)
+  state = jax.lax.while_loop(unfinished, decode_token, state)
   state = _pinned(state)
   progress = Progress(
     response_BT=state.response_BT,
@@ -235,9 +258,8 @@ def _decode_chunk(
   return state, jax.tree.map(partition.replicate, progress)
 
 
-def _pinned(state):
+def _pinned(state: _DecodeState) -> _DecodeState:
   """Rows spread over the devices that share them, heads over the others."""
   cache = cache_lib.pinned(state.cache)
-  return jax.tree.map(partition.pin, state.replace(cache=None)).replace(
-    cache=cache
-  )
+  pinned = jax.tree.map(partition.pin, state)
+  return dataclasses.replace(pinned, cache=cache)

@@ -1,4 +1,4 @@
-"""Whole runs with the switches that other runs leave as they are."""
+"""Whole runs with settings that other runs leave at their defaults."""
 
 import json
 import math
@@ -13,10 +13,13 @@ from reft_jax.algorithms import pretrain
 from reft_jax.config import cli
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.models import networks
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import read as reader
+from reft_jax.models.hf import write as writer
 from reft_jax.runtime import metrics
 from reft_jax.tasks import embedded, problem
 from reft_jax.tasks.answers import grade as grade_lib
+
+pytestmark = pytest.mark.slow
 
 TINY = (
   "--config=embedded",
@@ -43,7 +46,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
   tokenizer = tokenizer_lib.wrap(embedded.tokenizer())
   shape = pretrain.architecture(cli.parse(TINY).config, tokenizer.vocab_size)
   policy = jax.jit(networks.Networks(shape).init)(jax.random.key(0))
-  pretrained.save(folder / "model", shape, jax.device_get(policy))
+  writer.save(folder / "model", shape, jax.device_get(policy))
   tokenizer.save(folder / "model")
   return folder
 
@@ -120,8 +123,8 @@ def samples(directory, name):
 
 def drift(one: pathlib.Path, other: pathlib.Path) -> float:
   """How far the parameters of two models are apart at most."""
-  shape, policy = pretrained.load(one)
-  other_shape, other_policy = pretrained.load(other)
+  shape, policy = reader.load(one)
+  other_shape, other_policy = reader.load(other)
   assert shape == other_shape
   gaps = jax.tree.map(lambda a, b: abs(a - b).max(), policy, other_policy)
   return max(jax.tree.leaves(gaps))
@@ -140,7 +143,7 @@ def test_without_a_dev_set_the_last_policy_is_kept(without_dev, stage, last):
   assert not (without_dev / f"samples/test-{stage}-sampled.jsonl").exists()
 
 
-def test_each_stage_goes_on_from_the_one_before(folder, without_dev):
+def test_each_stage_starts_from_the_one_before(folder, without_dev):
   _, steps, _ = read(without_dev, "warmup")
   assert steps[-1]["loss"] < steps[0]["loss"] / 2
   model, kept = folder / "model", without_dev / "models"
@@ -208,7 +211,7 @@ def test_bfloat16_computes_and_float32_learns(without_test):
   assert 0 < first["sampler_gap"] < 0.1  # Two ways to round.
   assert 0 < second["grad_norm"] < math.inf
   assert second["skipped_updates"] == 0
-  _, policy = pretrained.load(without_test / "models/reft")
+  _, policy = reader.load(without_test / "models/reft")
   assert {leaf.dtype for leaf in jax.tree.leaves(policy)} == {
     np.dtype(np.float32)
   }

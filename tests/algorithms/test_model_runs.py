@@ -1,4 +1,4 @@
-"""A whole run from a model and a tokenizer that are somebody else's."""
+"""A whole run from a model and a tokenizer that others made."""
 
 import dataclasses
 import json
@@ -16,8 +16,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from reft_jax import evaluate, train
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.models import networks
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import write as writer
 from reft_jax.tasks import embedded, prompts
+
+pytestmark = pytest.mark.slow
 
 PAD, END, BOS, EOS = 7, 10, 11, 13
 SETTINGS = (
@@ -63,7 +65,7 @@ def write_model(folder: pathlib.Path) -> int:
   shape = dataclasses.replace(tiny.CONFIG, vocab_size=size, layers=1)
   policy = jax.jit(networks.Networks(shape).init)(jax.random.key(0))
   extra = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
-  pretrained.save(folder, shape, policy, extra=extra)
+  writer.save(folder, shape, policy, extra=extra)
   return size
 
 
@@ -86,8 +88,8 @@ def test_special_ids_are_the_models_own(finished):
     assert saved["eos_token_id"] == [END, EOS]
     assert saved["vocab_size"] == rows + 3
   tokenizer = tokenizer_lib.load(folder / "run/models/reft", chat=True)
-  inputs = json.loads((folder / "run/inputs.json").read_text())
-  assert inputs["tokenizer"] == tokenizer.fingerprint
+  manifest = json.loads((folder / "run/manifest.json").read_text())
+  assert manifest["facts"]["tokenizer"] == tokenizer.fingerprint
 
 
 def test_what_was_answered_holds_no_special_token(finished):
@@ -99,7 +101,7 @@ def test_what_was_answered_holds_no_special_token(finished):
     assert not re.search(r"<\d+>|<\|", completion)
 
 
-def test_its_models_are_taken_up_again(finished, capsys):
+def test_its_models_are_read_again(finished, capsys):
   folder, _ = finished
   start = [
     f"model.{name}={folder / path}"

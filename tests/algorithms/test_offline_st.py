@@ -1,4 +1,4 @@
-"""Which draws are learnt from."""
+"""Which samples are imitated."""
 
 import dataclasses
 
@@ -21,8 +21,8 @@ def offline(**changes) -> schema.OfflineConfig:
 
 
 @given(TEXTS, st.sampled_from([None, *"abcdefgh"]), st.integers(1, 10))
-def test_chosen_draws_are_distinct_new_and_few(right, annotation, keep):
-  texts = offline_st.chosen(right, annotation, offline(keep=keep), "seed")
+def test_selected_samples_are_distinct_new_and_few(right, annotation, keep):
+  texts = offline_st.selected(right, annotation, offline(keep=keep), "seed")
   assert len(set(texts)) == len(texts) <= keep
   new = set(right) - {annotation}
   assert set(texts) <= new
@@ -31,7 +31,7 @@ def test_chosen_draws_are_distinct_new_and_few(right, annotation, keep):
 
 @given(TEXTS, st.integers(1, 10))
 def test_official_keeps_the_first_and_the_annotation_again(right, keep):
-  texts = offline_st.chosen(
+  texts = offline_st.selected(
     right, "a", offline(keep=keep, choose="official"), "seed"
   )
   first = list(dict.fromkeys(right))[:keep]
@@ -41,15 +41,15 @@ def test_official_keeps_the_first_and_the_annotation_again(right, keep):
 def test_the_choice_follows_from_the_seed():
   right = [str(number) for number in range(100)]
   config = offline(keep=10)
-  first = offline_st.chosen(right, None, config, "0 question")
-  assert first == offline_st.chosen(right, None, config, "0 question")
-  assert first != offline_st.chosen(right, None, config, "1 question")
+  first = offline_st.selected(right, None, config, "0 question")
+  assert first == offline_st.selected(right, None, config, "0 question")
+  assert first != offline_st.selected(right, None, config, "1 question")
   assert first != right[:10]
 
 
 @pytest.mark.parametrize("reasoning", prompts.REASONINGS)
-def test_draws_become_rows_beside_the_annotation(reasoning):
-  """Alike draws once, wrong ones never, whatever space is around them."""
+def test_samples_become_rows_beside_the_annotation(reasoning):
+  """Alike samples once, wrong ones never, whatever space is around them."""
   problems = embedded.problems(2, seed=3, reasoning=reasoning)
   run = tiny.run(
     problems, f"data.reasoning={reasoning}", "embedded.programs=0.5"
@@ -64,7 +64,7 @@ def test_draws_become_rows_beside_the_annotation(reasoning):
     grade = grade_lib.Grade(verdict, 1.0)
     return grading.Answer(first, text, grade, True)
 
-  draws = [
+  collected = [
     [
       answer(f"{gold}\n", correct),
       answer(other, correct),
@@ -73,13 +73,15 @@ def test_draws_become_rows_beside_the_annotation(reasoning):
     ],
     [],
   ]
-  rows = offline_st.rows(run, offline(), draws)
+  rows = offline_st.training_rows(run, offline(), collected)
   assert rows == [
     (first.prompt, first.target),
     (first.prompt, second.target),
     (second.prompt, second.target),
   ]
-  official = offline_st.rows(run, offline(choose="official"), draws)
+  official = offline_st.training_rows(
+    run, offline(choose="official"), collected
+  )
   assert official == [
     rows[0],
     rows[0],

@@ -10,6 +10,8 @@ from reft_jax import train
 from reft_jax.runtime import metrics
 from reft_jax.tasks import programs
 
+pytestmark = pytest.mark.slow
+
 TINY = (
   "--config=smoke",
   "data.reasoning=python",

@@ -1,22 +1,23 @@
-"""Whole runs of the stages that learn from draws, and of what they leave."""
+"""Whole runs of the stages that learn from their own samples."""
 
 import json
 import pathlib
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from reft_jax import train
-from reft_jax.config import loading, schema
-from reft_jax.data import batches
-from reft_jax.models.hf import pretrained
+from reft_jax.config import loading
+from reft_jax.models.hf import read as reader
+from reft_jax.models.hf import write as writer
 from reft_jax.run import loop as loop_lib
 from reft_jax.run import setup
 from reft_jax.runtime import metrics
 from reft_jax.sampling import store
+
+pytestmark = pytest.mark.slow
 
 STAGES = ("offline_st", "online_st", "reward_model")
 TINY = (
@@ -99,8 +100,8 @@ def steps(directory, stage) -> list[dict]:
   return [row for row in rows if "learning_rate" in row]
 
 
-def draws(directory, split) -> list[dict]:
-  path = directory / f"samples/draws-{split}.jsonl"
+def collected(directory, split) -> list[dict]:
+  path = directory / f"samples/collected-{split}.jsonl"
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -116,23 +117,24 @@ def test_each_stage_starts_where_its_config_says(finished):
   assert 0 <= stages["reward_model"]["dev_accuracy"] <= 1
   for name in STAGES[:2]:
     assert 0 <= stages[name]["test_accuracy"] <= 1
+    assert (finished / f"samples/test-{name}.jsonl").is_file()
 
 
-def test_draws_are_shared_and_come_from_the_warmed_up_model(finished):
-  assert [len(row["completions"]) for row in draws(finished, "train")] == (
+def test_samples_are_shared_and_come_from_the_warmed_up_model(finished):
+  assert [len(row["completions"]) for row in collected(finished, "train")] == (
     [6] * 24
   )
-  assert len(draws(finished, "dev")) == 8
+  assert len(collected(finished, "dev")) == 8
   # The tiny warm-up writes answers, the base model hardly any.
   answered = [
     "the answer is" in text
-    for row in draws(finished, "train")
+    for row in collected(finished, "train")
     for text in row["completions"]
   ]
   assert np.mean(answered) > 0.5
 
 
-def test_online_self_training_tells_both_halves(finished):
+def test_online_self_training_logs_both_halves(finished):
   rows = steps(finished, "online_st")
   assert [row["step"] for row in rows] == [1, 2, 3, 4]
   for row in rows:
@@ -142,10 +144,10 @@ def test_online_self_training_tells_both_halves(finished):
     assert row["reward/mean"] >= row["verdict/correct"]
 
 
-def test_the_reward_model_learns_and_opens(finished):
+def test_the_reward_model_learns_and_is_read_back(finished):
   rows = steps(finished, "reward_model")
   assert rows[-1]["loss"] < rows[0]["loss"]
-  shape, scorer = pretrained.load_classifier(finished / "models/reward_model")
+  shape, scorer = reader.load_classifier(finished / "models/reward_model")
   assert scorer["score_DC"].shape == (shape.width, 2)
 
 
@@ -156,14 +158,14 @@ class BrokenError(Exception):
 @pytest.mark.parametrize(
   ("stage", "at"), [("online_st", 4), ("reward_model", 5)]
 )
-def test_a_broken_stage_goes_on_as_if_it_were_not(
+def test_a_killed_stage_resumes_bitwise(
   warmed, finished, monkeypatch, stage, at
 ):
   directory = warmed.parent / f"broken-{stage}"
   end_step = loop_lib.Loop.end_step
 
   def strike(self, step, *rest):
-    if self._name == stage and step == at:
+    if self._name == stage and step + 1 == at:
       self._latest.wait()
       raise BrokenError
     end_step(self, step, *rest)
@@ -177,24 +179,24 @@ def test_a_broken_stage_goes_on_as_if_it_were_not(
   assert traces(directory) == traces(finished)
 
 
-def test_broken_draws_go_on_where_they_stopped(warmed, finished, monkeypatch):
-  directory = warmed.parent / "broken-draws"
-  line, drawn = store._line, []
+def test_killed_collecting_resumes_bitwise(warmed, finished, monkeypatch):
+  directory = warmed.parent / "broken-collecting"
+  line, written = store._line, []
 
   def strike(group, *rest):
-    if len(drawn) == 7:
+    if len(written) == 7:
       raise BrokenError
-    drawn.append(group)
+    written.append(group)
     return line(group, *rest)
 
   monkeypatch.setattr(store, "_line", strike)
   with pytest.raises(BrokenError):
     train.main(arguments(warmed, directory))
   monkeypatch.undo()
-  before = draws(directory, "train")
+  before = collected(directory, "train")
   assert 0 < len(before) < 24
   assert train.main(arguments(warmed, directory)) == 0
-  assert draws(directory, "train")[: len(before)] == before
+  assert collected(directory, "train")[: len(before)] == before
   assert traces(directory) == traces(finished)
 
 
@@ -202,7 +204,7 @@ def traces(directory) -> dict[str, bytes]:
   """What equal runs share."""
   names = [
     *(f"models/{stage}/model.safetensors" for stage in STAGES),
-    *(f"samples/draws-{split}.jsonl" for split in ("train", "dev")),
+    *(f"samples/collected-{split}.jsonl" for split in ("train", "dev")),
     "samples/online_st.jsonl",
   ]
   return {name: (directory / name).read_bytes() for name in names}
@@ -214,7 +216,7 @@ def write_model(folder, *settings) -> pathlib.Path:
     loading.load(["embedded"], [*TINY[1:], *settings])
   )
   policy = jax.jit(network.init)(jax.random.key(0))
-  pretrained.save(folder, network.config, jax.device_get(policy))
+  writer.save(folder, network.config, jax.device_get(policy))
   tokenizer.save(folder)
   return folder
 
@@ -252,7 +254,7 @@ def test_a_warm_up_of_another_kind_is_refused(
   assert not (tmp_path / "run").exists()
 
 
-def test_draws_of_another_model_are_not_taken_up(warmed, finished, capsys):
+def test_samples_of_another_model_are_not_used(warmed, finished, capsys):
   directory = warmed.parent / "moved"
   shutil.copytree(finished, directory)
   for stage in STAGES:
@@ -270,7 +272,7 @@ def test_draws_of_another_model_are_not_taken_up(warmed, finished, capsys):
 
 
 def test_switches_of_the_stages_that_sample(warmed):
-  """Sweeps over one set of draws; no annotations; groups without a critic."""
+  """Sweeps; no annotations; groups without a critic."""
   directory = warmed.parent / "switches"
   code = train.main(
     [
@@ -303,7 +305,7 @@ def test_switches_of_the_stages_that_sample(warmed):
   low, high = (
     steps(directory, f"online_st-lr{rate}") for rate in ("0.001", "0.002")
   )
-  # Both rates begin with what the warm-up draws by the same keys.
+  # At both rates the warm-up samples first, with the same keys.
   assert low[0]["verdict/correct"] == high[0]["verdict/correct"]
   assert "loss/correct" in low[0]
   assert "loss/gold" not in low[0]
@@ -352,33 +354,3 @@ def test_programs_by_the_official_rules(tmp_path):
   assert row["verdict/correct"] == 0
   # Without a right one the annotations keep their half.
   assert row["loss"] == pytest.approx(row["loss/gold"] / 2, rel=1e-4)
-
-
-def test_a_rate_that_diverges_is_left_out(monkeypatch):
-  lines = []
-  run = SimpleNamespace(console=SimpleNamespace(line=lines.append))
-  settings = schema.ReftConfig(learning_rates=(1.0, 2.0, 3.0))
-
-  def train_at(part, one):
-    rate = one.optimizer.learning_rate
-    if rate not in kept:
-      raise loop_lib.DivergedError(f"{part} diverged.")
-    return loop_lib.Trained(None, rate / 10, 1, 5.0, rate)
-
-  kept = {1.0, 2.0}
-  best = loop_lib.sweep(run, "reft", settings, train_at)
-  assert (best.learning_rate, best.seconds) == (2.0, 10.0)
-  assert lines == ["reft-lr3 diverged. This learning rate is left out."]
-  kept = set()
-  with pytest.raises(loop_lib.DivergedError):
-    loop_lib.sweep(run, "reft", settings, train_at)
-
-
-def test_rows_of_a_classifier_are_cut_and_filled():
-  batch = batches.labelled(
-    [[5, 6, 7, 8], [9]], [1, 0], batch=3, slots=3, pad_id=2
-  )
-  assert batch.tokens_BS.tolist() == [[5, 6, 7], [9, 2, 2], [2, 2, 2]]
-  assert batch.lengths_B.tolist() == [3, 1, 1]
-  assert batch.labels_B.tolist() == [1, 0, 0]
-  assert batch.real_B.tolist() == [True, True, False]

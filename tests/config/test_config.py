@@ -1,7 +1,5 @@
 import dataclasses
-import re
-import subprocess
-import sys
+import logging
 import typing
 
 import pytest
@@ -9,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reft_jax import errors
-from reft_jax.config import checks, cli, loading, schema
+from reft_jax.config import checks, loading, schema
+from reft_jax.run import files_check
 
 SETTINGS = {
   key: (field, value) for key, field, value in loading.settings(schema.Config())
@@ -45,7 +44,7 @@ def values_of(kind):
 
 setting_st = st.sampled_from(sorted(SETTINGS)).flatmap(
   lambda key: st.builds(
-    Setting, st.just(key), values_of(loading._type_of(key, "test"))
+    Setting, st.just(key), values_of(loading.type_of(key, "test"))
   )
 )
 
@@ -82,18 +81,10 @@ def test_defaults_are_the_papers_and_valid():
   assert run.data.max_prompt_tokens + run.data.max_response_tokens == 700
 
 
-def test_no_arguments_is_the_embedded_experiment():
-  command = cli.parse([])
-  assert command.action == "run"
-  assert command.config == loading.load(["embedded"])
-  checks.validate(command.config)
-  checks.check_files(command.config)
-
-
 def test_every_setting_has_help_and_every_number_a_range():
   for key, (field, _) in SETTINGS.items():
     assert field.metadata["help"], key
-    if loading._type_of(key, "test") in NUMBERS:
+    if loading.type_of(key, "test") in NUMBERS:
       assert field.metadata["range"], key
 
 
@@ -101,8 +92,8 @@ def test_a_config_can_be_a_key():
   assert len({schema.Config(), schema.Config(), small()}) == 2
 
 
-@settings(max_examples=30)
-@given(st.lists(setting_st, max_size=3))
+@settings(max_examples=8)
+@given(st.lists(setting_st, max_size=6))
 def test_yaml_reads_back_to_the_same_config(tmp_path_factory, changes):
   run = schema.Config()
   for setting in changes:
@@ -135,14 +126,11 @@ def test_differences_show_old_and_new():
 def test_later_files_win_and_overrides_win_over_them(tmp_path):
   first = write(tmp_path, "seed: 1\nreft: {steps: 5, clip: 0.1}", "a.yaml")
   second = write(tmp_path, "reft:\n  steps: 6\nsft:\n", "b.yaml")
-  command = cli.parse(
-    ["--config", first, f"--config={second}", "reft.lam=0.5", "reft.lam=0.6"]
-  )
-  assert command.config.reft == dataclasses.replace(
+  run = loading.load([first, second], ["reft.lam=0.5", "reft.lam=0.6"])
+  assert run.reft == dataclasses.replace(
     schema.ReftConfig(), steps=6, clip=0.1, lam=0.6
   )
-  assert command.config.seed == 1
-  assert command.overrides == ("reft.lam=0.5", "reft.lam=0.6")
+  assert run.seed == 1
 
 
 def test_a_file_is_laid_over_those_it_extends(tmp_path):
@@ -191,26 +179,6 @@ def test_numbers_without_a_point_are_numbers(tmp_path):
   assert run.sft.learning_rates == (1e-4, 3.0)
 
 
-def test_print_config_shows_what_would_run():
-  command = cli.parse(["--print-config", "seed=3"])
-  assert command.action == "print-config"
-  assert "\nseed: 3\n" in loading.to_yaml(command.config)
-
-
-@pytest.mark.parametrize("width", [80, 140])
-def test_help_names_every_setting(capsys, monkeypatch, width):
-  monkeypatch.setenv("COLUMNS", str(width))
-  assert cli.parse(["seed=oops", "--help"]).action == "help"
-  cli.print_help("reft_jax.train")
-  lines = capsys.readouterr().out.splitlines()
-  words = {line.split()[0] for line in lines if line.strip()}
-  for key in SETTINGS:
-    group, _, name = key.rpartition(".")
-    assert name in words
-    assert not group or f"{group}." in words
-  assert all(len(line) <= width for line in lines if "Usage" not in line)
-
-
 @pytest.mark.parametrize(
   ("override", "message"),
   [
@@ -231,28 +199,23 @@ def test_help_names_every_setting(capsys, monkeypatch, width):
     ("sft.learning_rates=[a]", "should be a list (each a number) or null"),
     ("seed=[1", "cannot read 'seed=[1'"),
     ("name=${sed}", "'sed' not found"),
-    ("seed", "unknown argument 'seed'"),
-    ("--seed=3", "unknown argument '--seed=3'"),
-    ("--config", "--config needs a file"),
   ],
 )
-def test_bad_arguments_are_told_in_one_line(override, message):
+def test_bad_overrides_are_told_in_one_line(override, message):
   with pytest.raises(errors.UserError) as caught:
-    cli.parse([override])
+    loading.load([], [override])
   assert message in str(caught.value)
   assert "\n" not in str(caught.value)
 
 
 # One setting of each type.
-OF_EACH_TYPE = {
-  str(loading._type_of(key, "")): key for key in SETTINGS
-}.values()
+OF_EACH_TYPE = {str(loading.type_of(key, "")): key for key in SETTINGS}.values()
 
 
 @pytest.mark.parametrize("key", OF_EACH_TYPE)
 def test_every_type_of_setting_says_what_it_should_be(key):
   with pytest.raises(errors.UserError) as caught:
-    cli.parse([f"{key}=[[1]]"])
+    loading.load([], [f"{key}=[[1]]"])
   assert f"{key}=[[1]] should be " in str(caught.value)
 
 
@@ -281,7 +244,7 @@ def test_binary_and_missing_files(tmp_path):
   with pytest.raises(errors.UserError, match=r"binary\.yaml"):
     loading.load([str(tmp_path / "binary.yaml")])
   with pytest.raises(errors.UserError, match=r"no such file; .*embedded"):
-    cli.parse(["--config", "embeded"])
+    loading.load(["embeded"])
 
 
 @pytest.mark.parametrize(
@@ -388,24 +351,82 @@ def test_all_problems_are_told_at_once():
   assert third.startswith("mesh: only one axis")
 
 
-@pytest.mark.parametrize(
-  "real",
-  [["data.train=x.json"], ["model.path=m"], ["data.train=x", "model.path=m"]],
-)
-def test_real_runs_name_their_settings(real):
-  with pytest.raises(errors.UserError) as caught:
-    cli.parse(real)
-  said = str(caught.value)
-  assert f"{' and '.join(real)} would be trained with" in said
-  assert "\n" not in said
-  for experiment in re.findall(r"--config (\w+)", said):
-    cli.parse([f"--config={experiment}", *real])
-  assert "--config embedded" in said
+@pytest.fixture
+def warnings(caplog):
+  """What is warned of, as in a new process."""
+  loading._warn_of_old_name.cache_clear()
+  caplog.set_level(logging.WARNING)
+  return caplog
 
 
-def test_generated_runs_need_no_name():
-  same = cli.parse(["data.train=embedded", "model.path=null"])
-  assert same.config == cli.parse([]).config
+NEW = ("collect.per_question=7", "reft.filter_zero_variance_groups=true")
+
+
+def test_old_names_of_settings_still_work(tmp_path, warnings):
+  old = ["draws.samples=7", "reft.drop_groups_without_signal=true"]
+  assert loading.load([], old) == loading.load([], NEW)
+  file = write(
+    tmp_path,
+    "draws: {samples: 7}\nreft: {drop_groups_without_signal: true}\n",
+  )
+  assert loading.load([file, write(tmp_path, "draws:\n", "none.yaml")]) == (
+    loading.load([], NEW)
+  )
+  assert warnings.messages == [
+    "draws.samples is now called collect.per_question; the old name works in"
+    " this version only.",
+    "reft.drop_groups_without_signal is now called"
+    " reft.filter_zero_variance_groups; the old name works in this version"
+    " only.",
+    "draws is now called collect; the old name works in this version only.",
+  ]
+
+
+def test_old_names_are_settings_that_exist_no_longer():
+  for old, new in schema.ALIASES.items():
+    loading.type_of(new, "test")
+    with pytest.raises(errors.UserError, match="unknown setting"):
+      loading.type_of(old, "test")
+
+
+def test_old_and_new_name_at_once(tmp_path, warnings):
+  both = write(tmp_path, "draws.top_k: 3\ncollect: {top_k: 3}\n")
+  for files, overrides in (
+    ([both], []),
+    ([], ["collect.top_k=3", "draws.top_k=3"]),
+  ):
+    with pytest.raises(errors.UserError, match=r"same setting; keep collect"):
+      loading.load(files, overrides)
+  file = write(tmp_path, "draws: {top_k: 3}", "old.yaml")
+  assert loading.load([file], ["collect.top_k=4"]).collect.top_k == 4
+
+
+def test_a_resumed_run_may_change_what_is_not_learned():
+  run = schema.Config()
+  for change in ("mesh.fsdp=2", "stages=[sft]", "evaluation.at=[3]"):
+    assert loading.identity(loading.load([], [change])) == loading.identity(run)
+  for change in ("seed=1", "reft.optimizer.eps=1e-4", "evaluation.top_k=2"):
+    changed = loading.identity(loading.load([], [change])).items()
+    ((key, value),) = changed - loading.identity(run).items()
+    assert change.startswith(f"{key}=")
+    assert value == dict(changed)[key]
+
+
+def test_sizes_that_follow_from_others():
+  reft = schema.ReftConfig(batch_size=32)
+  assert (reft.minibatch, reft.micro_batch) == (32, 32)
+  reft = dataclasses.replace(reft, minibatch_size=16)
+  assert (reft.minibatch, reft.micro_batch) == (16, 16)
+  assert dataclasses.replace(reft, micro_batch_size=4).micro_batch == 4
+  sft = schema.SupervisedConfig(batch_size=48)
+  assert sft.micro_batch == 48
+  assert dataclasses.replace(sft, micro_batch_size=4).micro_batch == 4
+
+
+def test_the_estimator_of_the_kl_follows_from_its_place():
+  assert schema.ReftConfig().kl_estimate == "k1"
+  assert schema.ReftConfig(kl_in="loss").kl_estimate == "k3"
+  assert schema.ReftConfig(kl_estimator="k2").kl_estimate == "k2"
 
 
 def test_missing_files_are_named(tmp_path, monkeypatch):
@@ -414,23 +435,23 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
     "data.train=train.json", "data.test=hub:some/set", "model.path=model"
   )
   with pytest.raises(errors.UserError) as caught:
-    checks.check_files(run)
+    files_check.check_files(run)
   first, second = str(caught.value).split("; ")
   assert first.startswith("data.train=train.json: no such file")
   assert second.startswith("model.path=model: no Hugging Face model")
   write(tmp_path, "[]", "train.json")
   (tmp_path / "model").mkdir()
   write(tmp_path / "model", "{}", "config.json")
-  checks.check_files(run)
+  files_check.check_files(run)
 
 
 def test_models_of_the_hub_are_not_looked_for(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   hub = ["model.path=acme/model", "model.warmup=acme/model@v2"]
-  checks.check_files(small(*hub))
+  files_check.check_files(small(*hub))
   (tmp_path / "acme").mkdir()  # Now the first is a folder that is missing.
   with pytest.raises(errors.UserError) as caught:
-    checks.check_files(small(*hub))
+    files_check.check_files(small(*hub))
   said = str(caught.value)
   assert said.startswith("model.path=acme/model: no Hugging Face model there")
   assert "model.warmup" not in said
@@ -451,14 +472,6 @@ def test_paths_can_start_at_home(tmp_path, monkeypatch):
     ["~/run.yaml"],
     ["data.train=~/train.json", "data.test=~/test.json", "model.path=~/model"],
   )
-  checks.check_files(run)
+  files_check.check_files(run)
   assert run.output == "~/run"
   assert schema.run_directory(run) == tmp_path / "run"
-
-
-def test_reading_a_config_does_not_import_jax():
-  code = "import sys, reft_jax.config.cli; print('jax' in sys.modules)"
-  done = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, check=True
-  )
-  assert done.stdout.strip() == "False"

@@ -80,6 +80,14 @@ PAPER = {
 }
 
 
+# The rest are alike, and take minutes together.
+IN_THE_FAST_TIER = {"smoke", ABLATED, "svamp_nl_galactica_6.7b"}
+EACH = [
+  pytest.param(name, marks=[pytest.mark.slow] * (name not in IN_THE_FAST_TIER))
+  for name in EXPERIMENTS
+]
+
+
 def held(config: schema.Config, keys) -> dict[str, object]:
   """Some settings by their dotted keys."""
   everything = {key: value for key, _, value in loading.settings(config)}
@@ -298,7 +306,7 @@ def test_parts_are_no_experiments_but_are_used():
     assert part in extended
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", EACH)
 def test_printed_settings_run_again(name, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   assert train.main(["--config", name, "--print-config"]) == 0
@@ -310,7 +318,7 @@ def test_printed_settings_run_again(name, tmp_path, monkeypatch, capsys):
   assert config.name == name
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", EACH)
 def test_dry_run(name, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   # As if nothing were here, not even programs to run: this is not about them.

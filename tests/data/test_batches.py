@@ -55,7 +55,7 @@ def test_prompts_and_targets_are_encoded_apart(tokenizer, problems):
     assert end == tokenizer.eos_ids[0]
 
 
-def test_the_first_of_several_ends_is_taught(tokenizer, problems):
+def test_targets_end_in_the_first_eos(tokenizer, problems):
   several = dataclasses.replace(tokenizer, eos_ids=(5, *tokenizer.eos_ids))
   examples = encode(problems, several).examples
   assert {each.target[-1] for each in examples} == {5}
@@ -92,7 +92,7 @@ def subword(kind, **options):
 @BOTH
 @pytest.mark.parametrize("kind", subwords.KINDS)
 @pytest.mark.parametrize("chat", [False, True])
-def test_what_is_taught_is_what_is_asked_and_graded(
+def test_training_prompts_and_rollouts_have_the_same_ids(
   problem, reasoning, kind, chat
 ):
   """Whatever spaces a tokenizer adds where two texts meet."""
@@ -106,13 +106,13 @@ def test_what_is_taught_is_what_is_asked_and_graded(
   ).examples
   assert asked.prompt == example.prompt
   rows = [(example.prompt, example.target)]
-  learnt = batches.supervised(rows, batch=1, slots=400, pad_id=PAD)
+  trained = batches.supervised(rows, batch=1, slots=400, pad_id=PAD)
   rolled = batches.prompts([asked.prompt], [0], batch=1, slots=300, pad_id=PAD)
   length = int(rolled.lengths_B[0])
-  tokens_S = learnt.tokens_BS[0, : learnt.lengths_B[0]]
+  tokens_S = trained.tokens_BS[0, : trained.lengths_B[0]]
   assert tokens_S[:length].tolist() == rolled.tokens_BP[0, :length].tolist()
   assert tokens_S[length:].tolist() == list(example.target)
-  assert learnt.targets_BS[0].sum() == len(example.target)
+  assert trained.targets_BS[0].sum() == len(example.target)
 
   text = tokenizer.decode(tokens_S[length:])
   assert text == prompts.target(problem, reasoning)
@@ -127,7 +127,7 @@ def test_what_is_taught_is_what_is_asked_and_graded(
 
 @pytest.mark.parametrize("kind", subwords.KINDS)
 def test_a_program_that_goes_on_without_the_space(kind):
-  """As a model writes that was never taught by `encode`."""
+  """As a model writes that was not trained with `encode`."""
   tokenizer = subword(kind)
   body = PROGRAM.split('"""\n')[1]
   ids = tokenizer.encode("\n" + body)
@@ -227,7 +227,7 @@ def test_long_annotations_cost_a_question_its_target_alone(tokenizer, problems):
     assert encoded.long_targets == len(problems) - len(kept)
 
 
-def test_the_fingerprint_follows_what_is_learnt(tokenizer, problems):
+def test_the_fingerprint_covers_problems_and_answers(tokenizer, problems):
   def of(some, **changes):
     return encode_lib.fingerprint({"train": encode(some, tokenizer, **changes)})
 
@@ -261,7 +261,7 @@ def test_a_document_predicts_all_but_its_first_token(document):
 
 
 @hypothesis.given(st.integers(0, 3), st.integers(1, 3))
-def test_filler_rows_count_for_nothing(rows, fillers):
+def test_filler_rows_have_no_targets(rows, fillers):
   batch = rows + fillers
   pairs = [((1, 2), (3, 4))] * rows
   built = batches.supervised(pairs, batch=batch, slots=8, pad_id=PAD)
@@ -348,14 +348,14 @@ def test_a_batch_is_as_wide_as_it_must_be(lengths, bucket, most):
 @hypothesis.given(
   rows=st.integers(1, 40),
   micro=st.integers(1, 48),
-  ways=st.sampled_from([1, 2, 4, 8]),
+  shards=st.sampled_from([1, 2, 4, 8]),
 )
-def test_filled_up_rows_are_whole_micro_batches(rows, micro, ways):
-  at_once, filled = batches.micro_batches(rows, micro, ways)
-  # No more than they must be, and the same number from every device.
-  assert at_once % ways == 0
-  assert min(rows, micro) <= at_once < min(rows, micro) + ways
-  assert filled % at_once == 0
-  assert rows <= filled < rows + at_once
-  if rows % ways == micro % ways == rows % min(rows, micro) == 0:
-    assert (filled, at_once) == (rows, min(rows, micro))
+def test_padded_rows_are_whole_micro_batches(rows, micro, shards):
+  size, padded = batches.micro_batches(rows, micro, shards)
+  # No more than needed, and the same number in every shard.
+  assert size % shards == 0
+  assert min(rows, micro) <= size < min(rows, micro) + shards
+  assert padded % size == 0
+  assert rows <= padded < rows + size
+  if rows % shards == micro % shards == rows % min(rows, micro) == 0:
+    assert (padded, size) == (rows, min(rows, micro))

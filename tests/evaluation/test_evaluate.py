@@ -1,7 +1,6 @@
-"""Models evaluated: what is worked out, kept, gone on with and refused."""
+"""Models evaluated: figures, what is kept, what is resumed and refused."""
 
 import base64
-import dataclasses
 import json
 import logging
 import os
@@ -21,15 +20,17 @@ import safetensors.numpy
 import tiny
 
 from reft_jax import evaluate
-from reft_jax.algorithms import reward_model
-from reft_jax.config import loading, schema
+from reft_jax.config import cli, loading, schema
 from reft_jax.data import encode
+from reft_jax.data import splits as splits_lib
 from reft_jax.evaluation import evaluation as evaluation_lib
 from reft_jax.evaluation import settings as settings_lib
-from reft_jax.learning import steps
-from reft_jax.run import context, setup
+from reft_jax.huggingface import fingerprint
+from reft_jax.learning import learner as learner_lib
+from reft_jax.run import setup
 from reft_jax.runtime import checkpoints
 from reft_jax.sampling import grading
+from reft_jax.sampling import judge as judge_lib
 from reft_jax.tasks import grader, prompts
 from reft_jax.tasks.answers import grade
 from reft_jax.tasks.answers.grade import Verdict
@@ -59,7 +60,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
   config = loading.load(["embedded"], SETTINGS)
   (folder / "config.yaml").write_text(loading.to_yaml(config))
   tokenizer, network = setup.open_model(config)
-  run = dataclasses.replace(
+  run = tiny.change(
     tiny.run([], *SETTINGS), networks=network, tokenizer=tokenizer
   )
   init = jax.jit(network.init)
@@ -77,7 +78,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
     saved.close()
 
   def state(params):
-    return steps.init_state(params, optax.adam(1e-3))
+    return learner_lib.init_state(params, optax.adam(1e-3))
 
   save("sft-lr0.001/best", 2, policies[1])
   save("reft/checkpoints", 3, state({"policy": policies[0]}))
@@ -219,7 +220,7 @@ def test_of_how_many_samples(samples, at, expected):
 
 def test_a_fingerprint_is_of_the_weights(trained, tmp_path):
   marks = {
-    path: evaluation_lib.fingerprint(trained / path)
+    path: fingerprint.of_weights(trained / path)
     for path in (
       "models/warmup",
       "models/reft",
@@ -230,12 +231,12 @@ def test_a_fingerprint_is_of_the_weights(trained, tmp_path):
   assert len(set(marks.values())) == 4
   copy = shutil.copytree(trained / "models/reft", tmp_path / "other-name")
   (copy / "training.json").unlink()
-  assert evaluation_lib.fingerprint(copy) == marks["models/reft"]
+  assert fingerprint.of_weights(copy) == marks["models/reft"]
   file = copy / "model.safetensors"
   weights = bytearray(file.read_bytes())
   weights[-1] ^= 1
   file.write_bytes(weights)
-  assert evaluation_lib.fingerprint(copy) != marks["models/reft"]
+  assert fingerprint.of_weights(copy) != marks["models/reft"]
 
 
 # What a command does.
@@ -250,7 +251,7 @@ def unopened(monkeypatch):
 
   def close():
     monkeypatch.setattr(evaluation_lib, "open_policy", refuse)
-    monkeypatch.setattr(reward_model, "open_judge", refuse)
+    monkeypatch.setattr(judge_lib, "load", refuse)
 
   return close
 
@@ -318,7 +319,7 @@ def test_completions_are_graded_anew_by_other_rules(run_folder, unopened):
   place = run_folder / "evaluations/reft-test"
   assert summary(place)["accuracy"]["greedy"]["value"] == 0
   config = loading.load([str(run_folder / "config.yaml")])
-  problems = {p.uid: p for p in context.problems(config)["test"].problems}
+  problems = {p.uid: p for p in splits_lib.problems(config)["test"].problems}
   for file in ("greedy.jsonl", "sampled.jsonl"):
     rows = [json.loads(row) for row in (place / file).read_text().splitlines()]
     for row in rows:
@@ -358,7 +359,8 @@ sys.exit(evaluate.main(sys.argv[1:]))
 """
 
 
-def test_a_killed_evaluation_goes_on(run_folder, root, tmp_path):
+@pytest.mark.slow
+def test_a_killed_evaluation_resumes(run_folder, root, tmp_path):
   whole, broken = tmp_path / "whole", tmp_path / "broken"
   # A batch is an answer to each of eight questions.
   arguments = (str(run_folder / "models/reft"), "evaluation.batch_size=8")
@@ -389,7 +391,8 @@ def test_a_killed_evaluation_goes_on(run_folder, root, tmp_path):
   assert ours | {"seconds": None} == theirs | {"seconds": None}
 
 
-def test_judging_goes_on_and_begins_anew_for_another_judge(run_folder):
+@pytest.mark.slow
+def test_judging_resumes_and_starts_anew_for_another_judge(run_folder):
   judge = run_folder / "models/reward_model"
   model = str(run_folder / "models/reft")
   arguments = [model, f"evaluation.reward_model={judge}"]
@@ -459,7 +462,9 @@ def test_a_path_may_hold_an_equals_sign(run_folder, monkeypatch, capsys):
   outside = ["--config", "config.yaml", "--dry-run"]
   settings = [*outside, "output=runs/a=b"]
   for path in (str(sweep), "./lr=1e-3/a", "~/lr=1"):
-    assert evaluate.divide([path, *settings]) == ([path], settings)
+    command = cli.parse([path, *settings], evaluate.PROGRAM)
+    assert command.paths == (path,)
+    assert command.overrides == ("output=runs/a=b",)
   assert evaluate.main(["./lr=1e-3/a", *outside]) == 0
   assert "a: evaluations/a-test" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Models by name: folders, the hub's cache, and what the hub may answer."""
+"""Models by name: folders, the hub's cache, and the hub's errors."""
 
 import dataclasses
 import json
@@ -14,12 +14,12 @@ import tiny
 from huggingface_hub import errors as hub_errors
 
 from reft_jax import errors, evaluate, train
-from reft_jax.config import checks, cli
+from reft_jax.config import cli
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.huggingface import hub
 from reft_jax.models import networks
-from reft_jax.models.hf import pretrained
-from reft_jax.run import model_paths, setup
+from reft_jax.models.hf import write as writer
+from reft_jax.run import files_check, model_paths, setup
 from reft_jax.tasks import embedded
 
 NAME = "acme/small-model"
@@ -59,7 +59,7 @@ def write_model(folder: pathlib.Path) -> None:
   size = tokenizer.vocab_size
   shape = dataclasses.replace(tiny.CONFIG, vocab_size=size, layers=1)
   policy = jax.jit(networks.Networks(shape).init)(jax.random.key(0))
-  pretrained.save(folder, shape, policy)
+  writer.save(folder, shape, policy)
   tokenizer.save(folder)
 
 
@@ -83,7 +83,7 @@ def test_names_of_the_hub(name, expected):
   assert hub.is_id(name) == expected
 
 
-def test_what_lies_here_is_no_name_of_the_hub(cache):
+def test_a_local_folder_is_not_on_the_hub(cache):
   pathlib.Path("acme/small").mkdir(parents=True)
   pathlib.Path("acme/rows.json").touch()
   fill(snapshot(cache, "acme/small"), "config.json", "model.safetensors")
@@ -95,22 +95,15 @@ def test_what_lies_here_is_no_name_of_the_hub(cache):
   assert hub.is_id("acme/smal@main")
 
 
-def test_home_is_understood(tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   assert hub.folder("~/here") == tmp_path / "here"
 
 
-@pytest.mark.parametrize(
-  "weights",
-  [
-    ("model.safetensors",),
-    ("pytorch_model.bin",),
-    ("model.safetensors", "pytorch_model.bin"),
-  ],
-)
-def test_what_is_in_the_cache_needs_no_network(cache, monkeypatch, weights):
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_model_in_the_cache_needs_no_network(cache, monkeypatch, weights):
   here = snapshot(cache)
-  fill(here, "config.json", "tokenizer.json", *weights)
+  fill(here, "config.json", "tokenizer.json", weights)
   assert hub.find(NAME) == here
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
   monkeypatch.setattr(hub, "_downloaded", lambda *_: 1 / 0)
@@ -139,8 +132,7 @@ def test_a_revision_is_another_snapshot(cache):
 def test_half_a_snapshot_is_none(cache, files):
   fill(snapshot(cache), *files)
   assert hub.find(NAME) is None
-  with pytest.raises(errors.UserError):
-    hub.folder(NAME)
+  assert message_of(NAME).startswith(f"{NAME}: ")
 
 
 @pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
@@ -157,9 +149,16 @@ def test_all_shards_belong_to_a_snapshot(cache, kind):
   assert hub.find(NAME) == here
 
 
+def message_of(name: str, setting: str = "") -> str:
+  """The error of a model that cannot be had."""
+  with pytest.raises(errors.UserError) as caught:
+    hub.folder(name, setting)
+  return str(caught.value)
+
+
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
-  """A hub: `remote(*files)` is what it holds, `remote.asked` what it was."""
+  """A hub: `remote(*files)` sets its files, `remote.asked` are the requests."""
   home = tmp_path / "remote"
   home.mkdir()
 
@@ -204,7 +203,7 @@ DESCRIBED = (
     ),
   ],
 )
-def test_no_more_is_downloaded_than_is_read(remote, held, wanted):
+def test_only_files_that_are_read_are_downloaded(remote, held, wanted):
   remote(*DESCRIBED, *held)
   found = hub.folder(f"{NAME}@v2")
   assert sorted(os.listdir(found)) == sorted((*DESCRIBED, *wanted))
@@ -223,9 +222,7 @@ def test_no_more_is_downloaded_than_is_read(remote, held, wanted):
 )
 def test_repositories_of_another_kind(remote, held, lacking):
   remote(*held)
-  with pytest.raises(errors.UserError) as caught:
-    hub.folder(NAME, "model.path")
-  said = str(caught.value)
+  said = message_of(NAME, "model.path")
   assert said.startswith(f"model.path={NAME}: huggingface.co/{NAME} holds no")
   assert lacking in said
 
@@ -270,16 +267,14 @@ def answer(kind):
     (OSError(28, "No space left on device"), ["No space left on device"]),
   ],
 )
-def test_what_the_hub_may_answer(monkeypatch, error, words):
+def test_errors_of_the_hub(monkeypatch, error, words):
   def download(*_, local_files_only, **__):
     if local_files_only:
       raise hub_errors.LocalEntryNotFoundError("not in the cache")
     raise error
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-  with pytest.raises(errors.UserError) as caught:
-    hub.folder(f"{NAME}@v2", "model.path")
-  said = str(caught.value)
+  said = message_of(f"{NAME}@v2", "model.path")
   assert said.startswith(f"model.path={NAME}@v2: ")
   assert "\n" not in said
   for word in words:
@@ -287,24 +282,20 @@ def test_what_the_hub_may_answer(monkeypatch, error, words):
 
 
 def test_without_a_network(cache):
-  """The hub's own client, offline."""
+  """With the hub's own client, which is offline."""
   assert hub.find(NAME) is None
-  with pytest.raises(errors.UserError, match=r"small-model: no folder .*reach"):
-    hub.folder(NAME)
+  assert f"{NAME}: no folder here, and" in message_of(NAME)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "rows.json", "acme/x y"])
 def test_neither_a_folder_nor_a_name(name):
   pathlib.Path("rows.json").touch()
-  with pytest.raises(errors.UserError) as caught:
-    hub.folder(name, "model.path")
-  said = str(caught.value)
+  said = message_of(name, "model.path")
   assert said.startswith(f"model.path={name}: neither a folder nor a name")
 
 
 def test_a_name_that_the_hub_does_not_allow():
-  with pytest.raises(errors.UserError, match="nor a name that the hub allows"):
-    hub.folder("acme/small--model")
+  assert "nor a name that the hub allows" in message_of("acme/small--model")
 
 
 SETTINGS = (
@@ -318,7 +309,7 @@ SETTINGS = (
 def test_a_run_starts_from_a_model_in_the_cache(cache):
   write_model(snapshot(cache))
   config = cli.parse([*SETTINGS, f"model.path={NAME}"]).config
-  checks.check_files(config)
+  files_check.check_files(config)
   tokenizer, network = setup.open_model(config)
   assert tokenizer.vocab_size == network.config.vocab_size
   mesh = tiny.mesh((1, 8, 1))
@@ -329,7 +320,7 @@ def test_a_run_starts_from_a_model_in_the_cache(cache):
   assert jax.tree.map(np.shape, policy) == jax.tree.map(np.shape, shapes)
 
 
-def test_a_run_says_that_a_model_cannot_be_had(capsys):
+def test_a_run_reports_a_model_that_cannot_be_downloaded(capsys):
   assert train.main([*SETTINGS, f"model.path={NAME}"]) == 2
   said = capsys.readouterr().err
   assert said.startswith(f"error: model.path={NAME}: no folder here, and")
@@ -338,7 +329,7 @@ def test_a_run_says_that_a_model_cannot_be_had(capsys):
 
 @pytest.fixture
 def unreachable(monkeypatch):
-  """Fails whatever would download."""
+  """Every download fails the test."""
 
   def refuse(*_, local_files_only, **__):
     assert local_files_only, "a download"

@@ -28,7 +28,7 @@ import yaml
 from reft_jax.config import checks, cli
 from reft_jax.runtime import cluster
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 LIBRARY = LAUNCH / "lib.sh"
 SCRIPTS = sorted(set(LAUNCH.glob("*.sh")) - {LIBRARY})

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
-from reft_jax.algorithms import reft
 from reft_jax.config import loading
-from reft_jax.learning import optim, steps
+from reft_jax.learning import forward
+from reft_jax.learning import ppo as ppo_lib
 from reft_jax.models import networks, partition
 from reft_jax.planner import hlo, measuring, programs, subject
 from reft_jax.runtime import layout
@@ -46,17 +46,20 @@ def questions(shape, sampler_tensor=None):
   """
   run = tiny.run(embedded.problems(16, seed=0), *SETTINGS)
   model = dataclasses.replace(
-    tiny.CONFIG, vocab_size=run.tokenizer.vocab_size, layers=1, heads=8
+    tiny.CONFIG, vocab_size=run.engine.tokenizer.vocab_size, layers=1, heads=8
   )
   mesh = sampling_mesh = tiny.mesh(shape)
   if sampler_tensor:
     laid_out = layout.Layout(*shape, "layer", sampler_tensor)
-    mesh, sampling_mesh = mesh_lib.meshes(laid_out)
+    mesh, sampling_mesh = mesh_lib.make_meshes(laid_out)
   return dataclasses.replace(
     run,
-    mesh=mesh,
-    sampling_mesh=sampling_mesh,
-    networks=networks.Networks(model),
+    engine=dataclasses.replace(
+      run.engine,
+      mesh=mesh,
+      sampling_mesh=sampling_mesh,
+      networks=networks.Networks(model),
+    ),
     train=run.test,
   )
 
@@ -69,38 +72,39 @@ def grade(response_BT):
 @functools.cache
 def start():
   """Policy and critic, on the host."""
-  run = questions(ONE)
-  policy = jax.jit(run.networks.init)(jax.random.key(3))
-  value = run.networks.init_value(policy, "shared")
+  network = questions(ONE).engine.networks
+  policy = jax.jit(network.init)(jax.random.key(3))
+  value = network.init_value(policy, "shared")
   return jax.device_get({"policy": policy, "value": value})
 
 
 @functools.cache
 def twenty_steps(shape, sampler_tensor=None):
   """Of ReFT on a mesh: what is sampled, and all that is told."""
-  run, tokens, told = questions(shape, sampler_tensor), [], []
-  config = run.config.reft
-  ppo = reft.ppo_numbers(config)
-  optimizer = optim.build(config.optimizer, 4 * STEPS)
-  assess = steps.assess(run.networks, ppo)
-  score = steps.score(ppo)
-  update = steps.ppo_update(run.networks, optimizer, ppo)
-  with jax.set_mesh(run.mesh):
-    state = run.start(start(), optimizer, ppo.kl_coef)
-    reference = mesh_lib.put(run.mesh, start()["policy"])
-    rollouts = rollouts_lib.Rollouts(run, "reft", config)
-    for step in range(rollouts.steps):
-      sampled, examples, _ = rollouts(state.params["policy"], step)
-      assessment = assess(state.params, reference, sampled)
-      tokens.append(jax.device_get(sampled.response_BT))
-      assert len(tokens[-1]) == len(examples) == config.batch_size
-      scores_B = mesh_lib.put_batch(run.mesh, grade(tokens[-1]))
-      experience, metrics = score(sampled, assessment, scores_B, state.kl_coef)
-      key = run.key("reft", "update", step)
-      state, learned = update(state, experience, key)
-      means = jax.device_get(metrics | learned)
-      told.append({name: mean.value() for name, mean in means.items()})
-  return np.stack(tokens), told
+  run, tokens, logged = questions(shape, sampler_tensor), [], []
+  config, engine = run.config.reft, run.engine
+  learner = ppo_lib.PPOLearner(
+    *run.learner_arguments(),
+    name="reft",
+    policy=start()["policy"],
+    reft=config,
+    optimizer=config.optimizer,
+    updates=4 * STEPS,
+  )
+  with jax.set_mesh(engine.mesh):
+    learner.start({}, start(), config.kl_coef)
+    source = rollouts_lib.Rollouts(engine, run.train, "reft", config)
+    for step in range(source.steps):
+      rollout = source.sample(learner.model(), step)
+      assessment = learner.assess(rollout.tokens)
+      tokens.append(jax.device_get(rollout.tokens.response_BT))
+      assert len(tokens[-1]) == len(rollout.examples) == config.batch_size
+      experience, scored = learner.score(
+        rollout.tokens, assessment, grade(tokens[-1])
+      )
+      metrics = jax.device_get(scored | learner.update(experience, step))
+      logged.append({name: mean.value() for name, mean in metrics.items()})
+  return np.stack(tokens), logged
 
 
 @pytest.mark.parametrize(
@@ -239,7 +243,7 @@ def test_an_update_never_holds_all_logits(monkeypatch):
     "model.logit_chunk=16",
   )
   ours = temporaries(update())
-  monkeypatch.setattr(steps.logprobs, "of_tokens", dense)
+  monkeypatch.setattr(forward.logprobs, "of_tokens", dense)
   naive = temporaries(update())
   assert naive > 16 * (SLOTS // 2) * 32_000 * 4  # All logits, at least once.
   assert ours < 0.15 * naive

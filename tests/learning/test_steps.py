@@ -19,14 +19,17 @@ from reft_jax.config import schema
 from reft_jax.data import batches as batches_lib
 from reft_jax.data import encode
 from reft_jax.data import tokenizer as tokenizer_lib
-from reft_jax.learning import optim, steps
+from reft_jax.learning import classifier, forward, microbatch, objectives, optim
+from reft_jax.learning import learner as learner_lib
+from reft_jax.learning import ppo as ppo_lib
+from reft_jax.learning import supervised as supervised_lib
 from reft_jax.ops import losses
 from reft_jax.runtime import mesh as mesh_lib
 from reft_jax.tasks import problem as problem_lib
 from reft_jax.tasks import prompts as prompt_texts
 
 ROWS = 8
-PPO = steps.PPO(
+PPO = schema.ReftConfig(
   minibatch_size=ROWS, micro_batch_size=ROWS, vf_coef=0.7, kl_coef=0.1
 )
 NETWORK, DESCENT = tiny.make(), optax.sgd(0.1)
@@ -44,18 +47,24 @@ def params_of(kind="shared"):
 
 
 @functools.cache
-def compiled(network, ppo, optimizer):
+def compiled(network, ppo, optimizer, response_slots=None):
   """A step's three functions, the same for all tests that learn alike."""
   return (
-    steps.assess(network, ppo, logit_chunk=16),
-    steps.score(ppo),
-    steps.ppo_update(network, optimizer, ppo, logit_chunk=16),
+    ppo_lib.make_assess(network, ppo, logit_chunk=16),
+    ppo_lib.make_score(ppo),
+    ppo_lib.make_update(
+      network,
+      optimizer,
+      ppo,
+      response_slots=response_slots,
+      logit_chunk=16,
+    ),
   )
 
 
 def started(params, optimizer, kl_coef=0.0):
   """A state that may be donated: `params` and its like stay whole."""
-  state = steps.init_state(params, optimizer, kl_coef)
+  state = learner_lib.init_state(params, optimizer, kl_coef)
   return jax.tree.map(jnp.copy, state)
 
 
@@ -68,10 +77,11 @@ def learn(
   scores=SCORES,
   network=NETWORK,
   optimizer=DESCENT,
+  response_slots=None,
   key=0,
 ):
   """One ReFT step after sampling; returns experience, state and metrics."""
-  assess, score, update = compiled(network, ppo, optimizer)
+  assess, score, update = compiled(network, ppo, optimizer, response_slots)
   reference = params["policy"] if reference is None else reference
   assessment = assess(params, reference, rollout)
   state = started(params, optimizer, ppo.kl_coef)
@@ -118,7 +128,7 @@ def losses_of(rollout, rows=None, scores=SCORES, **options):
     rollout, scores = tiny.take(rollout, rows), scores[np.asarray(rows)]
   ppo = dataclasses.replace(PPO, ppo_epochs=1, **options.pop("numbers", {}))
   _, state, means = learn(
-    params_of("shared" if ppo.critic else None),
+    params_of("shared" if ppo.has_critic else None),
     rollout,
     ppo=ppo,
     scores=scores,
@@ -132,14 +142,14 @@ def losses_of(rollout, rows=None, scores=SCORES, **options):
 def test_slots_that_no_row_uses_may_be_cut_off():
   some = tiny.sample()
   wide = tiny.widen(some, prompt=0)
-  chex.assert_trees_all_equal(steps.trimmed(wide, tiny.RESPONSE_SLOTS), some)
+  chex.assert_trees_all_equal(forward.trimmed(wide, tiny.RESPONSE_SLOTS), some)
 
 
 def test_a_constant_does_not_follow_the_width_of_a_rollout():
-  numbers = {"aggregation": "constant", "response_slots": 11}
-  wide, _ = losses_of(tiny.widen(tiny.sample()), numbers=numbers)
-  narrow, _ = losses_of(tiny.sample(), numbers=numbers)
-  assert wide == pytest.approx(narrow, rel=1e-4)
+  options = {"numbers": {"aggregation": "constant"}, "response_slots": 11}
+  wide, _ = losses_of(tiny.widen(tiny.sample()), **options)
+  narrow, _ = losses_of(tiny.sample(), **options)
+  assert wide == pytest.approx(narrow, rel=1e-4, abs=1e-6)
 
 
 @functools.cache
@@ -258,10 +268,12 @@ def test_eos_is_trained():
   weights_BT = losses.weights(rollout.mask_BT, "sequence_mean")
 
   def loss(logprobs_BT):
-    outputs = steps.PolicyOutputs(
+    outputs = ppo_lib.PolicyOutputs(
       logprobs_BT=logprobs_BT, entropies_BT=zeros_BT, values_BT=zeros_BT
     )
-    return steps.ppo_loss(outputs, experience, weights_BT, 0.0, ppo=PPO)[0]
+    return objectives.build(PPO)(
+      ppo_lib.loss_inputs(outputs, experience, weights_BT, 0.0, PPO)
+    )[0]
 
   grads_BT = jax.grad(loss)(rollout.logprobs_BT)
   assert int(rollout.response_BT[row, last]) in tiny.EOS
@@ -277,7 +289,7 @@ def test_a_sampled_pad_is_scored_like_any_token():
   )[0]
   some = tiny.take(rollout, [row])
   ppo = dataclasses.replace(PPO, micro_batch_size=1)
-  assess = steps.assess(tiny.make(), ppo)
+  assess = ppo_lib.make_assess(tiny.make(), ppo)
   logprobs = assess(params_of(), tiny.policy(), some).logprobs_BT
   assert column < some.response_lengths_B[0] - 1
   gap = jnp.where(some.mask_BT, logprobs - some.logprobs_BT, 0)
@@ -399,7 +411,7 @@ def test_devices_change_no_loss_of_any_objective(objective):
   )
   with jax.set_mesh(mesh):
     _, state, means = learn(
-      mesh_lib.put(mesh, params_of("shared" if ppo.critic else None)),
+      mesh_lib.put(mesh, params_of("shared" if ppo.has_critic else None)),
       mesh_lib.put_batch(mesh, tiny.sample()),
       reference=mesh_lib.put(mesh, tiny.policy(1)),
       ppo=ppo,
@@ -543,7 +555,7 @@ def learn_uneven(objective, micro, mesh=None):
   """All metrics of a step, and the state after it."""
   ppo = dataclasses.replace(PPO, micro_batch_size=micro, **UNEVEN[objective])
   inputs = {
-    "params": params_of("separate" if ppo.critic else None),
+    "params": params_of("separate" if ppo.has_critic else None),
     "reference": tiny.policy(1),
   }
   rows = tiny.take((tiny.sample(), PAIR_SCORES), range(6))
@@ -605,8 +617,8 @@ def imitation(rows=6, slots=9, seed=0):
 
 @functools.cache
 def compiled_imitation(optimizer, micro):
-  return steps.supervised(
-    NETWORK, optimizer, micro_batch_size=micro, logit_chunk=7
+  return supervised_lib.make_update(
+    NETWORK, optimizer, micro_batch=micro, logit_chunk=7
   )
 
 
@@ -662,12 +674,12 @@ def test_a_batch_twice_over_has_the_same_supervised_gradient():
   chex.assert_trees_all_close(params, doubled_params, atol=1e-6)
 
 
-update_parts = steps.supervised(
+update_parts = supervised_lib.make_update(
   NETWORK,
   DESCENT,
-  micro_batch_size=3,  # Of the larger batch; the smaller is computed at once.
+  micro_batch=3,  # Of the larger batch; the smaller is computed at once.
   logit_chunk=7,
-  parts=("correct", "gold"),
+  weights={"correct": 0.5, "gold": 0.5},
 )
 
 
@@ -701,7 +713,9 @@ def test_a_batch_without_targets_leaves_the_other_its_weight():
 def test_imitated_are_the_actions_of_correct_rows():
   rollout = tiny.sample()
   correct_B = np.array([True, False] * 4)
-  batch = jax.device_get(steps.imitations(rollout, jnp.asarray(correct_B)))
+  batch = jax.device_get(
+    supervised_lib.imitations(rollout, jnp.asarray(correct_B))
+  )
   for row in range(ROWS):
     start = int(rollout.prompt_lengths_B[row])
     length = int(rollout.response_lengths_B[row])
@@ -727,11 +741,11 @@ def imitate_parts(mesh=None):
   if mesh is not None:
     params, rows = mesh_lib.put(mesh, params), mesh_lib.put_batch(mesh, rows)
   rollout, correct_B, gold = rows
-  batches = (steps.imitations(rollout, correct_B), gold)
+  batches = (supervised_lib.imitations(rollout, correct_B), gold)
   state = started(params, DESCENT)
   held = []
   for first in (0, 3):
-    some = steps.slice_rows(batches, first, 3)
+    some = microbatch.slice_rows(batches, first, 3)
     held.append(jax.device_get(some))
     state, _ = update_parts(state, *some)
   return held, jax.device_get(state.params)
@@ -806,7 +820,7 @@ def scorer():
 
 @functools.cache
 def compiled_classifier(micro):
-  return steps.classify(NETWORK, DESCENT, micro_batch_size=micro)
+  return classifier.make_update(NETWORK, DESCENT, micro_batch=micro)
 
 
 def judge(batch, micro=6, params=None):
@@ -820,7 +834,7 @@ def judge(batch, micro=6, params=None):
 def test_a_classifier_learns_from_the_probability_it_tells():
   batch = labelled()
   probability_B = np.asarray(
-    steps.scores(NETWORK)(scorer(), batch.tokens_BS, batch.lengths_B)
+    classifier.make_scores(NETWORK)(scorer(), batch.tokens_BS, batch.lengths_B)
   )
   means, params = judge(batch)
   right_B = np.where(batch.labels_B, probability_B, 1 - probability_B)

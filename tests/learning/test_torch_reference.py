@@ -18,10 +18,13 @@ import pytest
 from reft_jax import types
 from reft_jax.config import schema
 from reft_jax.data import batches as batches_lib
-from reft_jax.learning import optim, steps
+from reft_jax.learning import classifier, optim
+from reft_jax.learning import learner as learner_lib
+from reft_jax.learning import ppo as ppo_lib
+from reft_jax.learning import supervised as supervised_lib
 from reft_jax.models import config as model_configs
 from reft_jax.models import networks
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import read as reader
 
 PAD, VOCABULARY, ROWS, UPDATES = 12, 13, 4, 5
 PROMPT_SLOTS, RESPONSE_SLOTS = 4, 5
@@ -63,15 +66,16 @@ def hand_policy():
 
 
 def hand_losses(update, params, *batches):
-  state = steps.init_state(params, optim.build(OPTIMIZER, 10))
+  state = learner_lib.init_state(params, optim.build(OPTIMIZER, 10))
   _, metrics = update(jax.tree.map(jnp.copy, state), *batches)
   return {name: mean.value() for name, mean in metrics.items()}
 
 
 @functools.cache
-def hand_update(*parts):
-  return steps.supervised(
-    HAND, optim.build(OPTIMIZER, 10), micro_batch_size=1, parts=parts
+def hand_update(several=False):
+  weights = {"correct": 0.5, "gold": 0.5} if several else None
+  return supervised_lib.make_update(
+    HAND, optim.build(OPTIMIZER, 10), micro_batch=1, weights=weights
   )
 
 
@@ -99,9 +103,9 @@ def test_the_loss_of_online_self_training_by_hand(correct_B, loss):
     [((0,), (1, 2)), ((2,), (3,))], batch=2, slots=4, pad_id=0
   )
   found = hand_losses(
-    hand_update("correct", "gold"),
+    hand_update(several=True),
     {"policy": hand_policy()},
-    steps.imitations(rollout, jnp.array(correct_B)),
+    supervised_lib.imitations(rollout, jnp.array(correct_B)),
     gold,
   )
   assert found["loss"] == pytest.approx(loss * BIT, rel=1e-6)
@@ -121,12 +125,16 @@ def test_the_loss_of_a_classifier_by_hand():
     labels_B=np.int32([1, 1, 0]),
     real_B=np.array([True, True, False]),
   )
-  update = steps.classify(HAND, optim.build(OPTIMIZER, 10), micro_batch_size=1)
+  update = classifier.make_update(
+    HAND, optim.build(OPTIMIZER, 10), micro_batch=1
+  )
   found = hand_losses(update, {"scorer": scorer}, batch)
   loss = -(math.log(1 / 4) + math.log(3 / 4)) / 2
   assert found["loss"] == pytest.approx(loss, rel=1e-5)
   assert found["accuracy"] == 0.5
-  probability_B = steps.scores(HAND)(scorer, batch.tokens_BS, batch.lengths_B)
+  probability_B = classifier.make_scores(HAND)(
+    scorer, batch.tokens_BS, batch.lengths_B
+  )
   np.testing.assert_allclose(probability_B, [1 / 4, 3 / 4, 3 / 4], rtol=1e-5)
 
 
@@ -257,7 +265,7 @@ def ours():
 
 
 def started(params, kl_coef=0.0):
-  return jax.tree.map(jnp.copy, steps.init_state(params, ours(), kl_coef))
+  return jax.tree.map(jnp.copy, learner_lib.init_state(params, ours(), kl_coef))
 
 
 def assert_learnt_alike(found, expected, *names):
@@ -281,9 +289,9 @@ def cross_entropy(torch, model, rows: list[Sample]):
 def test_supervised_fine_tuning(torch, tmp_path):
   model = llama(torch, "LlamaForCausalLM")
   model.save_pretrained(tmp_path)
-  config, policy = pretrained.load(tmp_path)
-  update = steps.supervised(
-    networks.Networks(config), ours(), micro_batch_size=2, logit_chunk=16
+  config, policy = reader.load(tmp_path)
+  update = supervised_lib.make_update(
+    networks.Networks(config), ours(), micro_batch=2, logit_chunk=16
   )
   state, descent = (
     started({"policy": policy}),
@@ -303,13 +311,13 @@ def test_supervised_fine_tuning(torch, tmp_path):
 def test_online_self_training(torch, tmp_path):
   model = llama(torch, "LlamaForCausalLM")
   model.save_pretrained(tmp_path)
-  config, policy = pretrained.load(tmp_path)
-  update = steps.supervised(
+  config, policy = reader.load(tmp_path)
+  update = supervised_lib.make_update(
     networks.Networks(config),
     ours(),
-    micro_batch_size=2,
+    micro_batch=2,
     logit_chunk=16,
-    parts=("correct", "gold"),
+    weights={"correct": 0.5, "gold": 0.5},
   )
   state, descent = (
     started({"policy": policy}),
@@ -323,7 +331,7 @@ def test_online_self_training(torch, tmp_path):
     correct_B = jnp.array([row.score >= least for row in sampled])
     state, metrics = update(
       state,
-      steps.imitations(sampled_rollout(sampled), correct_B),
+      supervised_lib.imitations(sampled_rollout(sampled), correct_B),
       supervised_batch(gold),
     )
     found.append(metrics)
@@ -340,8 +348,10 @@ def test_online_self_training(torch, tmp_path):
 def test_reward_model(torch, tmp_path):
   model = llama(torch, "LlamaForSequenceClassification")
   model.save_pretrained(tmp_path)
-  config, scorer = pretrained.load_classifier(tmp_path)
-  update = steps.classify(networks.Networks(config), ours(), micro_batch_size=2)
+  config, scorer = reader.load_classifier(tmp_path)
+  update = classifier.make_update(
+    networks.Networks(config), ours(), micro_batch=2
+  )
   state, descent = (
     started({"scorer": scorer}),
     Descent(torch, model.parameters()),
@@ -367,7 +377,7 @@ def test_reward_model(torch, tmp_path):
   assert_learnt_alike(found, expected, "loss")
 
 
-PPO = steps.PPO(
+PPO = schema.ReftConfig(
   minibatch_size=ROWS,
   micro_batch_size=2,
   lam=0.95,
@@ -382,7 +392,7 @@ def test_reinforced_fine_tuning(torch, value, tmp_path):
   """Each step: read, reward, GAE, whiten, two updates with the value head."""
   model = llama(torch, "LlamaForCausalLM")
   model.save_pretrained(tmp_path)
-  config, policy = pretrained.load(tmp_path)
+  config, policy = reader.load(tmp_path)
   reference = copy.deepcopy(model)
   trunk = model.model if value == "shared" else copy.deepcopy(model.model)
   head = torch.nn.Linear(16, 1)
@@ -393,9 +403,9 @@ def test_reinforced_fine_tuning(torch, value, tmp_path):
     "w_D": jnp.asarray(head.weight.detach().numpy()[0]),
     "b": jnp.asarray(head.bias.detach().numpy()[0]),
   }
-  assess = steps.assess(net, PPO, logit_chunk=16)
-  score = steps.score(PPO)
-  update = steps.ppo_update(net, ours(), PPO, logit_chunk=16)
+  assess = ppo_lib.make_assess(net, PPO, logit_chunk=16)
+  score = ppo_lib.make_score(PPO)
+  update = ppo_lib.make_update(net, ours(), PPO, logit_chunk=16)
   state = started({"policy": policy, "value": critic}, PPO.kl_coef)
   parameters = [*model.parameters(), *head.parameters()]
   if value == "separate":
@@ -494,12 +504,12 @@ def test_advantages_without_a_critic(torch, tmp_path):
   """RLOO, a mean over tokens, k3 in the loss, entropy, another upper clip."""
   model = llama(torch, "LlamaForCausalLM")
   model.save_pretrained(tmp_path)
-  config, policy = pretrained.load(tmp_path)
+  config, policy = reader.load(tmp_path)
   reference = copy.deepcopy(model)
   net = networks.Networks(config)
-  assess = steps.assess(net, RLOO, logit_chunk=16)
-  score = steps.score(RLOO)
-  update = steps.ppo_update(net, ours(), RLOO, logit_chunk=16)
+  assess = ppo_lib.make_assess(net, RLOO, logit_chunk=16)
+  score = ppo_lib.make_score(RLOO)
+  update = ppo_lib.make_update(net, ours(), RLOO, logit_chunk=16)
   state = started({"policy": policy}, RLOO.kl_coef)
   descent = Descent(torch, [*model.parameters()])
 

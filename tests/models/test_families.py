@@ -1,16 +1,20 @@
-"""Every family against transformers, switch by switch, both ways."""
+"""Every switch of every family against transformers, on import and export."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from reft_jax.models import errors, networks
-from reft_jax.models.hf import families, pretrained
-from reft_jax.models.hf.families import kinds, rope_fields
+from reft_jax.models.hf import families, tensor_files
+from reft_jax.models.hf import read as reader
+from reft_jax.models.hf import write as writer
+from reft_jax.models.hf.families import kinds, table
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -20,17 +24,17 @@ LENGTHS = np.array([12, 5, 1, 7], np.int32)
 SLOTS = 14
 VOCABULARY = 32
 
-LLAMA = {
+LLAMA_SIZES = {
   "vocab_size": VOCABULARY,
   "hidden_size": 16,
   "num_hidden_layers": 2,
   "num_attention_heads": 4,
   "num_key_value_heads": 2,
-  "head_dim": 6,
   "intermediate_size": 20,
   "max_position_embeddings": 64,
   "initializer_range": 0.3,
 }
+LLAMA = {**LLAMA_SIZES, "head_dim": 6}
 GPT2 = {
   "vocab_size": VOCABULARY,
   "n_embd": 24,
@@ -39,76 +43,65 @@ GPT2 = {
   "n_positions": 40,
   "initializer_range": 0.3,
 }
+OPT = {
+  "vocab_size": VOCABULARY,
+  "hidden_size": 16,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "ffn_dim": 20,
+  "max_position_embeddings": 40,
+  "word_embed_proj_dim": 16,
+  "init_std": 0.3,
+}
+GEMMA2 = {**LLAMA, "query_pre_attn_scalar": 6, "sliding_window": 4}
 GEMMA3_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
-# A family's smallest model that has all of its parts.
+SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+
+
+def rope(kind="default", **fields):
+  fields = {"rope_type": kind, "rope_theta": 10000.0, **fields}
+  return {"rope_parameters": fields}
+
+
+def two_ropes(full, sliding):
+  return {
+    "rope_parameters": {
+      "full_attention": full["rope_parameters"],
+      "sliding_attention": sliding["rope_parameters"],
+    }
+  }
+
+
+# The smallest model of a family that has all of its parts.
 TINY = {
   "Llama": LLAMA,
-  "OPT": {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "ffn_dim": 20,
-    "max_position_embeddings": 40,
-    "word_embed_proj_dim": 16,
-    "init_std": 0.3,
-  },
+  "OPT": OPT,
   "GPT2": GPT2,
   "CodeGen": {**GPT2, "rotary_dim": 4},
-  "Qwen2": {k: v for k, v in LLAMA.items() if k != "head_dim"},
+  "Qwen2": LLAMA_SIZES,
   "Qwen3": LLAMA,
   "Mistral": {**LLAMA, "sliding_window": None},
   "Gemma": LLAMA,
-  "Gemma2": {**LLAMA, "query_pre_attn_scalar": 6, "sliding_window": 4},
+  "Gemma2": GEMMA2,
   "Gemma3Text": {
-    **LLAMA,
+    **GEMMA2,
     "num_hidden_layers": 3,
-    "query_pre_attn_scalar": 6,
-    "sliding_window": 4,
     "layer_types": GEMMA3_LAYERS,
   },
-  "Phi3": {
-    **{k: v for k, v in LLAMA.items() if k != "head_dim"},
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-  },
-  "Phi": {
-    **{k: v for k, v in LLAMA.items() if k != "head_dim"},
-    "hidden_size": 32,
-  },
+  "Phi3": {**LLAMA_SIZES, **SPECIAL},
+  "Phi": {**LLAMA_SIZES, "hidden_size": 32},
   "GPTNeoX": {
-    **{
-      k: v
-      for k, v in LLAMA.items()
-      if k not in ("head_dim", "num_key_value_heads")
-    },
+    **{k: v for k, v in LLAMA_SIZES.items() if k != "num_key_value_heads"},
     "hidden_size": 32,
-    "rope_parameters": {
-      "rope_type": "default",
-      "rope_theta": 50.0,
-      "partial_rotary_factor": 0.5,
-    },
+    **rope(rope_theta=50.0, partial_rotary_factor=0.5),
   },
-  "Olmo2": {
-    **{k: v for k, v in LLAMA.items() if k != "head_dim"},
-    "pad_token_id": 0,
-  },
-  "SmolLM3": {
-    **{k: v for k, v in LLAMA.items() if k != "head_dim"},
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "no_rope_layers": [1, 0],
-  },
+  "Olmo2": {**LLAMA_SIZES, "pad_token_id": 0},
+  "SmolLM3": {**LLAMA_SIZES, **SPECIAL, "no_rope_layers": [1, 0]},
 }
-MODELS = {
-  "GPT2": "GPT2LMHeadModel",
-  "Gemma3Text": "Gemma3ForCausalLM",
-}
+MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 
 
-# Ways to read the same weights as if a switch were not there.
+# Functions that change a model as if it lacked a switch of its family.
 
 
 def without(**switches):
@@ -130,10 +123,10 @@ def moved(change, **switches):
   """With parameters changed or added: a function of flat paths does it."""
 
   def apply(config, policy):
-    flat = dict(pretrained.table.walk(policy))
+    flat = dict(table.walk(policy))
     tree = {}
     for path, leaf in {**flat, **change(flat)}.items():
-      pretrained.table.put(tree, path, leaf)
+      table.put(tree, path, leaf)
     return dataclasses.replace(config, **switches), tree
 
   return apply
@@ -194,287 +187,201 @@ _NORMS_BEFORE = moved(
 
 PLAIN_ROPE = without_rope(kind="default", attention_factor=1.0)
 LONG_FACTORS = {"short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 4.0, 8.0]}
-YARN = {
-  "rope_type": "yarn",
-  "rope_theta": 50.0,
-  "factor": 4.0,
-  "original_max_position_embeddings": 64,
-}
+LONGROPE = functools.partial(rope, "longrope")
+YARN = functools.partial(
+  rope,
+  "yarn",
+  rope_theta=50.0,
+  factor=4.0,
+  original_max_position_embeddings=64,
+)
 SMALL_WINDOW = {"sliding_window": 3, "use_sliding_window": True}
+CODEPARROT = {
+  "scale_attn_by_inverse_layer_idx": True,
+  "reorder_and_upcast_attn": True,
+}
+GALACTICA = {
+  "activation_function": "gelu",
+  "enable_bias": False,
+  "layer_norm_elementwise_affine": False,
+}
+LLAMA3 = rope(
+  "llama3",
+  factor=8.0,
+  low_freq_factor=1.0,
+  high_freq_factor=4.0,
+  original_max_position_embeddings=64,
+)
+NO_BIASES = without(qkv_bias=False, o_bias=False, mlp_bias=False)
 
-
-def rope(**fields):
-  return {"rope_parameters": {"rope_theta": 10000.0, **fields}}
-
-
-# name: (family, fields of its config, how to read it without them)
-VARIANTS = {
-  "llama grouped heads": ("Llama", {}, _flipped("k_DKH")),
-  "llama tied head": (
-    "Llama",
-    {"tie_word_embeddings": True},
-    _with_another_head,
-  ),
-  "llama untied head": ("Llama", {}, without(tied_head=True)),
-  "llama attention bias": (
-    "Llama",
-    {"attention_bias": True},
-    without(qkv_bias=False, o_bias=False),
-  ),
-  "llama output bias": (
-    "Llama",
-    {"attention_bias": True},
-    without(o_bias=False),
-  ),
-  "llama mlp bias": ("Llama", {"mlp_bias": True}, without(mlp_bias=False)),
-  "llama exact gelu": (
-    "Llama",
-    {"hidden_act": "gelu"},
-    without(activation="silu"),
-  ),
-  "llama norm eps": (
-    "Llama",
-    {"rms_norm_eps": 0.1},
-    without(norm_eps=1e-5),
-  ),
-  "llama rope theta": (
-    "Llama",
-    rope(rope_type="default", rope_theta=50.0),
-    without_rope(theta=10000.0),
-  ),
-  "llama rope linear": (
-    "Llama",
-    rope(rope_type="linear", factor=4.0),
-    PLAIN_ROPE,
-  ),
-  "llama rope dynamic": (
-    "Llama",
-    {**rope(rope_type="dynamic", factor=4.0), "max_position_embeddings": 8},
-    PLAIN_ROPE,
-  ),
-  "llama rope llama3": (
-    "Llama",
-    rope(
-      rope_type="llama3",
-      factor=8.0,
-      low_freq_factor=1.0,
-      high_freq_factor=4.0,
-      original_max_position_embeddings=64,
+# By family, then by name: fields of its config.json, and how to change the
+# model as if they were not there.
+FAMILIES = {
+  "Llama": {
+    "grouped heads": ({}, _flipped("k_DKH")),
+    "tied head": ({"tie_word_embeddings": True}, _with_another_head),
+    "untied head": ({}, without(tied_head=True)),
+    "attention bias": (
+      {"attention_bias": True},
+      without(qkv_bias=False, o_bias=False),
     ),
-    PLAIN_ROPE,
-  ),
-  "llama rope yarn": ("Llama", {"rope_parameters": YARN}, PLAIN_ROPE),
-  "llama rope yarn betas": (
-    "Llama",
-    rope(**YARN, beta_fast=8.0, beta_slow=2.0, truncate=False),
-    without_rope(beta_fast=32.0, beta_slow=1.0, truncate=True),
-  ),
-  "llama rope yarn attention factor": (
-    "Llama",
-    rope(**YARN, attention_factor=1.7),
-    without_rope(attention_factor=1.0),
-  ),
-  "llama rope yarn mscale": (
-    "Llama",
-    rope(**YARN, mscale=2.0, mscale_all_dim=0.5),
-    without_rope(attention_factor=1.0),
-  ),
-  "llama rope longrope": (
-    "Llama",
-    rope(
-      rope_type="longrope",
-      original_max_position_embeddings=8,
-      **LONG_FACTORS,
+    "output bias": ({"attention_bias": True}, without(o_bias=False)),
+    "mlp bias": ({"mlp_bias": True}, without(mlp_bias=False)),
+    "exact gelu": ({"hidden_act": "gelu"}, without(activation="silu")),
+    "norm eps": ({"rms_norm_eps": 0.1}, without(norm_eps=1e-5)),
+    "rope theta": (rope(rope_theta=50.0), without_rope(theta=10000.0)),
+    "rope linear": (rope("linear", factor=4.0), PLAIN_ROPE),
+    "rope dynamic": (
+      {**rope("dynamic", factor=4.0), "max_position_embeddings": 8},
+      PLAIN_ROPE,
     ),
-    PLAIN_ROPE,
-  ),
-  "opt positions": ("OPT", {}, _flipped("positions_MD")),
-  "opt biases": (
-    "OPT",
-    {},
-    without(qkv_bias=False, o_bias=False, mlp_bias=False),
-  ),
-  "opt relu": ("OPT", {}, without(activation="gelu")),
-  "opt of galactica": (
-    "OPT",
-    {
-      "activation_function": "gelu",
-      "enable_bias": False,
-      "layer_norm_elementwise_affine": False,
-    },
-    without(activation="relu"),
-  ),
-  "opt norm on sums": (
-    "OPT",
-    {"do_layer_norm_before": False},
-    without(norm_place="pre"),
-  ),
-  "opt projected": ("OPT", {"word_embed_proj_dim": 12}, _flipped("into_ED")),
-  "opt projected back": (
-    "OPT",
-    {"word_embed_proj_dim": 12, "do_layer_norm_before": False},
-    _flipped("out_of_DE"),
-  ),
-  "opt untied head": (
-    "OPT",
-    {"tie_word_embeddings": False},
-    without(tied_head=True),
-  ),
-  "opt no last norm": (
-    "OPT",
-    {"_remove_final_layer_norm": True},
-    _WITH_A_LAST_NORM,
-  ),
-  "gpt2 positions": ("GPT2", {}, _flipped("positions_MD")),
-  "gpt2 layer norm": ("GPT2", {}, without(norm="rms")),
-  "gpt2 inner size": ("GPT2", {"n_inner": 20}, without(activation="relu")),
-  "gpt2 fused parts": ("GPT2", {}, _exchanged("k_DKH", "v_DKH")),
-  "gpt2 of codeparrot": (
-    "GPT2",
-    {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
-    without(scale_by_layer=False),
-  ),
-  "gpt2 unscaled": (
-    "GPT2",
-    {"scale_attn_weights": False},
-    without(score_scale=None),
-  ),
-  "codegen side by side": ("CodeGen", {}, _ONE_AFTER_THE_OTHER),
-  "codegen partial rope": ("CodeGen", {}, without_rope(size=None)),
-  "codegen interleaved rope": (
-    "CodeGen",
-    {"rotary_dim": 6},
-    without_rope(interleaved=False),
-  ),
-  "codegen blocks of q, v, k": ("CodeGen", {}, _exchanged("k_DKH", "v_DKH")),
-  "codegen head bias": ("CodeGen", {}, without(head_bias=False)),
-  "qwen2 bias": ("Qwen2", {}, without(qkv_bias=False)),
-  "qwen2 window": (
-    "Qwen2",
-    {**SMALL_WINDOW, "max_window_layers": 1},
-    without(windows=()),
-  ),
-  "qwen3 head norms": ("Qwen3", {}, without(qk_norm="none")),
-  "qwen3 window": (
-    "Qwen3",
-    {**SMALL_WINDOW, "layer_types": ["full_attention", "sliding_attention"]},
-    without(windows=(3, 3)),
-  ),
-  "qwen3 tied head": (
-    "Qwen3",
-    {"tie_word_embeddings": True},
-    _with_another_head,
-  ),
-  "mistral window": ("Mistral", {"sliding_window": 3}, without(windows=())),
-  "mistral width of window": (
-    "Mistral",
-    {"sliding_window": 3},
-    without(windows=(4, 4)),
-  ),
-  "gemma norm offset": ("Gemma", {}, without(norm_offset=0.0)),
-  "gemma embedding scale": ("Gemma", {}, without(embed_scale=1.0)),
-  "gemma tanh gelu": ("Gemma", {}, without(activation="silu")),
-  "gemma2 score cap": (
-    "Gemma2",
-    {"attn_logit_softcapping": 1.0},
-    without(score_cap=None),
-  ),
-  "gemma2 logit cap": (
-    "Gemma2",
-    {"final_logit_softcapping": 2.0},
-    without(logit_cap=None),
-  ),
-  "gemma2 no caps": (
-    "Gemma2",
-    {"final_logit_softcapping": None, "attn_logit_softcapping": None},
-    without(logit_cap=1.0),
-  ),
-  "gemma2 query scalar": (
-    "Gemma2",
-    {"query_pre_attn_scalar": 50},
-    without(score_scale=None),
-  ),
-  "gemma2 windows": ("Gemma2", {}, without(windows=())),
-  "gemma2 norms after": ("Gemma2", {}, without(norm_place="pre")),
-  "gemma3 local rope": (
-    "Gemma3Text",
-    {
-      "rope_parameters": {
-        "full_attention": {"rope_type": "default", "rope_theta": 1e4},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 5.0},
-      }
-    },
-    without(local_rope=None),
-  ),
-  "gemma3 stretched global rope": (
-    "Gemma3Text",
-    {
-      "rope_parameters": {
-        "full_attention": {
-          "rope_type": "linear",
-          "factor": 8.0,
-          "rope_theta": 50.0,
-        },
-        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-      }
-    },
-    PLAIN_ROPE,
-  ),
-  "gemma3 head norms": ("Gemma3Text", {}, without(qk_norm="none")),
-  "gemma3 windows": ("Gemma3Text", {}, without(windows=())),
-  "phi3 fused parts": ("Phi3", {}, _exchanged("gate_DF", "up_DF")),
-  "phi3 fused heads": ("Phi3", {}, _exchanged("k_DKH", "v_DKH")),
-  "phi3 window": ("Phi3", {"sliding_window": 3}, without(windows=())),
-  "phi3 partial longrope": (
-    "Phi3",
-    {
-      "hidden_size": 32,
-      "original_max_position_embeddings": 8,
-      "rope_parameters": {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "partial_rotary_factor": 0.75,
-        **LONG_FACTORS,
+    "rope llama3": (LLAMA3, PLAIN_ROPE),
+    "rope yarn": (YARN(), PLAIN_ROPE),
+    "rope yarn betas": (
+      YARN(beta_fast=8.0, beta_slow=2.0, truncate=False),
+      without_rope(beta_fast=32.0, beta_slow=1.0, truncate=True),
+    ),
+    "rope yarn attention factor": (
+      YARN(attention_factor=1.7),
+      without_rope(attention_factor=1.0),
+    ),
+    "rope yarn mscale": (
+      YARN(mscale=2.0, mscale_all_dim=0.5),
+      without_rope(attention_factor=1.0),
+    ),
+    "rope longrope": (
+      LONGROPE(original_max_position_embeddings=8, **LONG_FACTORS),
+      PLAIN_ROPE,
+    ),
+  },
+  "OPT": {
+    "positions": ({}, _flipped("positions_MD")),
+    "biases": ({}, NO_BIASES),
+    "relu": ({}, without(activation="gelu")),
+    "galactica": (GALACTICA, without(activation="relu")),
+    "norm on sums": (
+      {"do_layer_norm_before": False},
+      without(norm_place="pre"),
+    ),
+    "projected": ({"word_embed_proj_dim": 12}, _flipped("into_ED")),
+    "projected back": (
+      {"word_embed_proj_dim": 12, "do_layer_norm_before": False},
+      _flipped("out_of_DE"),
+    ),
+    "untied head": ({"tie_word_embeddings": False}, without(tied_head=True)),
+    "no last norm": ({"_remove_final_layer_norm": True}, _WITH_A_LAST_NORM),
+  },
+  "GPT2": {
+    "positions": ({}, _flipped("positions_MD")),
+    "layer norm": ({}, without(norm="rms")),
+    "inner size": ({"n_inner": 20}, without(activation="relu")),
+    "fused parts": ({}, _exchanged("k_DKH", "v_DKH")),
+    "codeparrot": (CODEPARROT, without(scale_by_layer=False)),
+    "unscaled": ({"scale_attn_weights": False}, without(score_scale=None)),
+  },
+  "CodeGen": {
+    "parallel": ({}, _ONE_AFTER_THE_OTHER),
+    "partial rope": ({}, without_rope(size=None)),
+    "interleaved rope": ({"rotary_dim": 6}, without_rope(interleaved=False)),
+    "blocks of q, v, k": ({}, _exchanged("k_DKH", "v_DKH")),
+    "head bias": ({}, without(head_bias=False)),
+  },
+  "Qwen2": {
+    "bias": ({}, without(qkv_bias=False)),
+    "window": ({**SMALL_WINDOW, "max_window_layers": 1}, without(windows=())),
+  },
+  "Qwen3": {
+    "head norms": ({}, without(qk_norm="none")),
+    "window": (
+      {**SMALL_WINDOW, "layer_types": ["full_attention", "sliding_attention"]},
+      without(windows=(3, 3)),
+    ),
+    "tied head": ({"tie_word_embeddings": True}, _with_another_head),
+  },
+  "Mistral": {
+    "window": ({"sliding_window": 3}, without(windows=())),
+    "width of window": ({"sliding_window": 3}, without(windows=(4, 4))),
+  },
+  "Gemma": {
+    "norm offset": ({}, without(norm_offset=0.0)),
+    "embedding scale": ({}, without(embed_scale=1.0)),
+    "tanh gelu": ({}, without(activation="silu")),
+  },
+  "Gemma2": {
+    "score cap": ({"attn_logit_softcapping": 1.0}, without(score_cap=None)),
+    "logit cap": ({"final_logit_softcapping": 2.0}, without(logit_cap=None)),
+    "no caps": (
+      {"final_logit_softcapping": None, "attn_logit_softcapping": None},
+      without(logit_cap=1.0),
+    ),
+    "query scalar": ({"query_pre_attn_scalar": 50}, without(score_scale=None)),
+    "windows": ({}, without(windows=())),
+    "norms after": ({}, without(norm_place="pre")),
+  },
+  "Gemma3Text": {
+    "local rope": (
+      two_ropes(rope(), rope(rope_theta=5.0)),
+      without(local_rope=None),
+    ),
+    "stretched global rope": (
+      two_ropes(rope("linear", factor=8.0, rope_theta=50.0), rope()),
+      PLAIN_ROPE,
+    ),
+    "head norms": ({}, without(qk_norm="none")),
+    "windows": ({}, without(windows=())),
+  },
+  "Phi3": {
+    "fused parts": ({}, _exchanged("gate_DF", "up_DF")),
+    "fused heads": ({}, _exchanged("k_DKH", "v_DKH")),
+    "window": ({"sliding_window": 3}, without(windows=())),
+    "partial longrope": (
+      {
+        "hidden_size": 32,
+        "original_max_position_embeddings": 8,
+        **LONGROPE(partial_rotary_factor=0.75, **LONG_FACTORS),
       },
-    },
-    PLAIN_ROPE,
-  ),
-  "phi side by side": ("Phi", {}, _ONE_AFTER_THE_OTHER),
-  "phi partial rope": (
-    "Phi",
-    rope(rope_type="default", partial_rotary_factor=0.5),
-    without_rope(size=None),
-  ),
-  "phi head norms": ("Phi", {"qk_layernorm": True}, without(qk_norm="none")),
-  "phi head bias": ("Phi", {}, without(head_bias=False)),
-  "neox side by side": ("GPTNeoX", {}, without(parallel="none")),
-  "neox one after the other": (
-    "GPTNeoX",
-    {"use_parallel_residual": False},
-    without(parallel="own_norms"),
-  ),
-  "neox partial rope": ("GPTNeoX", {}, without_rope(size=None)),
-  "neox head by head": ("GPTNeoX", {}, _exchanged("k_DKH", "v_DKH")),
-  "neox no attention bias": (
-    "GPTNeoX",
-    {"attention_bias": False},
-    without(mlp_bias=False),
-  ),
-  "olmo2 norms after": ("Olmo2", {}, _NORMS_BEFORE),
-  "olmo2 norms of all heads": ("Olmo2", {}, without(qk_norm="none")),
-  "smollm3 layers without rope": ("SmolLM3", {}, without(rope_layers=())),
-  "smollm3 window": (
-    "SmolLM3",
-    SMALL_WINDOW,
-    without(windows=()),
-  ),
+      PLAIN_ROPE,
+    ),
+  },
+  "Phi": {
+    "parallel": ({}, _ONE_AFTER_THE_OTHER),
+    "partial rope": (
+      rope(partial_rotary_factor=0.5),
+      without_rope(size=None),
+    ),
+    "head norms": ({"qk_layernorm": True}, without(qk_norm="none")),
+    "head bias": ({}, without(head_bias=False)),
+  },
+  "GPTNeoX": {
+    "parallel": ({}, without(parallel="none")),
+    "one after the other": (
+      {"use_parallel_residual": False},
+      without(parallel="own_norms"),
+    ),
+    "partial rope": ({}, without_rope(size=None)),
+    "head by head": ({}, _exchanged("k_DKH", "v_DKH")),
+    "no attention bias": ({"attention_bias": False}, without(mlp_bias=False)),
+  },
+  "Olmo2": {
+    "norms after": ({}, _NORMS_BEFORE),
+    "norms of all heads": ({}, without(qk_norm="none")),
+  },
+  "SmolLM3": {
+    "layers without rope": ({}, without(rope_layers=())),
+    "window": (SMALL_WINDOW, without(windows=())),
+  },
+}
+VARIANTS = {
+  f"{family} {name}": (family, *variant)
+  for family, variants in FAMILIES.items()
+  for name, variant in variants.items()
 }
 # Their frequencies follow from the longest row of a batch in transformers, and
 # from each row here.
 BY_LENGTH = (
-  "llama rope dynamic",
-  "llama rope longrope",
-  "phi3 partial longrope",
+  "Llama rope dynamic",
+  "Llama rope longrope",
+  "Phi3 partial longrope",
 )
 
 
@@ -562,12 +469,13 @@ def greedy(config, policy, tokens_BS, lengths_B, count):
   return np.asarray(run(policy, tokens_BS, lengths_B))
 
 
+# slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_equals_transformers_both_ways(variant, tmp_path):
   family, fields, without_it = VARIANTS[variant]
   model = make(family, fields)
   model.save_pretrained(tmp_path / "theirs")
-  config, policy = pretrained.load(tmp_path / "theirs")
+  config, policy = reader.load(tmp_path / "theirs")
   tokens_BS = tokens()
 
   logits_BSV, hidden_BSD = read(config, policy, tokens_BS, LENGTHS)
@@ -593,7 +501,7 @@ def test_a_variant_equals_transformers_both_ways(variant, tmp_path):
   ):
     assert got.tolist() == generated(model, prompt[:length], count)
 
-  pretrained.save(tmp_path / "ours", config, policy)
+  writer.save(tmp_path / "ours", config, policy)
   again, report = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path / "ours",
     output_loading_info=True,
@@ -604,7 +512,7 @@ def test_a_variant_equals_transformers_both_ways(variant, tmp_path):
   logits_1SV, _ = theirs(again, tokens_BS[:1, :12])
   # Not bit by bit: codeparrot's reorder_and_upcast_attn is not written.
   np.testing.assert_allclose(logits_1SV, want[0][0], atol=1e-5)
-  assert pretrained.read_config(tmp_path / "ours") == config
+  assert reader.read_config(tmp_path / "ours") == config
 
 
 def generated(model, prompt, count):
@@ -633,133 +541,100 @@ def stored_config(tmp_path, family, **fields):
 
 def read_fields(tmp_path, fields):
   (tmp_path / "config.json").write_text(json.dumps(fields))
-  return pretrained.read_config(tmp_path)
+  return reader.read_config(tmp_path)
 
 
-@pytest.mark.parametrize(
-  ("family", "fields", "old"),
-  [
-    ("Llama", rope(rope_type="default"), {"rope_theta": 10000.0}),
-    (
-      "Llama",
-      rope(rope_type="linear", factor=4.0),
-      {
-        "rope_theta": 10000.0,
-        "rope_scaling": {"type": "linear", "factor": 4.0},
-      },
-    ),
-    (
-      "Gemma3Text",
-      {
-        "rope_parameters": {
-          "full_attention": {
-            "rope_type": "linear",
-            "factor": 8.0,
-            "rope_theta": 1e6,
-          },
-          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-        },
-        "layer_types": GEMMA3_LAYERS,
-      },
-      {
-        "rope_theta": 1e6,
-        "rope_local_base_freq": 1e4,
-        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-        "layer_types": None,
-        "sliding_window_pattern": 2,
-      },
-    ),
-    ("Gemma2", {}, {"layer_types": None, "rope_theta": 10000.0}),
-    (
-      "GPTNeoX",
-      rope(rope_type="default", partial_rotary_factor=0.5),
-      {"rotary_pct": 0.5, "rotary_emb_base": 10000},
-    ),
-    (
-      "Phi",
-      rope(rope_type="default", partial_rotary_factor=0.25),
-      {"partial_rotary_factor": 0.25, "rope_theta": 10000.0},
-    ),
-    (
-      "Phi3",
-      {
-        "original_max_position_embeddings": 8,
-        "rope_parameters": {
-          "rope_type": "longrope",
-          "rope_theta": 10000.0,
-          "partial_rotary_factor": 1.0,
-          "short_factor": [1.0, 2.0],
-          "long_factor": [3.0, 4.0],
-        },
-      },
-      {
-        "rope_theta": 10000.0,
-        "original_max_position_embeddings": 8,
-        "rope_scaling": {
-          "type": "su",
-          "short_factor": [1.0, 2.0],
-          "long_factor": [3.0, 4.0],
-        },
-      },
-    ),
-    (
-      "Qwen2",
-      {**SMALL_WINDOW, "max_window_layers": 1},
-      {"layer_types": None, "rope_theta": 10000.0},
-    ),
-    (
-      "SmolLM3",
-      {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 2e6},
-        "no_rope_layers": [1, 0],
-      },
-      {
-        "rope_theta": 2e6,
-        "no_rope_layers": None,
-        "no_rope_layer_interval": 2,
-        "layer_types": None,
-      },
-    ),
-  ],
-  ids=lambda value: value if isinstance(value, str) else "",
-)
+SHORT_FACTORS = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
+# family, its fields, and those of them that older versions wrote instead
+OLDER_STYLES = [
+  ("Llama", rope(), {"rope_theta": 1e4}),
+  (
+    "Llama",
+    rope("linear", factor=4.0),
+    {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 4.0}},
+  ),
+  (
+    "Gemma3Text",
+    two_ropes(rope("linear", factor=8.0, rope_theta=1e6), rope()),
+    {
+      "rope_theta": 1e6,
+      "rope_local_base_freq": 1e4,
+      "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+      "layer_types": None,
+      "sliding_window_pattern": 2,
+    },
+  ),
+  ("Gemma2", {}, {"layer_types": None, "rope_theta": 1e4}),
+  (
+    "GPTNeoX",
+    rope(partial_rotary_factor=0.5),
+    {"rotary_pct": 0.5, "rotary_emb_base": 10000},
+  ),
+  (
+    "Phi",
+    rope(partial_rotary_factor=0.25),
+    {"partial_rotary_factor": 0.25, "rope_theta": 1e4},
+  ),
+  (
+    "Phi3",
+    {
+      "original_max_position_embeddings": 8,
+      **LONGROPE(partial_rotary_factor=1.0, **SHORT_FACTORS),
+    },
+    {
+      "rope_theta": 1e4,
+      "original_max_position_embeddings": 8,
+      "rope_scaling": {"type": "su", **SHORT_FACTORS},
+    },
+  ),
+  (
+    "Qwen2",
+    {**SMALL_WINDOW, "max_window_layers": 1},
+    {"layer_types": None, "rope_theta": 1e4},
+  ),
+  (
+    "SmolLM3",
+    {**rope(rope_theta=2e6), "no_rope_layers": [1, 0]},
+    {
+      "rope_theta": 2e6,
+      "no_rope_layers": None,
+      "no_rope_layer_interval": 2,
+      "layer_types": None,
+    },
+  ),
+]
+
+
+@pytest.mark.parametrize(("family", "fields", "old"), OLDER_STYLES)
 def test_older_styles_of_config_files_mean_the_same(
   family, fields, old, tmp_path
 ):
   new = stored_config(tmp_path, family, **fields)
-  want = pretrained.read_config(tmp_path)
+  want = reader.read_config(tmp_path)
   older = {k: v for k, v in new.items() if k != "rope_parameters"} | old
   older["torch_dtype"] = older.pop("dtype", "float32")
   assert read_fields(tmp_path, older) == want
 
 
-def test_the_language_model_within_gemma_3_is_read(tmp_path):
-  model = make("Gemma3Text", {})
-  model.save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+  "wrapped", ["language_model.model.", "model.language_model."]
+)
+def test_the_language_model_within_gemma_3_is_read(wrapped, tmp_path):
+  make("Gemma3Text", {}).save_pretrained(tmp_path)
   fields = json.loads((tmp_path / "config.json").read_text())
-  want_config, want = pretrained.load(tmp_path)
-  tensors = pretrained.tensor_files.find(tmp_path)
-  for old, new in (
-    ("model.", "language_model.model."),
-    ("model.", "model.language_model."),
-  ):
-    folder = tmp_path / new
-    folder.mkdir()
-    import safetensors.numpy
-
-    arrays = {
-      new + name.removeprefix(old): stored.read()
-      for name, stored in tensors.items()
-    }
-    arrays["vision_tower.patch.weight"] = np.zeros((2, 2), np.float32)
-    arrays["multi_modal_projector.norm"] = np.zeros(2, np.float32)
-    safetensors.numpy.save_file(arrays, folder / "model.safetensors")
-    (folder / "config.json").write_text(
-      json.dumps({"model_type": "gemma3", "text_config": fields})
-    )
-    config, policy = pretrained.load(folder)
-    assert config == want_config
-    jax.tree.map(np.testing.assert_array_equal, policy, want)
+  want_config, want = reader.load(tmp_path)
+  arrays = {
+    wrapped + name.removeprefix("model."): tensor.read()
+    for name, tensor in tensor_files.find(tmp_path).items()
+  }
+  arrays["vision_tower.patch.weight"] = np.zeros((2, 2), np.float32)
+  arrays["multi_modal_projector.norm"] = np.zeros(2, np.float32)
+  safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
+  fields = {"model_type": "gemma3", "text_config": fields}
+  (tmp_path / "config.json").write_text(json.dumps(fields))
+  config, policy = reader.load(tmp_path)
+  assert config == want_config
+  jax.tree.map(np.testing.assert_array_equal, policy, want)
 
 
 FAMILY_OF = {
@@ -769,46 +644,88 @@ FAMILY_OF = {
 
 @pytest.mark.parametrize("model_type", FAMILY_OF)
 def test_every_setting_of_transformers_is_known(model_type):
-  """What a family neither reads nor demands changes nothing here."""
-  family = families.BY_TYPE[model_type]
+  """What a family neither reads nor refuses does not change the logits."""
   config = getattr(transformers, f"{FAMILY_OF[model_type]}Config")
   names = {field.name for field in dataclasses.fields(config) if field.init} - {
     field.name for field in dataclasses.fields(transformers.PreTrainedConfig)
   }
-  known = {*family.KINDS, *family.FIXED, *rope_fields.KINDS, *kinds.HARMLESS}
-  assert names - known == set()
+  fields = {"model_type": model_type, **dict.fromkeys(names, 1)}
+  assert families.unknown_fields(fields) == []
+
+
+@pytest.mark.parametrize("model_type", families.BY_TYPE)
+def test_a_module_has_all_that_a_family_needs(model_type):
+  family = families.BY_TYPE[model_type]
+  needed = {
+    *table.Family.__annotations__,
+    *(name for name in vars(table.Family) if not name.startswith("_")),
+  }
+  assert needed == {"KINDS", "NAMES", "read_config", "write_config", "tensors"}
+  assert needed <= vars(family).keys()
+  kind = type(kinds.SIZE)
+  assert all(isinstance(value, kind) for value in family.KINDS.values())
 
 
 @pytest.mark.parametrize(
-  ("family", "field", "value"),
+  ("family", "field", "value", "message"),
   [
-    ("GPT2", "add_cross_attention", True),
-    ("Gemma", "use_bidirectional_attention", True),
-    ("Gemma2", "use_bidirectional_attention", True),
-    ("Gemma3Text", "use_bidirectional_attention", True),
-    ("Olmo2", "clip_qkv", 8.0),
-    ("Qwen2", "use_mrope", True),
+    ("GPT2", "add_cross_attention", True, "add_cross_attention=True is not"),
+    ("Gemma", "use_bidirectional_attention", True, "only False is"),
+    ("Gemma2", "use_bidirectional_attention", True, "only False is"),
+    ("Gemma3Text", "use_bidirectional_attention", True, "only False is"),
+    ("Gemma3Text", "rope_parameters", [1], "'rope_parameters' is .* object"),
+    ("Olmo2", "clip_qkv", 8.0, "clip_qkv=8.0 is not implemented; only None"),
+    ("Phi3", "attention_bias", True, "attention_bias=True is not"),
+    ("Qwen2", "use_mrope", True, "use_mrope=True is not"),
+    ("Qwen3", "layer_types", ["chunked_attention"], "'chunked_attention'"),
   ],
 )
 def test_a_setting_that_is_not_implemented_is_refused_by_name(
-  family, field, value, tmp_path
+  family, field, value, message, tmp_path
 ):
   fields = stored_config(tmp_path, family) | {field: value}
-  with pytest.raises(errors.UnsupportedModelError, match=field):
+  with pytest.raises(errors.UnsupportedModelError, match=message) as error:
     read_fields(tmp_path, fields)
+  assert field in str(error.value)
 
 
-def test_a_kind_of_layer_that_is_not_implemented_is_refused(tmp_path):
-  fields = stored_config(tmp_path, "Qwen3")
-  fields["layer_types"] = ["full_attention", "chunked_attention"]
-  with pytest.raises(errors.UnsupportedModelError, match="chunked_attention"):
-    read_fields(tmp_path, fields)
+# What a null field means, if it differs from a missing one.
+@pytest.mark.parametrize(
+  ("family", "field", "attribute", "null", "missing"),
+  [
+    ("Mistral", "sliding_window", "windows", (), (4096,) * 2),
+    ("Mistral", "num_key_value_heads", "kv_heads", 8, 8),
+    ("SmolLM3", "num_key_value_heads", "kv_heads", 8, 4),
+    ("Gemma2", "sliding_window", "windows", (), (4096, 0)),
+    ("Gemma2", "attn_logit_softcapping", "score_cap", None, 50.0),
+    ("Gemma2", "final_logit_softcapping", "logit_cap", None, 30.0),
+    ("Gemma3Text", "sliding_window", "windows", (), (4096, 0, 4096)),
+    ("Gemma3Text", "attn_logit_softcapping", "score_cap", None, None),
+    ("Llama", "rms_norm_eps", "norm_eps", 1e-6, 1e-6),
+    ("Llama", "num_key_value_heads", "kv_heads", 8, 8),
+    ("Llama", "head_dim", "head_size", 4, 4),
+    ("Llama", "mlp_bias", "mlp_bias", False, False),
+    ("Llama", "hidden_act", "activation", "silu", "silu"),
+  ],
+)
+def test_a_null_field_may_differ_from_a_missing_one(
+  family, field, attribute, null, missing, tmp_path
+):
+  sizes = {"num_attention_heads": 8, "hidden_size": 32}
+  fields = stored_config(tmp_path, family, **sizes)
+  got = read_fields(tmp_path, fields | {field: None})
+  assert getattr(got, attribute) == null
+  del fields[field]
+  got = read_fields(tmp_path, fields)
+  assert getattr(got, attribute) == missing
 
 
-def test_a_setting_that_nothing_knows_is_told(tmp_path, caplog):
+def test_an_unknown_setting_is_warned_of(tmp_path, caplog):
   fields = stored_config(tmp_path, "Llama")
   read_fields(tmp_path, fields)
   assert not caplog.records
-  read_fields(tmp_path, fields | {"attention_sinks": 4, "unused": None})
+  for _ in range(2):
+    read_fields(tmp_path, fields | {"attention_sinks": 4, "unused": None})
   assert "attention_sinks" in caplog.text
   assert "unused" not in caplog.text
+  assert len(caplog.records) == 1

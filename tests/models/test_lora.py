@@ -23,10 +23,15 @@ from reft_jax import train, types
 from reft_jax.algorithms import pretrain
 from reft_jax.config import cli, loading, schema
 from reft_jax.data import tokenizer as tokenizer_lib
-from reft_jax.learning import optim, steps
+from reft_jax.learning import learner as learner_lib
+from reft_jax.learning import optim
+from reft_jax.learning import ppo as ppo_lib
+from reft_jax.learning import supervised as supervised_lib
 from reft_jax.models import config as configs
 from reft_jax.models import errors, lora, networks
-from reft_jax.models.hf import peft, pretrained
+from reft_jax.models.hf import peft
+from reft_jax.models.hf import read as read_lib
+from reft_jax.models.hf import write as writer
 from reft_jax.models.hf.families import table
 from reft_jax.run import model_paths, setup
 from reft_jax.runtime import mesh as mesh_lib
@@ -211,7 +216,7 @@ def test_a_target_that_a_family_lacks_is_an_error_that_names_those_it_has():
 
 # Training --------------------------------------------------------------------
 
-PPO = steps.PPO(minibatch_size=8, micro_batch_size=4, ppo_epochs=1)
+PPO = schema.ReftConfig(minibatch_size=8, micro_batch_size=4, ppo_epochs=1)
 NETWORK = dataclasses.replace(tiny.make(), adapter_scale=SCALE)
 
 
@@ -223,16 +228,16 @@ def begin(kind, learnt):
 
 def step(params, base, reference, rollout):
   optimizer = optax.adam(1e-2)
-  state = steps.init_state(params, optimizer, PPO.kl_coef)
+  state = learner_lib.init_state(params, optimizer, PPO.kl_coef)
   whole = functools.partial(lora.join, base)
-  assessment = steps.assess(NETWORK, PPO, logit_chunk=16)(
+  assessment = ppo_lib.make_assess(NETWORK, PPO, logit_chunk=16)(
     whole(state.params), whole({"policy": reference})["policy"], rollout
   )
   scores_B = jnp.float32([1, 0, 0.1, 1, 0.1, 0, 1, 0.1])
-  experience, metrics = steps.score(PPO)(
+  experience, metrics = ppo_lib.make_score(PPO)(
     rollout, assessment, scores_B, state.kl_coef
   )
-  update = steps.ppo_update(NETWORK, optimizer, PPO, logit_chunk=16)
+  update = ppo_lib.make_update(NETWORK, optimizer, PPO, logit_chunk=16)
   state, learned = update(state, experience, jax.random.key(0), base=base)
   means = jax.device_get(metrics | learned)
   return state, {name: mean.value() for name, mean in means.items()}
@@ -296,7 +301,7 @@ def test_devices_change_no_loss():
 
 def test_no_gradient_of_a_frozen_weight_is_computed():
   optimizer = optax.sgd(0.1)
-  update = steps.supervised(NETWORK, optimizer, micro_batch_size=8)
+  update = supervised_lib.make_update(NETWORK, optimizer, micro_batch=8)
   batch = types.SupervisedBatch(
     tokens_BS=jnp.zeros((8, 16), jnp.int32),
     lengths_B=jnp.full(8, 16),
@@ -304,7 +309,7 @@ def test_no_gradient_of_a_frozen_weight_is_computed():
   )
 
   def flops(policy, base):
-    state = steps.init_state({"policy": policy}, optimizer)
+    state = learner_lib.init_state({"policy": policy}, optimizer)
     step = update.lower(state, batch, base={"policy": base})
     return step.compile().cost_analysis()["flops"]
 
@@ -368,9 +373,9 @@ def their_logits(model, tokens_BS=TOKENS):
 def test_peft_opens_the_folder_as_the_merged_model(family, targets, tmp_path):
   config, learnt = shape(family), adapter(family, targets)
   base, merged = tmp_path / "base", tmp_path / "merged"
-  pretrained.save(base, config, policy(family))
+  writer.save(base, config, policy(family))
   joined = lora.join(policy(family), learnt)
-  pretrained.save(merged, config, lora.merge(joined, SCALE))
+  writer.save(merged, config, lora.merge(joined, SCALE))
   made = peft.Adapter(learnt, RANK, ALPHA, str(base))
   peft.save(tmp_path / "adapter", config, made)
 
@@ -392,8 +397,8 @@ def test_peft_opens_the_adapter_of_a_classifier(tmp_path):
   score = jax.random.normal(jax.random.key(5), (16, 2))
   scorer = lora.join(policy(), learnt) | {"score_DC": score}
   merged = lora.merge(scorer, SCALE)
-  pretrained.save(tmp_path / "base", config, policy())
-  pretrained.save_classifier(
+  writer.save(tmp_path / "base", config, policy())
+  writer.save_classifier(
     tmp_path / "merged", config, merged, extra={"pad_token_id": 0}
   )
   made = peft.Adapter(learnt, RANK, ALPHA, "someone/base@main")
@@ -442,7 +447,7 @@ def finished(tmp_path_factory):
   made = pretrain.architecture(options, tokenizer.vocab_size)
   made = dataclasses.replace(made, init_scale=0.3)
   base = jax.jit(networks.Networks(made).init)(jax.random.key(0))
-  pretrained.save(folder / "model", made, base)
+  writer.save(folder / "model", made, base)
   tokenizer.save(folder / "model")
   assert start(folder) == 0
   return folder / "run"
@@ -455,7 +460,7 @@ def start(folder, *settings):
 
 def moved(one, other):
   """The weights in which two models differ."""
-  trees = [dict(table.walk(pretrained.load(x)[1])) for x in (one, other)]
+  trees = [dict(table.walk(read_lib.load(x)[1])) for x in (one, other)]
   return {
     path.rpartition("/")[2]
     for path, leaf in trees[0].items()
@@ -508,7 +513,7 @@ def test_checkpoints_hold_adapters_and_are_opened_whole(finished):
   }
   mesh = tiny.mesh((1, 2, 1))
   held = model_paths.read(model.folder, net, mesh, ("policy", "value"))
-  _, want = pretrained.load(finished / "models/reft")
+  _, want = read_lib.load(finished / "models/reft")
   chex.assert_trees_all_close(jax.device_get(held["policy"]), want, atol=1e-6)
   chex.assert_trees_all_equal_structs(held["value"]["trunk"], want["trunk"])
   own = held["value"]["trunk"]["blocks"]["mlp"]["down_FD"]
@@ -523,7 +528,7 @@ def test_a_broken_run_goes_on_as_the_unbroken_one(finished, capsys):
   shutil.rmtree(kept / "checkpoints/2")
   (kept / "result.json").unlink()
   assert start(finished.parent) == 0
-  assert "reft: goes on after step 1" in capsys.readouterr().out
+  assert "reft: resumes after step 1" in capsys.readouterr().out
   assert weights.read_bytes() == before
 
 

@@ -11,7 +11,7 @@ import pytest
 from reft_jax.models import cache as caches
 from reft_jax.models import config as configs
 from reft_jax.models import errors, layers, networks
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import read as reader
 
 TINY = configs.ModelConfig(
   vocab_size=13,
@@ -67,12 +67,24 @@ def assert_valid_equal(got_BSV, want_BSV, lengths_B, tolerance):
     np.testing.assert_allclose(got[:length], want[:length], atol=tolerance)
 
 
+def assert_equal(got, want):
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def prefill(net, policy, tokens_BP, lengths_B, slots):
+  """Published parameters, hidden states and the cache of prompts."""
+  published = jax.jit(net.publish)(policy)
+  run = jax.jit(net.prefill, static_argnums=3)
+  return published, *run(published, tokens_BP, lengths_B, slots)
+
+
 attention = functools.partial(layers.grouped_attention, scale=0.5)
 
 
-# Parity with transformers; test_families has it for every architecture.
+# Parity with transformers; test_families has it for every family.
 
 
+# slow
 def test_greedy_text_of_a_real_model_equals_transformers(shared):
   folder = shared / "models/stories260K"
   torch = pytest.importorskip("torch")
@@ -80,16 +92,15 @@ def test_greedy_text_of_a_real_model_equals_transformers(shared):
   prompts = [[1, 403, 407, 261, 378], [1, 410], [1, 365, 282, 30, 31, 32, 33]]
   new_tokens = 60
   model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-  config, policy = pretrained.load(folder)
+  config, policy = reader.load(folder)
   net = networks.Networks(config)
-  published = jax.jit(net.publish)(policy)
 
   lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
   tokens_BP = np.zeros((len(prompts), lengths_B.max()), np.int32)
   for row, prompt in zip(tokens_BP, prompts, strict=True):
     row[: len(prompt)] = prompt
-  hidden_BD, cache = jax.jit(net.prefill, static_argnums=3)(
-    published, tokens_BP, lengths_B, new_tokens
+  published, hidden_BD, cache = prefill(
+    net, policy, tokens_BP, lengths_B, new_tokens
   )
   decode = jax.jit(net.decode)
   tokens = []
@@ -113,6 +124,7 @@ def test_greedy_text_of_a_real_model_equals_transformers(shared):
 # Cached decoding.
 
 
+# slow
 @pytest.mark.parametrize(
   "rope",
   [
@@ -135,9 +147,8 @@ def test_cached_decoding_equals_the_full_forward(rope):
   )
   rows = np.arange(4)
 
-  published = jax.jit(net.publish)(policy)
-  hidden_BD, cache = jax.jit(net.prefill, static_argnums=3)(
-    published, tokens_BS[:, :P], prompt_lengths_B, T
+  published, hidden_BD, cache = prefill(
+    net, policy, tokens_BS[:, :P], prompt_lengths_B, T
   )
   np.testing.assert_allclose(
     hidden_BD, want_BSD[rows, prompt_lengths_B - 1], atol=1e-5
@@ -156,9 +167,7 @@ def test_cache_is_head_major_in_the_compute_dtype_and_repeats_rows():
   net, policy = tiny(compute_dtype="bfloat16")
   lengths_B = np.array([2, 4], np.int32)
   tokens_BP = tokens_like(lengths_B, 4)
-  hidden_BD, cache = jax.jit(net.prefill, static_argnums=3)(
-    jax.jit(net.publish)(policy), tokens_BP, lengths_B, 5
-  )
+  _, hidden_BD, cache = prefill(net, policy, tokens_BP, lengths_B, 5)
   assert hidden_BD.shape == (2, TINY.width)
   assert len(cache.prompt_k) == len(cache.response_v) == TINY.layers
   assert cache.prompt_k[0].shape == (2, TINY.kv_heads, 4, TINY.head_size)
@@ -213,6 +222,7 @@ def test_later_tokens_do_not_matter():
   assert np.all(np.abs(before - after).max(axis=2)[:, 5:] > 1e-6)
 
 
+# slow
 @pytest.mark.parametrize("remat", ["block", "dots"])
 def test_rematerialisation_changes_no_gradient(remat):
   tokens_BS = tokens_like(LENGTHS, 9)
@@ -274,6 +284,7 @@ def test_bfloat16_stays_near_float32():
   assert 0 < error < 0.03
 
 
+# slow
 def test_gradients_of_a_repeated_token_add_up_in_float32():
   tokens_BS = np.zeros((1, 512), np.int32)
 
@@ -311,7 +322,7 @@ def test_fresh_parameters():
       np.testing.assert_allclose(np.std(leaf), 0.05, rtol=0.15)
   q = policy["trunk"]["blocks"]["attention"]["q_DNH"]
   assert np.any(q[0] != q[1])
-  jax.tree.map(np.testing.assert_array_equal, policy, init(jax.random.key(1)))
+  assert_equal(policy, init(jax.random.key(1)))
 
 
 def test_a_tied_head_has_no_parameters():
@@ -331,7 +342,7 @@ def test_values_start_at_zero(kind):
   assert values_BS.shape == (4, 9)
   assert not np.any(values_BS)
   if kind == "separate":
-    jax.tree.map(np.testing.assert_array_equal, trunk, policy["trunk"])
+    assert_equal(trunk, policy["trunk"])
 
 
 def test_value_is_linear_in_the_hidden_state():
@@ -344,7 +355,7 @@ def test_value_is_linear_in_the_hidden_state():
 def test_a_scorer_starts_from_the_policy_with_a_head_of_its_own():
   net, policy = tiny()
   scorer = net.init_scorer(policy, jax.random.key(0))
-  jax.tree.map(np.testing.assert_array_equal, scorer["trunk"], policy["trunk"])
+  assert_equal(scorer["trunk"], policy["trunk"])
   assert scorer["score_DC"].shape == (TINY.width, len(configs.CLASSES))
   assert scorer["score_DC"].dtype == jnp.float32
   np.testing.assert_allclose(
@@ -363,7 +374,7 @@ def test_published_parameters_outlive_their_masters():
   want = jax.tree.map(np.array, jax.jit(net.publish)(policy))
   published = jax.jit(net.publish)(policy)
   jax.tree.map(lambda master: master.delete(), policy)
-  jax.tree.map(np.testing.assert_array_equal, published, want)
+  assert_equal(published, want)
   assert len(published["trunk"]["blocks"]) == TINY.layers
 
 

@@ -10,7 +10,9 @@ import pytest
 from reft_jax.config import schema
 from reft_jax.models import config as model_configs
 from reft_jax.models import errors, networks
-from reft_jax.models.hf import pretrained, scratch
+from reft_jax.models.hf import read as reader
+from reft_jax.models.hf import scratch
+from reft_jax.models.hf import write as writer
 
 SIZES = {
   "vocab_size": 11,
@@ -63,8 +65,8 @@ def test_a_model_of_every_family_starts_near_chance_and_is_saved(
   # Gemma's embeddings are large on purpose; the others begin near ln V.
   if not family.startswith("gemma"):
     np.testing.assert_allclose(losses_SV.mean(), np.log(11), atol=0.1)
-  pretrained.save(tmp_path, config, policy)
-  config_again, again = pretrained.load(tmp_path)
+  writer.save(tmp_path, config, policy)
+  config_again, again = reader.load(tmp_path)
   assert config_again == config
   jax.tree.map(np.testing.assert_array_equal, again, policy)
 

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from reft_jax import types
-from reft_jax.learning import steps
+from reft_jax.config import schema
+from reft_jax.learning import objectives
+from reft_jax.learning import ppo as ppo_lib
 from reft_jax.ops import advantages, logprobs, losses, masked, sequences
 
 FOLDER = pathlib.Path(__file__).resolve().parents[3] / "shared" / "goldens"
@@ -105,7 +107,7 @@ def scored(golden):
   if golden.arrays["with_ref"]:
     kl_coef = golden.number("kl_coef")
     reference_BT = token_logprobs(golden.arrays["ref_logits"], rollout)
-  assessment = steps.Assessment(
+  assessment = ppo_lib.Assessment(
     logprobs_BT=logprobs_BT,
     reference_logprobs_BT=reference_BT,
     values_BT=golden.actions("old_values"),
@@ -113,14 +115,14 @@ def scored(golden):
   ppo = numbers(golden)
   scores_B = jnp.asarray(golden.arrays["correctness"], jnp.float32)
   run = [
-    steps.score(dataclasses.replace(ppo, whiten=whiten))
+    ppo_lib.make_score(dataclasses.replace(ppo, whiten=whiten))
     for whiten in (True, False)
   ]
   return [score(rollout, assessment, scores_B, kl_coef)[0] for score in run]
 
 
-def numbers(golden) -> steps.PPO:
-  return steps.PPO(
+def numbers(golden) -> schema.ReftConfig:
+  return schema.ReftConfig(
     minibatch_size=int(golden.arrays["mini_batch_size"]),
     gamma=golden.number("gamma"),
     lam=golden.number("lam"),
@@ -222,12 +224,14 @@ def test_losses_and_gradients(golden):
     ):
       logprobs_BT = token_logprobs(logits_BSV, rows.rollout)
       slots = rows.rollout.response_BT.shape[1]
-      outputs = steps.PolicyOutputs(
+      outputs = ppo_lib.PolicyOutputs(
         logprobs_BT=logprobs_BT,
         entropies_BT=jnp.zeros_like(logprobs_BT),
         values_BT=values_BS[:, golden.first : golden.first + slots],
       )
-      loss, metrics = steps.ppo_loss(outputs, rows, weights_BT, 0.0, ppo=ppo)
+      loss, metrics = objectives.build(ppo)(
+        ppo_lib.loss_inputs(outputs, rows, weights_BT, 0.0, ppo)
+      )
       return loss, (logprobs_BT, metrics)
 
     (loss, (logprobs_BT, metrics)), grads = jax.value_and_grad(

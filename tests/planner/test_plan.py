@@ -14,7 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from reft_jax import plan
 from reft_jax.config import loading
-from reft_jax.learning import optim, steps
+from reft_jax.learning import learner as learner_lib
+from reft_jax.learning import optim
+from reft_jax.learning import supervised as supervised_lib
 from reft_jax.models import networks
 from reft_jax.planner import (
   advice,
@@ -578,7 +580,7 @@ def test_shapes_are_those_of_a_real_run():
     "value": tiny.make().init_value(tiny.policy(), "shared"),
   }
   optimizer = optim.build(some.config.reft.optimizer, 10)
-  state = jax.eval_shape(lambda p: steps.init_state(p, optimizer), params)
+  state = jax.eval_shape(lambda p: learner_lib.init_state(p, optimizer), params)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), learner.state) == (
     jax.tree.map(lambda x: (x.shape, x.dtype), state)
   )
@@ -654,7 +656,7 @@ def test_shapes_of_online_self_training_are_those_of_a_real_step():
   )
   sampled = programs.Shapes(some, tiny.mesh((1, 8, 1))).rollout(8)
   correct_B = jax.ShapeDtypeStruct((8,), jnp.bool_)
-  real = jax.eval_shape(steps.imitations, sampled, correct_B)
+  real = jax.eval_shape(supervised_lib.imitations, sampled, correct_B)
   _, *batches = made[-1].arguments
   assert len(batches) == 2
   for batch in batches:
@@ -676,7 +678,7 @@ def test_what_is_not_planned_is_named(stages, unplanned):
   some, target = tiny_subject(f"stages=[{stages}]"), hardware.target("h100")
   found = plans.make(some, target, compiled=False, search=False)
   assert found["unplanned"] == unplanned
-  told = printed(plan.introduce, some)
+  told = printed(showing.introduce, some)
   assert (f"not planned: {', '.join(unplanned)}\n" in told) == bool(unplanned)
   limited = "what is planned " * bool(unplanned)
   assert showing.verdict(found).startswith(f"{limited}may fit: ")

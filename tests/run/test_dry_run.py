@@ -1,4 +1,4 @@
-"""The plan of a run: steps, starts and rollouts by hand."""
+"""A dry run: steps, starts and rollouts by hand."""
 
 import jax
 import pytest
@@ -78,7 +78,7 @@ def test_the_official_choice_may_repeat_annotations():
   assert official["offline_st"]["steps"] == "≤ 60"
 
 
-def test_what_is_not_known_is_not_told():
+def test_what_is_unknown_is_left_out():
   rows = plan("reft.steps=null", "reft.epochs=3")
   assert rows["sft"]["steps"] == "30 epochs"
   assert rows["reft"]["steps"] == "3 epochs"
@@ -87,16 +87,16 @@ def test_what_is_not_known_is_not_told():
   assert plan(counts=counts)["sft"]["steps"] == "≤ 30"
 
 
-def filling(*settings: str, fsdp: int = 8) -> list[str]:
+def padding(*settings: str, fsdp: int = 8) -> list[str]:
   mesh = mesh_lib.make_mesh(
     data=1, fsdp=fsdp, tensor=1, devices=jax.devices()[:fsdp]
   )
   config = loading.load(["embedded"], [ALL, *settings])
-  return dry_run.describe_filling(config, mesh, mesh)
+  return dry_run.describe_padding(config, mesh, mesh)
 
 
 @pytest.mark.parametrize(
-  ("setting", "filled"),
+  ("setting", "padded"),
   [
     ("base.batch_size=12", 16),
     ("offline_st.batch_size=12", 16),
@@ -106,34 +106,33 @@ def filling(*settings: str, fsdp: int = 8) -> list[str]:
     ("reft.minibatch_size=4", 8),
   ],
 )
-def test_a_batch_that_is_filled_up_is_told_of(setting, filled):
-  assert filling(setting) == [
-    f"{setting} is filled up to {filled} rows for 8 devices; results stay the"
-    " same"
+def test_a_batch_that_is_padded_is_named(setting, padded):
+  assert padding(setting) == [
+    f"{setting} is padded to {padded} rows for 8 devices; results stay the same"
   ]
-  assert filling(setting, fsdp=2) == filling(setting, fsdp=1) == []
+  assert padding(setting, fsdp=2) == padding(setting, fsdp=1) == []
 
 
-def test_several_are_told_of_in_one_line():
-  (line,) = filling("base.batch_size=12", "reft.minibatch_size=4")
-  assert "base.batch_size=12 is filled up to 16 rows, reft.mini" in line
+def test_several_are_named_in_one_line():
+  (line,) = padding("base.batch_size=12", "reft.minibatch_size=4")
+  assert "base.batch_size=12 is padded to 16 rows, reft.mini" in line
 
 
-def test_a_batch_is_filled_up_to_whole_micro_batches():
-  (line,) = filling(
+def test_a_batch_is_padded_to_whole_micro_batches():
+  (line,) = padding(
     "base.batch_size=16",
     "reward_model.batch_size=24",
     "reward_model.micro_batch_size=12",
   )
-  assert "reward_model.micro_batch_size=12 is filled up to 16 rows" in line
-  assert "reward_model.batch_size=24 is filled up to 32 rows" in line
+  assert "reward_model.micro_batch_size=12 is padded to 16 rows" in line
+  assert "reward_model.batch_size=24 is padded to 32 rows" in line
 
 
-def test_rollouts_are_filled_up_with_questions():
+def test_rollouts_are_padded_with_questions():
   online = "online_st.batch_size=24"
-  assert not filling(online, "online_st.samples_per_question=4")
-  assert not filling(online, "online_st.samples_per_question=8")
-  (line,) = filling(
+  assert not padding(online, "online_st.samples_per_question=4")
+  assert not padding(online, "online_st.samples_per_question=8")
+  (line,) = padding(
     "online_st.batch_size=30", "online_st.samples_per_question=6"
   )
-  assert "online_st.batch_size=30 is filled up to 48 rows" in line
+  assert "online_st.batch_size=30 is padded to 48 rows" in line

@@ -1,4 +1,4 @@
-"""Known answers must earn what the policy is to earn."""
+"""Reference answers must earn what the policy is to earn."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def check(problems, *settings, programs=None):
   run = tiny.run(problems, *settings, executor=programs)
   splits = {"test": encode.Encoded(run.test, 0, 0)}
   return reference_check.check_reference_answers(
-    run.grader, run.tokenizer, splits, run.config.reft
+    run.engine.grader, run.engine.tokenizer, splits, run.config.reft
   )
 
 

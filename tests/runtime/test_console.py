@@ -3,7 +3,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reft_jax.runtime import console as console_lib
@@ -102,6 +102,7 @@ def test_samples_and_tables_fit_the_width(monkeypatch, width, kind):
   assert text.count("x") > 600
 
 
+@settings(max_examples=30)
 @given(st.text())
 def test_nothing_a_model_writes_reaches_the_terminal_raw(text):
   for kind in (io.StringIO, Tty):

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from reft_jax.config import schema
 from reft_jax.data import batches
 from reft_jax.errors import UserError
-from reft_jax.learning import optim, steps
-from reft_jax.models import config as model_configs
+from reft_jax.learning import learner as learner_lib
+from reft_jax.learning import optim
+from reft_jax.learning import supervised as supervised_lib
 from reft_jax.planner import hlo
 from reft_jax.planner import subject as subjects
 from reft_jax.runtime import layout
@@ -26,14 +27,20 @@ from reft_jax.sampling import sampler as sampler_lib
 GIB = 2**30
 
 
+@functools.cache
+def published(model: str):
+  """The shape of a published model, and the number of its parameters."""
+  shape = subjects.read_shape(model)
+  return shape, subjects.Subject(schema.Config(), shape, model, None).parameters
+
+
 def choose(wanted=None, *, model="codellama-7b", count=8, node=8, memory=60):
   """The layout of a published model in bfloat16; memory is in GiB."""
-  shape = subjects.read_shape(model)
-  some = subjects.Subject(schema.Config(), shape, model, None)
+  shape, parameters = published(model)
   return layout.choose(
     wanted or schema.MeshConfig(),
     shape,
-    parameters=some.parameters,
+    parameters=parameters,
     compute_dtype="bfloat16",
     devices=layout.Devices(count, node, memory and memory * GIB),
   )
@@ -51,13 +58,13 @@ def test_seven_billion_on_eight_gpus():
   assert found.sampler_tensor == 8
 
 
-def test_a_small_model_is_sampled_from_where_it_is_learnt():
+def test_a_small_model_has_one_mesh():
   found = choose(model="galactica-125m")
   assert axes(found) == (1, 8, 1)
   assert found.sampler_tensor == 1
 
 
-def test_seventy_billion_is_gathered_layer_by_layer():
+def test_seventy_billion_parameters_are_gathered_by_layer():
   found = choose(model="llama-3.1-70b", count=64)
   assert found.gather == "layer"
   assert found.tensor == 8  # 141 GB of bfloat16 are too many for one device.
@@ -74,7 +81,7 @@ def test_a_chip_too_small_for_a_copy_gets_a_tensor_axis():
   assert choose(memory=16).tensor > 1
 
 
-def test_where_memory_is_not_known_all_share_the_state():
+def test_unknown_memory_counts_as_enough():
   found = choose(memory=None)
   assert axes(found) == (1, 8, 1)
   assert found.gather == "layer"
@@ -85,7 +92,7 @@ def test_where_memory_is_not_known_all_share_the_state():
   ("wanted", "expected"),
   [
     ({"tensor": 4}, (1, 2, 4)),
-    ({"data": 8}, None),
+    ({"data": 8}, (8, 1, 1)),
     ({"data": 8, "fsdp": 1}, (8, 1, 1)),
     ({"data": -1}, (8, 1, 1)),
     ({"data": -1, "tensor": 2}, (4, 1, 2)),
@@ -93,11 +100,8 @@ def test_where_memory_is_not_known_all_share_the_state():
     ({"data": 2}, (2, 4, 1)),
   ],
 )
-def test_what_is_said_is_done(wanted, expected):
-  mesh = schema.MeshConfig(**wanted)
-  if expected is None:  # The rest of the devices, one, is fsdp's.
-    expected = (8, 1, 1)
-  assert axes(choose(mesh)) == expected
+def test_axes_of_the_settings(wanted, expected):
+  assert axes(choose(schema.MeshConfig(**wanted))) == expected
 
 
 def test_a_mesh_that_leaves_devices_out_is_refused():
@@ -123,7 +127,7 @@ def test_all_devices_are_used_and_heads_are_split_alike(
   nodes, node, memory, model
 ):
   found = choose(model=model, count=nodes * node, node=node, memory=memory)
-  shape = subjects.read_shape(model)
+  shape, _ = published(model)
   assert np.prod(axes(found)) == nodes * node
   for tensor in (found.tensor, found.sampler_tensor):
     assert node % tensor == 0
@@ -143,7 +147,7 @@ def learner(gather: str, dtype="float32"):
     tiny.make(compute_dtype=dtype), config=MODEL, gather=gather
   )
   optimizer = optim.build(schema.OptimizerConfig(learning_rate=1e-2), 10)
-  update = steps.supervised(networks, optimizer, micro_batch_size=8)
+  update = supervised_lib.make_update(networks, optimizer, micro_batch=8)
   random = np.random.default_rng(0)
   rows = [
     (random.integers(4, 29, 3).tolist(), random.integers(4, 29, 5).tolist())
@@ -160,7 +164,9 @@ def learnt(gather: str, shape: tuple[int, int, int]):
   mesh = tiny.mesh(shape)
   with jax.set_mesh(mesh):
     policy = networks.init(jax.random.key(0))
-    state = mesh_lib.put(mesh, steps.init_state({"policy": policy}, optimizer))
+    state = mesh_lib.put(
+      mesh, learner_lib.init_state({"policy": policy}, optimizer)
+    )
     rows = mesh_lib.put_batch(mesh, batch)
     compiled = update.lower(state, rows).compile()
     found = []
@@ -170,6 +176,7 @@ def learnt(gather: str, shape: tuple[int, int, int]):
     return compiled, found, jax.device_get(state.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
 def test_gathering_once_a_step_changes_no_result(shape):
   _, ours, params = learnt("step", shape)
@@ -178,6 +185,7 @@ def test_gathering_once_a_step_changes_no_result(shape):
   chex.assert_trees_all_close(params, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_are_gathered_once_however_many_micro_batches():
   """Two micro-batches gather the blocks twice, or once for both."""
   sent = {}
@@ -192,6 +200,7 @@ def test_weights_are_gathered_once_however_many_micro_batches():
   assert sent["layer"] - sent["step"] == sum(x.nbytes for x in matrices)
 
 
+@pytest.mark.slow
 def test_the_copy_of_a_step_is_in_the_compute_dtype():
   networks, *_ = learner("step", "bfloat16")
   params = {"policy": networks.init(jax.random.key(0))}
@@ -206,7 +215,7 @@ def test_the_copy_of_a_step_is_in_the_compute_dtype():
 def sampled(sampler_tensor: int, model=MODEL):
   """What is sampled on a layout of the sampler's own, from fsdp shards."""
   laid_out = layout.Layout(1, 8, 1, "layer", sampler_tensor)
-  mesh, sampling = mesh_lib.meshes(laid_out)
+  mesh, sampling = mesh_lib.make_meshes(laid_out)
   networks = dataclasses.replace(tiny.make(), config=model)
   policy = mesh_lib.put(mesh, networks.init(jax.random.key(0)))
   sampler = sampler_lib.Sampler(
@@ -228,6 +237,7 @@ def sampled(sampler_tensor: int, model=MODEL):
   return published, sampling, mesh_lib.put_batch(mesh, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", [4, 8])
 def test_a_sampler_s_own_layout_samples_the_same(tensor):
   _, _, ours = sampled(tensor)
@@ -239,6 +249,7 @@ def test_a_sampler_s_own_layout_samples_the_same(tensor):
   )
 
 
+@pytest.mark.slow
 def test_a_sampler_s_own_layout_holds_a_share_of_each_weight():
   published, sampling, _ = sampled(4)
   assert dict(sampling.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
@@ -249,7 +260,8 @@ def test_a_sampler_s_own_layout_holds_a_share_of_each_weight():
   )
 
 
-def test_key_value_heads_that_do_not_divide_are_whole():
+@pytest.mark.slow
+def test_key_value_heads_that_do_not_divide_are_replicated():
   """Fewer of them than the tensor axis: each device has all."""
   few = dataclasses.replace(tiny.CONFIG, kv_heads=2)
   published, _, ours = sampled(4, few)
@@ -259,12 +271,7 @@ def test_key_value_heads_that_do_not_divide_are_whole():
   assert weight.sharding.shard_shape(weight.shape) == weight.shape
 
 
-def test_layouts_are_frozen():
-  with pytest.raises(dataclasses.FrozenInstanceError):
-    choose().data = 2
-
-
-def test_a_model_that_is_not_known_fits():
+def test_an_unknown_model_counts_as_small():
   found = layout.choose(
     schema.MeshConfig(),
     None,
@@ -273,4 +280,3 @@ def test_a_model_that_is_not_known_fits():
     devices=layout.Devices(8, 8, 16 * GIB),
   )
   assert axes(found) == (1, 8, 1)
-  assert isinstance(MODEL, model_configs.ModelConfig)

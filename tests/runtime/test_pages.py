@@ -20,7 +20,7 @@ JSON = st.recursive(
   lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
   max_leaves=20,
 )
-TEMPLATES = sorted(path.stem for path in pages._TEMPLATES.glob("*.html"))
+TEMPLATES = sorted(path.stem for path in pages.TEMPLATES.glob("*.html"))
 
 
 def unpacked(page: str):
@@ -80,7 +80,7 @@ def test_a_browser_unpacks_the_data():
   page = pages.render("report", data)
   text = re.search(r'id="data">([^<]*)<', page)[1]
   script = (
-    (pages._TEMPLATES / "page.js").read_text()
+    (pages.TEMPLATES / "page.js").read_text()
     + f"document = {{getElementById: () => ({{textContent: {text!r}}})}};"
     + "readData().then((data) => console.log(JSON.stringify(data)));"
   )

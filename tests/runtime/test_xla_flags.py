@@ -18,7 +18,7 @@ INVENTED = "--xla_invented_flag=true"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-  """An empty folder of what was tried, and an environment without flags."""
+  """An empty cache of trials, and an environment without flags."""
   monkeypatch.setattr(xla_flags, "CACHE", str(tmp_path / "tried"))
   monkeypatch.delenv("XLA_FLAGS", raising=False)
   monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
@@ -33,7 +33,7 @@ def gpus(monkeypatch):
 
 
 def used(wanted: str = "fast") -> str:
-  """What is said when flags are set."""
+  """Sets flags; returns the line that says which."""
   said = []
   xla_flags.use(wanted, said.append)
   (line,) = said
@@ -41,6 +41,7 @@ def used(wanted: str = "fast") -> str:
 
 
 # The compiler for CPUs reads the flags of the one for GPUs, too.
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cuda", "tpu"])
 def test_flags_are_known_and_an_invented_one_is_not(kind):
   if kind == "tpu" and not util.find_spec("libtpu"):
@@ -50,7 +51,7 @@ def test_flags_are_known_and_an_invented_one_is_not(kind):
   assert xla_flags.unknown(kind, (*flags, INVENTED)) == ["xla_invented_flag"]
 
 
-def test_what_was_tried_is_remembered(cache, monkeypatch):
+def test_a_trial_is_cached(cache, monkeypatch):
   tried = []
 
   def answer(kind, flags):
@@ -168,7 +169,7 @@ def test_a_trial_that_takes_too_long_sets_nothing(cache, monkeypatch):
     ("", [], True, None),
   ],
 )
-def test_platform_is_told_without_jax(
+def test_the_platform_without_jax(
   asked, devices, installed, found, monkeypatch
 ):
   monkeypatch.setenv("JAX_PLATFORMS", asked)
@@ -187,8 +188,9 @@ def test_platform_is_told_without_jax(
   assert xla_flags.platform() == found
 
 
+@pytest.mark.slow
 def test_flags_that_are_set_after_the_imports_are_read():
-  """Neither command starts jax by being imported."""
+  """Importing a command does not start jax."""
   program = (
     "import os\n"
     "import jax\n"
@@ -206,20 +208,22 @@ def test_flags_that_are_set_after_the_imports_are_read():
 def test_train_and_evaluate_set_them_first(monkeypatch):
   """Before processes join, and before anything is opened."""
 
-  class ToldError(Exception):
+  class CalledError(Exception):
     pass
 
-  def tell(wanted, say):
-    raise ToldError(wanted)
+  def use(wanted, say):
+    raise CalledError(wanted)
 
-  monkeypatch.setattr(xla_flags, "use", tell)
+  monkeypatch.setattr(xla_flags, "use", use)
   arguments = ["--config", "smoke", "xla_flags=fast"]
-  with pytest.raises(ToldError, match="fast"):
+  with pytest.raises(CalledError, match="fast"):
     train.main(arguments)
   command = cli.parse(arguments)
   monkeypatch.setattr(evaluate.model_paths, "find", lambda path: [path])
-  monkeypatch.setattr(evaluate, "read", lambda model, arguments: command)
-  with pytest.raises(ToldError, match="fast"):
+  monkeypatch.setattr(
+    evaluate.prepare, "read_settings", lambda model, _: command.config
+  )
+  with pytest.raises(CalledError, match="fast"):
     evaluate.main(["a/model"])
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import tiny
 
+from reft_jax.config import schema
 from reft_jax.data import batches
 from reft_jax.data import tokenizer as tokenizer_lib
-from reft_jax.learning import steps
+from reft_jax.learning import ppo as ppo_lib
 from reft_jax.models import networks
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import read as reader
 from reft_jax.ops import sampling
 from reft_jax.runtime import mesh as mesh_lib
 from reft_jax.sampling import sampler as sampler_lib
@@ -42,14 +43,14 @@ def test_rows_end_at_eos_or_at_the_limit():
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_sampled_logprobs_are_those_of_the_full_forward(temperature):
   rollout = tiny.sample(temperature, batch=16)
-  ppo = steps.PPO(
+  ppo = schema.ReftConfig(
     minibatch_size=16, micro_batch_size=16, temperature=temperature or 1.0
   )
   params = {
     "policy": tiny.policy(),
     "value": tiny.make().init_value(tiny.policy(), "shared"),
   }
-  full = steps.assess(tiny.make(), ppo)(params, tiny.policy(), rollout)
+  full = ppo_lib.make_assess(tiny.make(), ppo)(params, tiny.policy(), rollout)
   gap = jnp.where(rollout.mask_BT, rollout.logprobs_BT - full.logprobs_BT, 0.0)
   assert jnp.max(jnp.abs(gap)) < 1e-4
 
@@ -79,7 +80,7 @@ def test_greedy_text_of_a_real_model_equals_transformers(shared):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   folder = shared / "models/stories260K"
-  config, policy = pretrained.load(folder)
+  config, policy = reader.load(folder)
   tokenizer = tokenizer_lib.load(folder)
   # One of the tokens to begin with, others of other lengths.
   texts = ["Once upon a time", "Tom", "", "Lily and her mom went to the park."]

@@ -1,11 +1,14 @@
-"""Run folders with made-up numbers."""
+"""Run folders with made-up numbers, and ledgers that enter them."""
 
 import json
 import math
 import pathlib
+from collections.abc import Iterable
 
 from reft_jax.config import loading
 from reft_jax.runtime import metrics
+from reft_jax.studies import jobs as jobs_lib
+from reft_jax.studies import ledger as ledger_lib
 from reft_jax.studies import results
 
 
@@ -14,7 +17,7 @@ def make(
 ) -> pathlib.Path:
   """A finished run whose SFT swept two learning rates.
 
-  Its accuracies on dev are `curve`, on every second step, or `steps`, by step.
+  Its dev accuracies are `curve`, at every second step, or `steps`, by step.
   """
   run = folder / f"main-seed{seed}"
   (run / "samples").mkdir(parents=True)
@@ -55,3 +58,11 @@ def make(
   figure = {"value": 0.75, "low": 0.7, "high": 0.8}
   file.write_text(json.dumps({"accuracy": {"majority@4": figure}}))
   return run
+
+
+def enter(output: pathlib.Path, jobs: Iterable[jobs_lib.Job]) -> None:
+  """Enters jobs into a suite's ledger as finished."""
+  ledger = ledger_lib.Ledger(output / "jobs.json")
+  for job in jobs:
+    ledger.started(job, 1)
+    ledger.ended(job, 0, 1.0)

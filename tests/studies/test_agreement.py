@@ -1,8 +1,10 @@
+"""Agreement of raters, beside its definition over single pairs."""
+
 import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reft_jax.studies import agreement
@@ -57,41 +59,28 @@ def by_pairs(ratings_UR) -> float | None:
   return 1 - observed * (len(every) - 1) / expected
 
 
+def equal_by_pairs(ratings_UR) -> float | None:
+  units = [unit[~np.isnan(unit)] for unit in ratings_UR]
+  pairs = [pair for unit in units for pair in itertools.combinations(unit, 2)]
+  return np.mean([a == b for a, b in pairs]) if pairs else None
+
+
 def test_the_published_example():
   assert agreement.ordinal_alpha(PUBLISHED_UR) == pytest.approx(0.815, abs=5e-4)
 
 
 @given(RATINGS)
-def test_alpha_is_its_definition(ratings_UR):
-  found, expected = agreement.ordinal_alpha(ratings_UR), by_pairs(ratings_UR)
-  assert found == (None if expected is None else pytest.approx(expected))
-
-
-@given(RATINGS, st.randoms())
-def test_the_order_of_raters_and_units_is_nothing(ratings_UR, random):
-  units, raters = map(list, map(range, ratings_UR.shape))
-  random.shuffle(units)
-  random.shuffle(raters)
-  other_UR = ratings_UR[units][:, raters]
-  for measure in (agreement.ordinal_alpha, agreement.equal_pairs):
-    found, expected = measure(other_UR), measure(ratings_UR)
+@example(np.array([[0, 0], [1, 1], [0.5, 0.5]]))  # Perfect agreement.
+@example(np.array([[0, 1], [1, 0]]))  # Below chance.
+@example(np.ones((3, 2)))  # Nothing to tell from chance.
+@example(np.array([[0, 0, 1], [NAN, 0.5, 0.5]]))
+def test_agreement_is_its_definition(ratings_UR):
+  for measure, define in (
+    (agreement.ordinal_alpha, by_pairs),
+    (agreement.equal_pairs, equal_by_pairs),
+  ):
+    found, expected = measure(ratings_UR), define(ratings_UR)
     assert found == (None if expected is None else pytest.approx(expected))
-
-
-def test_perfect_agreement_is_1():
-  ratings_UR = np.array([[0, 0], [1, 1], [0.5, 0.5]])
-  assert agreement.ordinal_alpha(ratings_UR) == 1
-  assert agreement.equal_pairs(ratings_UR) == 1
-
-
-def test_disagreement_is_below_chance():
-  assert agreement.ordinal_alpha(np.array([[0, 1], [1, 0]])) < 0
-
-
-def test_equal_pairs_by_hand():
-  # Three pairs of which one is equal, and one pair that is.
-  ratings_UR = np.array([[0, 0, 1], [NAN, 0.5, 0.5]])
-  assert agreement.equal_pairs(ratings_UR) == 2 / 4
 
 
 @pytest.mark.parametrize(
@@ -100,7 +89,3 @@ def test_equal_pairs_by_hand():
 def test_one_rating_a_unit_tells_nothing(ratings_UR):
   assert agreement.ordinal_alpha(ratings_UR) is None
   assert agreement.equal_pairs(ratings_UR) is None
-
-
-def test_equal_ratings_tell_nothing_from_chance():
-  assert agreement.ordinal_alpha(np.ones((3, 2))) is None

@@ -8,10 +8,9 @@ import pytest
 from reft_jax.studies import results, suites
 
 SUITE = suites.Suite(
-  *("suite.yaml", "made up", "", "smoke", (1, 2, 3), {}),
+  *("suite.yaml", "made up", "", "smoke", (1, 2, 3)),
   runs={"main": suites.Run("main", ("sft",), {}, None)},
-  evaluations=(suites.Evaluation("main", ("sft",), None, {}),),
-  **dict.fromkeys(("tables", "figures", "claims"), ()),
+  evaluations=(suites.Evaluation("main", ("sft",)),),
 )
 
 
@@ -21,7 +20,7 @@ def found(tmp_path) -> results.Results:
   fake_runs.make(tmp_path, 1)
   fake_runs.make(tmp_path, 2, test=0.75, curve=(0.3, 0.4, 0.5))
   done = [f"main-seed{seed}{what}" for seed in (1, 2) for what in ("", "-sft")]
-  return results.Results(SUITE, (1, 2, 3), tmp_path, done)
+  return results.Results(SUITE, tmp_path, done)
 
 
 @pytest.mark.parametrize(
@@ -43,16 +42,16 @@ def test_metrics_by_seed(found, metric, values):
 
 
 def test_every_metric_is_read(found):
-  stage = found.plain()["main"]["1"]["sft"]
+  stage = found.to_json()["main"]["1"]["sft"]
   ours = {n for n, metric in suites.METRICS.items() if not metric.evaluated}
   assert ours <= stage.keys()
 
 
-def test_what_was_not_made_by_these_settings_is_not_read(tmp_path):
+def test_runs_that_are_not_done_are_not_read(tmp_path):
   for seed in (1, 2, 3):
     fake_runs.make(tmp_path, seed)
   done = {"main-seed1", "main-seed2", "main-seed2-sft", "main-seed3-sft"}
-  found = results.Results(SUITE, (1, 2, 3), tmp_path, done)
+  found = results.Results(SUITE, tmp_path, done)
 
   def seeds(metric):
     return set(found.of(suites.Reference("main", "sft", metric)))
@@ -61,7 +60,7 @@ def test_what_was_not_made_by_these_settings_is_not_read(tmp_path):
   assert seeds("majority@4") == {2}
 
 
-def test_the_machine_is_told(found):
+def test_the_machine(found):
   assert (
     found.machine() == "2 CPU cores, devices cpu:0, Python 3.12.1, jax 0.11"
   )
@@ -75,17 +74,17 @@ def test_the_machine_is_told(found):
     ("share", {1 / 3: [0.3], 0.5: [0.1], 2 / 3: [0.4], 1: [0.2, 0.5]}),
   ],
 )
-def test_curves_of_the_rate_that_was_chosen(found, over, curve):
+def test_curves_are_of_the_chosen_learning_rate(found, over, curve):
   reference = suites.Reference("main", "sft", "dev/accuracy")
   assert found.curve(reference, over) == curve
 
 
-def test_shares_of_stages_of_all_lengths_meet(tmp_path):
+def test_shares_of_stages_of_any_length_coincide(tmp_path):
   # 1/12 of each; 100 * (1 / 1200) and 110 * (1 / 1320) are different floats.
   for seed, last in ((1, 1200), (2, 1320), (3, 48)):
     fake_runs.make(tmp_path, seed, curve=(), steps={last // 12: 0.1, last: 0.2})
   done = {f"main-seed{seed}" for seed in (1, 2, 3)}
-  found = results.Results(SUITE, (1, 2, 3), tmp_path, done)
+  found = results.Results(SUITE, tmp_path, done)
   curve = found.curve(suites.Reference("main", "sft", "dev/accuracy"), "share")
   assert curve == {1 / 12: [0.1] * 3, 1: [0.2] * 3}
 

@@ -76,7 +76,7 @@ def test_official_rules_of_the_released_code(shared):
 
 
 @pytest.mark.parametrize(
-  ("answer", "gold", "verdict"),
+  ("answer", "reference", "verdict"),
   [
     ("7", "7", CORRECT),
     ("7.0", "7", CORRECT),
@@ -166,9 +166,9 @@ def test_official_rules_of_the_released_code(shared):
     ("7" + prompts.ANSWER_TRIGGER, "7", NONE),
   ],
 )
-def test_strict_numbers(answer, gold, verdict):
+def test_strict_numbers(answer, reference, verdict):
   for task in NUMERIC:
-    grade = grade_lib.grade(reply(answer), make(task, gold))
+    grade = grade_lib.grade(reply(answer), make(task, reference))
     assert grade.verdict == verdict
     assert (grade.value is None) == (verdict == NONE)
     assert grade.reached is None
@@ -190,7 +190,7 @@ def test_strict_wants_the_answer_phrase(completion):
 
 
 @pytest.mark.parametrize(
-  ("given", "task", "gold", "official", "strict"),
+  ("given", "task", "reference", "official", "strict"),
   [
     ("7", "gsm8k", "7", CORRECT, NONE),
     (reply("nan"), "gsm8k", "7", WRONG, NONE),
@@ -228,9 +228,9 @@ def test_strict_wants_the_answer_phrase(completion):
     (reply("c ) 30"), "mathqa", "c", WRONG, CORRECT),
   ],
 )
-def test_where_the_modes_differ(given, task, gold, official, strict):
+def test_where_the_modes_differ(given, task, reference, official, strict):
   """The examples of docs/answers.md, in its order."""
-  made = choice(gold, task)
+  made = choice(reference, task)
   for mode, verdict in (("official", official), ("strict", strict)):
     if isinstance(given, str):
       grade = grade_lib.grade(given, made, mode=mode)
@@ -312,7 +312,7 @@ def test_only_offered_letters_are_answers():
 
 
 @pytest.mark.parametrize(
-  ("result", "gold", "verdict"),
+  ("result", "reference", "verdict"),
   [
     (returned(7), "7", CORRECT),
     (returned(7.0), "7", CORRECT),
@@ -357,9 +357,9 @@ def test_only_offered_letters_are_answers():
     (failed(results.Status.UNSUPPORTED), "7", NONE),
   ],
 )
-def test_strict_numbers_of_programs(result, gold, verdict):
+def test_strict_numbers_of_programs(result, reference, verdict):
   for task in NUMERIC:
-    grade = grade_result(result, make(task, gold))
+    grade = grade_result(result, make(task, reference))
     assert grade.verdict == verdict
     assert (grade.value is None) == (verdict == NONE)
     assert grade.reached is None
@@ -433,7 +433,7 @@ def test_a_program_cannot_mean_two_options_at_once():
 
 
 @pytest.mark.parametrize(
-  ("result", "task", "gold", "value", "verdict"),
+  ("result", "task", "reference", "value", "verdict"),
   [
     (returned("7"), "gsm8k", "7", 7.0, CORRECT),
     (returned(True), "svamp", "1", 1.0, CORRECT),
@@ -453,8 +453,8 @@ def test_a_program_cannot_mean_two_options_at_once():
     (failed(results.Status.TIMED_OUT), "embedded-choice", "c", "none", WRONG),
   ],
 )
-def test_official_rules_for_programs(result, task, gold, value, verdict):
-  made = choice(gold, task)
+def test_official_rules_for_programs(result, task, reference, value, verdict):
+  made = choice(reference, task)
   grade = grade_result(result, made, mode="official")
   assert (grade.value, grade.verdict) == (value, verdict)
 
@@ -564,12 +564,12 @@ def test_a_plain_number_is_its_own_answer(value, mode, task):
 
 
 @hypothesis.given(
-  value=st.integers(-(10**9), 10**9), gold=st.integers(-(10**9), 10**9)
+  value=st.integers(-(10**9), 10**9), reference=st.integers(-(10**9), 10**9)
 )
-def test_strict_reads_a_number_however_it_is_written(value, gold):
-  made = make("gsm8k", str(gold))
+def test_strict_reads_a_number_however_it_is_written(value, reference):
+  made = make("gsm8k", str(reference))
   wanted = grade_lib.grade(reply(value), made)
-  assert wanted.verdict == (CORRECT if value == gold else WRONG)
+  assert wanted.verdict == (CORRECT if value == reference else WRONG)
   for written in (f"{value:,}", f"{value}.", f"{value}.00", f"{value} %"):
     assert grade_lib.grade(reply(written), made) == wanted
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent import futures
 
 import hostile
+import process_tree
 import pytest
 from hostile import files, program, secrets
 
@@ -30,11 +31,18 @@ if sys.platform != "linux":
 CPU_SECONDS = 0.2
 WALL_SECONDS = 5 * CPU_SECONDS
 WORKERS = 2
+slow = pytest.mark.slow
+# The fast tier runs one program of each group; all take half a minute.
 ALL = [
-  pytest.param(one, id=f"{group}-{one.name}")
+  pytest.param(
+    one, id=f"{group}-{one.name}", marks=[] if one is members[0] else [slow]
+  )
   for group, members in hostile.GROUPS.items()
   for one in members
 ]
+in_both_tiers = pytest.mark.parametrize(
+  "programs", ["some", pytest.param("all", marks=slow)]
+)
 
 # Honest programs, one a tier; what programs leave behind would show in them.
 HONEST = (
@@ -111,10 +119,20 @@ def _orphans_come_here():
 
 
 @pytest.fixture(scope="module")
-def attacked() -> Attacked:
-  """Runs every program with both tiers, and what monty caught without monty."""
-  everyone = [one for members in hostile.GROUPS.values() for one in members]
-  processes = descendants(os.getpid())
+def attacked(request) -> Attacked:
+  """Runs the selected programs, and what monty caught again without monty."""
+  selected = {
+    item.callspec.params["one"]
+    for item in request.session.items
+    if getattr(item, "originalname", "") == test_no_harm.__name__
+  }
+  everyone = [
+    one
+    for members in hostile.GROUPS.values()
+    for one in members
+    if one in selected or (not selected and one is members[0])
+  ]
+  processes = process_tree.descendants(os.getpid())
   strict().close()  # What libraries open once and for all.
   before = trainer()
   with pytest.MonkeyPatch.context() as patch:
@@ -125,8 +143,8 @@ def attacked() -> Attacked:
     for one, run in attack(caught):
       runs[one].append(run)
   # What was killed has not gone yet.
-  wait_until(lambda: descendants(os.getpid()) <= processes)
-  left = descendants(os.getpid()) - processes
+  wait_until(lambda: process_tree.descendants(os.getpid()) <= processes)
+  left = process_tree.descendants(os.getpid()) - processes
   return Attacked(runs, before, trainer(), left)
 
 
@@ -191,27 +209,6 @@ def trainer() -> dict[str, object]:
   }
 
 
-def parents() -> dict[int, int]:
-  """Every living process and its parent."""
-  found = {}
-  for entry in pathlib.Path("/proc").glob("[0-9]*"):
-    with contextlib.suppress(OSError):
-      # The name before them is in parentheses, and may hold some itself.
-      fields = (entry / "stat").read_text().rpartition(")")[2].split()
-      if fields[0] != "Z":
-        found[int(entry.name)] = int(fields[1])
-  return found
-
-
-def descendants(ancestor: int) -> set[int]:
-  """The processes that a process started, that those started, ..."""
-  parent_of, found, new = parents(), set(), {ancestor}
-  while new:
-    new = {one for one, parent in parent_of.items() if parent in new}
-    found |= new
-  return found
-
-
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> bool:
   """Whether something comes true in time."""
   end = time.monotonic() + seconds
@@ -237,25 +234,23 @@ def test_no_harm(attacked, one):
     # Twice, for what CPython does in the end.
     assert run.seconds < 2 * WALL_SECONDS + 1
     assert run.after == run.before
+    # Small scalars.
+    assert type(run.result.number) in (float, type(None))
+    assert type(run.result.text) in (str, type(None))
+    assert len(run.result.text or "") <= 200
+    assert type(run.result.reason) is str
+    assert len(run.result.reason) <= 200
   assert run.result.tier == "cpython"
 
 
-def test_results_are_small_scalars(attacked):
-  for runs in attacked.runs.values():
-    for run in runs:
-      assert type(run.result.number) in (float, type(None))
-      assert type(run.result.text) in (str, type(None))
-      assert len(run.result.text or "") <= 200
-      assert type(run.result.reason) is str
-      assert len(run.result.reason) <= 200
-
-
-def test_the_trainer_is_as_it_was(attacked):
+@in_both_tiers
+def test_the_trainer_is_as_it_was(attacked, programs):
   for name, before in attacked.before.items():
     assert attacked.after[name] == before, name
 
 
-def test_nothing_is_left(attacked):
+@in_both_tiers
+def test_nothing_is_left(attacked, programs):
   assert not attacked.left
   places = {".", "/", "/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()}
   for place in places:
@@ -304,10 +299,17 @@ def test_it_outlives_the_thread_that_made_it():
 
 
 @pytest.mark.parametrize(
-  "end", [None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+  "end",
+  [
+    signal.SIGKILL,
+    *(
+      pytest.param(each, marks=slow)
+      for each in (None, signal.SIGINT, signal.SIGTERM)
+    ),
+  ],
 )
 def test_a_trainer_that_ends_leaves_no_process(root, tmp_path, end):
-  before = descendants(os.getpid())
+  before = process_tree.descendants(os.getpid())
   trainer = subprocess.Popen(
     [sys.executable, "-c", TRAINER, "600" if end else "0.2"],
     stdout=subprocess.PIPE,
@@ -318,22 +320,25 @@ def test_a_trainer_that_ends_leaves_no_process(root, tmp_path, end):
   with trainer:
     assert trainer.stdout.readline() == b"running\n"
     if end:
-      assert wait_until(lambda: len(descendants(trainer.pid)) > 4)
+      assert wait_until(lambda: len(process_tree.descendants(trainer.pid)) > 4)
       trainer.send_signal(end)
     trainer.wait(20)
   # Some end at once, others when their program's time is up.
-  assert wait_until(lambda: descendants(os.getpid()) <= before)
+  assert wait_until(lambda: process_tree.descendants(os.getpid()) <= before)
   assert not list(tmp_path.iterdir())
 
 
 def children(family: set[int]) -> set[int]:
-  return {one for one in family if parents().get(one) == os.getpid()}
+  return {
+    one for one in family if process_tree.parents().get(one) == os.getpid()
+  }
 
 
 def leaves(family: set[int]) -> set[int]:
-  return family - set(parents().values())
+  return family - set(process_tree.parents().values())
 
 
+@slow
 @pytest.mark.parametrize("choose", [children, leaves, set])
 def test_workers_that_are_killed_cost_nothing(choose):
   """Whatever runs programs is killed twice; every program ends as it would."""
@@ -349,7 +354,7 @@ def test_workers_that_are_killed_cost_nothing(choose):
       assert wait_until(
         lambda done=done: sum(f.done() for f in pending) >= done
       )
-      kill(choose(descendants(os.getpid())))
+      kill(choose(process_tree.descendants(os.getpid())))
     got = [future.result() for future in pending]
   assert [result.number for result in got] == [
     n for n in range(10) for _ in "ab"

@@ -75,8 +75,9 @@ def test_a_question_cannot_break_a_strict_program():
       assert run == f"def solution():\n{BODY}"
 
 
-def test_annotated_programs_run_to_the_known_answers(shared):
-  """What is taught, read back and really run, in both modes."""
+@pytest.mark.slow
+def test_annotated_programs_run_to_the_reference_answers(shared):
+  """Their targets, parsed and run, in both modes."""
   rows = sources.load(str(shared / "data/svamp_python_sdp.json")).problems
   assert len(rows) == 3043
   for mode, scopes in (("strict", "one"), ("official", "two")):

@@ -19,6 +19,7 @@ import threading
 import time
 from concurrent import futures
 
+import process_tree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +40,7 @@ CPU_SECONDS = 2.0
 LIMITS = {"cpu_seconds": CPU_SECONDS, "memory_mb": 64}
 RETURNED, FAILED, TIMED_OUT, UNSUPPORTED = results.Status
 
+slow = pytest.mark.slow
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
@@ -161,11 +163,12 @@ def test_what_is_returned(pool, program, tier, kind, number, text):
       TIMED_OUT,
       "out of time",
     ),
-    (
+    pytest.param(
       returning("0", "import fractions", "9**9**9"),
       "cpython",
       TIMED_OUT,
       "out of time",
+      marks=slow,
     ),
     ("#" * 100_000, "monty", FAILED, "too long"),
   ],
@@ -314,11 +317,14 @@ def test_a_start_that_is_interrupted_leaves_nothing(monkeypatch):
   def interrupted(*_, **__):
     raise KeyboardInterrupt
 
-  before = set(descendants(os.getpid())), set(threading.enumerate())
+  before = process_tree.descendants(os.getpid()), set(threading.enumerate())
   monkeypatch.setattr(cpython, "Server", interrupted)
   with pytest.raises(KeyboardInterrupt):
     executor.Executor(workers=1, **LIMITS)
-  assert (set(descendants(os.getpid())), set(threading.enumerate())) == before
+  assert (
+    process_tree.descendants(os.getpid()),
+    set(threading.enumerate()),
+  ) == before
 
 
 # ---- Scopes
@@ -490,24 +496,10 @@ def test_who_fells_every_worker_is_not_lost(pool, monkeypatch):
   assert (result.status, result.reason) == (FAILED, "crashed")
 
 
-def descendants(ancestor: int) -> list[int]:
-  """Processes that a process started, and those that these did."""
-  parents = {}
-  for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-    with contextlib.suppress(OSError):
-      state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-      if state != "Z":
-        parents[int(stat.parent.name)] = int(parent)
-  found = [ancestor]
-  for one in found:
-    found += [child for child, parent in parents.items() if parent == one]
-  return found[1:]
-
-
 def cpu_seconds() -> dict[int, float]:
   """Of all that this process started."""
   found = {}
-  for process in descendants(os.getpid()):
+  for process in process_tree.descendants(os.getpid()):
     with contextlib.suppress(OSError):
       found[process] = time.clock_gettime((~process << 3) | 2)
   return found
@@ -534,9 +526,10 @@ WORKS = {
 }
 
 
+@slow
 @linux
 def test_killed_workers_change_nothing():
-  others = set(descendants(os.getpid()))
+  others = process_tree.descendants(os.getpid())
   with executor.Executor(workers=2, **LIMITS) as it:
     for i in range(3):
       programs = [
@@ -548,7 +541,7 @@ def test_killed_workers_change_nothing():
       assert numbers == [100 * i + n // 2 for n in range(20)]
       # At first all of them, then those that the server forked.
       ancestor = (os.getpid(), it._cpython._process.pid)[i % 2]
-      for victim in set(descendants(ancestor)) - others:
+      for victim in process_tree.descendants(ancestor) - others:
         with contextlib.suppress(ProcessLookupError):
           os.kill(victim, signal.SIGKILL)
 
@@ -561,6 +554,7 @@ def test_a_killed_program_is_tried_again(pool, tier):
   assert future.result().number == 1
 
 
+@slow
 @linux
 @pytest.mark.parametrize("tier", WORKS)
 def test_a_busy_machine_takes_no_time_from_programs(pool, tier):
@@ -661,13 +655,14 @@ def test_server_that_cannot_start(monkeypatch):
     cpython.Server(limits=limits.Limits(**LIMITS), is_confined=True)
 
 
+@slow
 @linux
 def test_nothing_is_left(monkeypatch, capfd, tmp_path):
   def everything():
     return (
       set(threading.enumerate()),
       set(os.listdir("/proc/self/fd")),
-      set(descendants(os.getpid())),
+      process_tree.descendants(os.getpid()),
       list(tmp_path.iterdir()),
       [signal.getsignal(number) for number in signal.valid_signals()],
     )
@@ -693,9 +688,9 @@ def test_workers_have_nothing_of_ours(pool, monkeypatch):
     os.set_inheritable(ours.fileno(), True)
     with executor.Executor(workers=1, **LIMITS) as it:
       it.run([returning("1"), returning("sympy.pi")])
-      everyone = set(descendants(os.getpid())) - {
-        *descendants(pool._cpython._process.pid)
-      }
+      everyone = process_tree.descendants(os.getpid()) - (
+        process_tree.descendants(pool._cpython._process.pid)
+      )
       seen = 0
       for worker in everyone:
         try:
@@ -892,6 +887,7 @@ def test_half_a_message_is_none():
 # ---- Real programs
 
 
+@slow
 def test_annotated_programs(pool, shared):
   """All of SVAMP's annotated programs, in tier 1, for less than 1 ms each."""
   rows = json.loads((shared / "data/svamp_python_sdp.json").read_text())

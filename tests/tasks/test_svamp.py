@@ -10,10 +10,13 @@ import pytest
 from reft_jax import export, train
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.models import networks
-from reft_jax.models.hf import pretrained
+from reft_jax.models.hf import read as reader
 from reft_jax.runtime import metrics
 from reft_jax.tasks import prompts
 from reft_jax.tasks.problem import Problem
+
+# Two runs of three stages each: most of the time is compilation.
+pytestmark = pytest.mark.slow
 
 STAGES = ["warmup", "sft", "reft"]
 # The experiment as it is, cut short.
@@ -81,10 +84,10 @@ def test_summary_and_metrics(finished):
   rows = metrics.read(finished)
   losses = [row["loss"] for row in rows if "loss" in row]
   assert losses[-1] < losses[0]
-  learnt = [row for row in rows if row["stage"] == "reft" and "kl" in row]
-  assert [row["step"] for row in learnt] == [1, 2]
-  assert learnt[0]["kl"] == 0
-  assert learnt[0]["sampler_gap"] < 1e-4
+  steps = [row for row in rows if row["stage"] == "reft" and "kl" in row]
+  assert [row["step"] for row in steps] == [1, 2]
+  assert steps[0]["kl"] == 0
+  assert steps[0]["sampler_gap"] < 1e-4
 
 
 def test_programs_are_written_and_run(programs):
@@ -98,8 +101,8 @@ def test_programs_are_written_and_run(programs):
     assert sum(verdicts) == pytest.approx(1)
     # Two steps of training do not make programs that run.
     assert row["program/returned"] + row["program/failed"] > 0.5
-  # All annotated programs do run, and return the known answer.
-  assert not (programs / "gold_failures.jsonl").exists()
+  # All annotated programs run and return the reference answer.
+  assert not (programs / "reference_failures.jsonl").exists()
 
 
 def test_samples_are_text(finished):
@@ -122,7 +125,7 @@ def test_the_trained_model_opens_in_transformers(finished):
   ids = tokenizer_lib.load(folder).encode("Lily had 3 apples.")
   with torch.no_grad():
     want_SV = model(torch.tensor([ids])).logits[0].numpy()
-  config, policy = pretrained.load(folder)
+  config, policy = reader.load(folder)
   network = networks.Networks(config)
   hidden_1SD = jax.jit(network.hidden)(
     policy["trunk"], np.array([ids]), np.array([len(ids)])
@@ -131,7 +134,7 @@ def test_the_trained_model_opens_in_transformers(finished):
   np.testing.assert_allclose(got_SV, want_SV, atol=1e-4)
 
 
-def test_what_is_exported_goes_on_as_the_run_did(finished, tmp_path):
+def test_an_exported_model_completes_as_the_run_did(finished, tmp_path):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   folder = tmp_path / "exported"

@@ -1,22 +1,21 @@
-"""Gemma, and what all generations of it have in common."""
+"""Gemma, and what all of its generations have in common."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from reft_jax.models import config as configs
-from reft_jax.models.hf.families import kinds, llama, rope_fields
+from reft_jax.models.hf.families import kinds, llama
 
-CLASSIFIER = "GemmaForSequenceClassification"
-PREFIX = llama.PREFIX
-HEAD = llama.HEAD
-IGNORED = llama.IGNORED
-FIXED = {"use_bidirectional_attention": False}
+NAMES = llama.NAMES._replace(
+  model="GemmaForCausalLM", classifier="GemmaForSequenceClassification"
+)
 
 KINDS = {
   **llama.SHARED_KINDS,
   "hidden_activation": kinds.TEXT,
   "attention_bias": kinds.FLAG,
+  "use_bidirectional_attention": kinds.only(False),
 }
 _TANH = "gelu_pytorch_tanh"
 
@@ -25,30 +24,17 @@ tensors = llama.tensors
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a GemmaForCausalLM's config.json."""
-  fields = kinds.checked(fields, KINDS)
-  shared = shared_fields(fields)
-  return configs.ModelConfig(
-    family="gemma", **shared, rope=llama.read_rope(fields, shared)
-  )
+  return configs.ModelConfig(family="gemma", **read_shared(fields))
 
 
-def write_config(config: configs.ModelConfig) -> dict[str, Any]:
-  """The config.json that `read_config` reads."""
-  return {
-    "architectures": ["GemmaForCausalLM"],
-    **write_shared(config),
-    **rope_fields.write(config.rope, config.head_size),
-  }
-
-
-def shared_fields(
-  fields: Mapping[str, Any], max_positions: int = 8192
+def read_shared(
+  fields: Mapping[str, Any], max_positions: int = 8192, **rope: Any
 ) -> dict[str, Any]:
-  """Settings that all generations name alike."""
-  shared = llama.shared_fields(
-    fields, tied=True, max_positions=max_positions, head_size=256
+  """ModelConfig's fields that all generations name alike."""
+  shared = llama.read_shared(
+    fields, tied=True, max_positions=max_positions, head_size=256, **rope
   )
-  # Early files say gelu and mean its tanh approximation.
+  # Early files say gelu where the models compute its tanh approximation.
   activation = fields.get("hidden_activation") or fields.get("hidden_act")
   bias = fields.get("attention_bias", False)
   return shared | {
@@ -60,8 +46,8 @@ def shared_fields(
   }
 
 
-def write_shared(config: configs.ModelConfig) -> dict[str, Any]:
-  """The fields that `shared_fields` reads."""
+def write_config(config: configs.ModelConfig) -> dict[str, Any]:
+  """The fields that `read_shared` reads."""
   return {
     **llama.write_shared(config),
     "hidden_activation": config.activation,

@@ -1,4 +1,4 @@
-"""Gemma 3: q/k norms, and a rope of their own for layers with a window."""
+"""Gemma 3: q/k norms, and another rope for layers with a window."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,13 @@ from reft_jax.models.hf.families import (
   windows,
 )
 
-CLASSIFIER = "Gemma3TextForSequenceClassification"
-PREFIX = llama.PREFIX
-HEAD = llama.HEAD
-IGNORED = llama.IGNORED
-FIXED = gemma.FIXED
+NAMES = llama.NAMES._replace(
+  model="Gemma3ForCausalLM", classifier="Gemma3TextForSequenceClassification"
+)
 
 KINDS = {
   **gemma2.KINDS,
+  "rope_parameters": kinds.GROUP,
   "rope_local_base_freq": kinds.POSITIVE,
   "sliding_window_pattern": kinds.SIZE,
 }
@@ -31,52 +30,53 @@ tensors = llama.tensors
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a Gemma3ForCausalLM's config.json."""
-  window = kinds.or_null(fields, "sliding_window", 4096)
-  fields = kinds.checked(fields, KINDS)
-  shared = gemma.shared_fields(fields, max_positions=131072)
+  own = {x: fields[x] for x in fields if x not in rope_fields.KINDS}
+  full, local = _split_ropes(fields)
+  shared = gemma.read_shared(own | full, max_positions=131072, theta=1e6)
   pattern = fields.get("sliding_window_pattern", 6)
-  full, local = _ropes(fields, shared)
   return configs.ModelConfig(
     family="gemma3_text",
     **shared,
-    rope=full,
-    local_rope=local,
+    local_rope=llama.read_rope(local, shared, theta=1e4),
     norm_place="both",
     qk_norm="head",
     score_scale=fields.get("query_pre_attn_scalar", 256) ** -0.5,
     score_cap=fields.get("attn_logit_softcapping"),
     logit_cap=fields.get("final_logit_softcapping"),
     windows=windows.read(
-      fields, shared["layers"], window, lambda layer: (layer + 1) % pattern
+      fields,
+      shared["layers"],
+      fields.get("sliding_window", 4096),
+      lambda layer: (layer + 1) % pattern,
     ),
   )
 
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:
-  """The config.json that `read_config` reads."""
-  size = config.head_size
-  full = rope_fields.write(config.rope, size)
+  """The fields that `read_config` reads."""
+  fields = gemma2.write_config(config)
+  local = config.local_rope or rope_fields.of(config)
+  ropes = {
+    _GLOBAL: fields["rope_parameters"],
+    _LOCAL: rope_fields.write_parameters(local, config.head_size),
+  }
   return {
-    "architectures": ["Gemma3ForCausalLM"],
-    **gemma2.write_scores(config),
-    **full,
-    "rope_parameters": {
-      _GLOBAL: full["rope_parameters"],
-      _LOCAL: rope_fields.parameters_of(config.local_rope, size),
-    },
-    "rope_local_base_freq": config.local_rope.theta,
+    **fields,
+    "rope_parameters": ropes,
+    "rope_local_base_freq": local.theta,
   }
 
 
-def _ropes(fields, shared) -> tuple[configs.RopeConfig, configs.RopeConfig]:
-  """Those of full and of sliding layers; only the first can be stretched."""
-  both = fields.get("rope_parameters") or {}
+def _split_ropes(
+  fields: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The fields of the rope in full layers, and in layers with a window.
+
+  Only the first can be stretched by the older `rope_scaling`.
+  """
   full = {name: fields.get(name) for name in ("rope_theta", "rope_scaling")}
   local = {"rope_theta": fields.get("rope_local_base_freq")}
-  if both:
+  if both := fields.get("rope_parameters"):
     full |= {"rope_parameters": both.get(_GLOBAL), "rope_scaling": None}
     local["rope_parameters"] = both.get(_LOCAL)
-  return (
-    llama.read_rope(full, shared, theta=1e6),
-    llama.read_rope(local, shared, theta=1e4),
-  )
+  return full, local

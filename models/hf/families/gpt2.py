@@ -1,4 +1,4 @@
-"""GPT-2, and codeparrot, which divides the scores of deeper layers."""
+"""GPT-2, and codeparrot, which divides a layer's scores by its number."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,12 +6,13 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, table
 
-CLASSIFIER = "GPT2ForSequenceClassification"
-PREFIX = "transformer."
-HEAD = "lm_head.weight"
-# Causal masks, which old versions stored.
-IGNORED = r".*\.attn\.(bias|masked_bias)"
-FIXED = {"add_cross_attention": False}
+NAMES = table.Names(
+  model="GPT2LMHeadModel",
+  classifier="GPT2ForSequenceClassification",
+  prefix="transformer.",
+  head="lm_head.weight",
+  ignored=r".*\.attn\.(bias|masked_bias)",  # Old versions stored the masks.
+)
 
 KINDS = {
   "vocab_size": kinds.SIZE,
@@ -26,6 +27,7 @@ KINDS = {
   "scale_attn_weights": kinds.FLAG,
   "scale_attn_by_inverse_layer_idx": kinds.FLAG,
   "tie_word_embeddings": kinds.FLAG,
+  "add_cross_attention": kinds.only(False),
 }
 
 _BLOCK = "trunk/blocks"
@@ -34,11 +36,9 @@ _LAYER = "transformer.h.{}"
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a GPT2LMHeadModel's config.json."""
-  fields = kinds.checked(fields, KINDS)
-  shared = shared_fields(fields, max_positions=1024, tied=True)
   return configs.ModelConfig(
     family="gpt2",
-    **shared,
+    **read_shared(fields, max_positions=1024, tied=True),
     rope=None,
     qkv_bias=True,
     o_bias=True,
@@ -48,19 +48,24 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
 
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:
-  """The config.json that `read_config` reads."""
+  """The fields that `read_config` reads."""
   return {
-    "architectures": ["GPT2LMHeadModel"],
     **write_shared(config),
     "scale_attn_weights": config.score_scale is None,
     "scale_attn_by_inverse_layer_idx": config.scale_by_layer,
   }
 
 
-def shared_fields(
+def read_shared(
   fields: Mapping[str, Any], *, max_positions: int, tied: bool
 ) -> dict[str, Any]:
-  """Settings that GPT-2 and CodeGen name alike."""
+  """ModelConfig's fields that GPT-2 and CodeGen name alike.
+
+  Args:
+    fields: the config.json.
+    max_positions: the default context.
+    tied: whether the LM head is tied by default.
+  """
   width, heads = fields["n_embd"], fields["n_head"]
   return {
     "vocab_size": fields["vocab_size"],
@@ -82,9 +87,8 @@ def shared_fields(
 
 
 def write_shared(config: configs.ModelConfig) -> dict[str, Any]:
-  """The fields that `shared_fields` reads, and the model's type."""
+  """The fields that `read_shared` reads."""
   return {
-    "model_type": config.family,
     "vocab_size": config.vocab_size,
     "n_positions": config.max_positions,
     "n_embd": config.width,
@@ -106,23 +110,13 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
   attention, size = f"{_LAYER}.attn", config.heads * config.head_size
   columns = table.parts(size, size, size, axis=1)
   entries = table.parts(size, size, size)
-  paths = [f"{_BLOCK}/attention/{name}" for name in ("q", "k", "v")]
-  heads = ["N", "K", "K"]
-  fused = [
-    *(
-      (f"{attention}.c_attn.weight", f"{path}_D{n}H", f"D {n}H", part)
-      for path, n, part in zip(paths, heads, columns, strict=True)
-    ),
-    *(
-      (f"{attention}.c_attn.bias", f"{path}_bias_{n}H", f"{n}H", part)
-      for path, n, part in zip(paths, heads, entries, strict=True)
-    ),
-  ]
+  qkv, path = f"{attention}.c_attn", f"{_BLOCK}/attention"
   rows = [
     ("transformer.wte.weight", "trunk/embed_VD", "V D"),
     ("transformer.wpe.weight", "trunk/positions_MD", "M D"),
     *table.norm(f"{_LAYER}.ln_1", f"{_BLOCK}/attention_norm_D"),
-    *fused,
+    *table.fused_qkv(f"{qkv}.weight", path + "/{}_D{}H", "D {}H", columns),
+    *table.fused_qkv(f"{qkv}.bias", path + "/{}_bias_{}H", "{}H", entries),
     (f"{attention}.c_proj.weight", f"{_BLOCK}/attention/o_NHD", "NH D"),
     (f"{attention}.c_proj.bias", f"{_BLOCK}/attention/o_bias_D", "D"),
     *table.norm(f"{_LAYER}.ln_2", f"{_BLOCK}/mlp_norm_D"),
@@ -131,6 +125,6 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
     (f"{_LAYER}.mlp.c_proj.weight", f"{_BLOCK}/mlp/down_FD", "F D"),
     (f"{_LAYER}.mlp.c_proj.bias", f"{_BLOCK}/mlp/down_bias_D", "D"),
     *table.norm("transformer.ln_f", "trunk/norm_D"),
-    (HEAD, "lm_DV", "V D"),
+    (NAMES.head, "lm_DV", "V D"),
   ]
   return table.present(config, rows)

@@ -6,11 +6,13 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, llama, rope_fields, table
 
-CLASSIFIER = "GPTNeoXForSequenceClassification"
-PREFIX = "gpt_neox."
-HEAD = "embed_out.weight"
-IGNORED = r".*(rotary_emb\.inv_freq|attention\.(bias|masked_bias))"
-FIXED: dict[str, Any] = {}
+NAMES = table.Names(
+  model="GPTNeoXForCausalLM",
+  classifier="GPTNeoXForSequenceClassification",
+  prefix="gpt_neox.",
+  head="embed_out.weight",
+  ignored=r".*(rotary_emb\.inv_freq|attention\.(bias|masked_bias))",
+)
 
 KINDS = {
   **llama.SHARED_KINDS,
@@ -21,17 +23,20 @@ KINDS = {
   "rotary_emb_base": kinds.POSITIVE,
 }
 
+# Of Llama's fields.
+_NOT_READ = ("rms_norm_eps", "num_key_value_heads", "head_dim")
 _BLOCK = "trunk/blocks"
 _LAYER = "gpt_neox.layers.{}"
 
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a GPTNeoXForCausalLM's config.json."""
-  fields = kinds.checked(fields, KINDS)
-  heads = fields["num_attention_heads"]
-  shared = llama.shared_fields(fields) | {
-    "kv_heads": heads,
-    "head_size": fields["hidden_size"] // heads,
+  own = {name: x for name, x in fields.items() if name not in _NOT_READ}
+  shared = llama.read_shared(
+    own,
+    theta=fields.get("rotary_emb_base", 10000.0),
+    share=fields.get("rotary_pct", 0.25),
+  ) | {
     "norm_eps": fields.get("layer_norm_eps", 1e-5),
     "activation": fields.get("hidden_act", "gelu"),
   }
@@ -40,12 +45,6 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   return configs.ModelConfig(
     family="gpt_neox",
     **shared,
-    rope=llama.read_rope(
-      fields,
-      shared,
-      theta=fields.get("rotary_emb_base", 10000.0),
-      share=fields.get("rotary_pct", 0.25),
-    ),
     norm="layer",
     parallel="own_norms" if parallel else "none",
     qkv_bias=bias,
@@ -56,19 +55,17 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
 
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:
-  """The config.json that `read_config` reads."""
+  """The fields that `read_config` reads."""
   fields = {
-    "architectures": ["GPTNeoXForCausalLM"],
     **llama.write_shared(config),
-    **rope_fields.write(config.rope, config.head_size),
     "layer_norm_eps": config.norm_eps,
     "use_parallel_residual": config.parallel == "own_norms",
     "attention_bias": config.qkv_bias,
-    "rotary_emb_base": config.rope.theta,
+    "rotary_emb_base": rope_fields.of(config).theta,
   }
-  for name in ("rms_norm_eps", "num_key_value_heads", "head_dim"):
+  for name in _NOT_READ:
     del fields[name]
-  share = config.turning(config.rope) / config.head_size
+  share = config.turning(rope_fields.of(config)) / config.head_size
   fields["rotary_pct"] = fields["partial_rotary_factor"] = share
   fields["rope_parameters"]["partial_rotary_factor"] = share
   return fields
@@ -79,23 +76,16 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
   H, attention = config.head_size, f"{_BLOCK}/attention"
   shares = table.alternating(config.heads, (H, H, H))
   qkv = f"{_LAYER}.attention.query_key_value"
-  fused = [
-    row
-    for name, n, part in zip("qkv", "NKK", shares, strict=True)
-    for row in (
-      (f"{qkv}.weight", f"{attention}/{name}_D{n}H", f"{n}H D", part),
-      (f"{qkv}.bias", f"{attention}/{name}_bias_{n}H", f"{n}H", part),
-    )
-  ]
   rows = [
     ("gpt_neox.embed_in.weight", "trunk/embed_VD", "V D"),
     *table.norm(f"{_LAYER}.input_layernorm", f"{_BLOCK}/attention_norm_D"),
-    *fused,
+    *table.fused_qkv(f"{qkv}.weight", attention + "/{}_D{}H", "{}H D", shares),
+    *table.fused_qkv(f"{qkv}.bias", attention + "/{}_bias_{}H", "{}H", shares),
     *table.linear(f"{_LAYER}.attention.dense", f"{attention}/o_NHD"),
     *table.norm(f"{_LAYER}.post_attention_layernorm", f"{_BLOCK}/mlp_norm_D"),
     *table.linear(f"{_LAYER}.mlp.dense_h_to_4h", f"{_BLOCK}/mlp/up_DF"),
     *table.linear(f"{_LAYER}.mlp.dense_4h_to_h", f"{_BLOCK}/mlp/down_FD"),
     *table.norm("gpt_neox.final_layer_norm", "trunk/norm_D"),
-    (HEAD, "lm_DV", "V D"),
+    (NAMES.head, "lm_DV", "V D"),
   ]
   return table.present(config, rows)

@@ -1,4 +1,4 @@
-"""What a field of a config.json may hold."""
+"""The values that a field of a config.json may have."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -8,10 +8,20 @@ from reft_jax.models import errors
 
 
 class Kind(NamedTuple):
-  """The values a field may have, in words and as a test."""
+  """The values a field may have.
+
+  Attributes:
+    text: these values, in words.
+    holds: whether a value is one of them.
+    nullable: whether null differs from a missing field: null switches
+      something off, and a missing field has a default.
+    error: the message about another value.
+  """
 
   text: str
   holds: Callable[[Any], bool]
+  nullable: bool = False
+  error: str = "the field {name!r} is {value!r:.40} but must be {text}."
 
 
 def _is_number(value: Any) -> bool:
@@ -29,17 +39,14 @@ NUMBER = Kind("a number, 0 or more", lambda x: _is_number(x) and x >= 0)
 POSITIVE = Kind("a number above 0", lambda x: _is_number(x) and x > 0)
 NUMBERS = Kind("a list of numbers above 0", _is_list_of(POSITIVE))
 FLAG = Kind("true or false", lambda x: isinstance(x, bool))
-FLAGS = Kind(
-  "a list of 0 and 1",
-  _is_list_of(Kind("", lambda x: x in (0, 1))),
-)
+FLAGS = Kind("a list of 0 and 1", _is_list_of(Kind("", lambda x: x in (0, 1))))
 TEXT = Kind("text", lambda x: isinstance(x, str))
 TEXTS = Kind("a list of texts", _is_list_of(TEXT))
 GROUP = Kind("an object with fields", lambda x: isinstance(x, dict))
 
-# Fields that say nothing of what is computed here: records, ids (the tokenizer
-# is asked for them), training noise that is never applied, heads of other
-# tasks, and hints for programs that run the model.
+# Fields that do not change the logits: records, special ids (the tokenizer has
+# them), dropout, which is never applied, heads of other tasks, and hints for
+# programs that run the model.
 HARMLESS = frozenset(
   (
     # Records and hints.
@@ -50,7 +57,7 @@ HARMLESS = frozenset(
     *("output_attentions", "output_hidden_states", "return_dict"),
     *("unsloth_fixed", "unsloth_version", "base_model_tp_plan"),
     *("base_model_pp_plan", "chunk_size_feed_forward", "is_decoder"),
-    # More precise here, whatever it says.
+    # Scores are computed in fp32 either way.
     "reorder_and_upcast_attn",
     # Classifiers.
     *("id2label", "label2id", "num_labels", "problem_type"),
@@ -61,10 +68,10 @@ HARMLESS = frozenset(
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"),
     *("cls_token_id", "unk_token_id", "decoder_start_token_id", "prefix"),
     *("forced_bos_token_id", "forced_eos_token_id"),
-    # Noise of training.
+    # Dropout.
     *("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
     *("dropout", "hidden_dropout", "layerdrop", "activation_dropout"),
-    # How old versions sampled.
+    # Sampling, which old versions kept here.
     *("do_sample", "temperature", "top_k", "top_p", "max_length"),
     *("min_length", "num_beams", "repetition_penalty", "length_penalty"),
     *("num_return_sequences", "early_stopping", "no_repeat_ngram_size"),
@@ -72,56 +79,53 @@ HARMLESS = frozenset(
 )
 
 
-def checked(
+def nullable(kind: Kind) -> Kind:
+  """The same values, of a field that null switches off."""
+  return kind._replace(nullable=True)
+
+
+def only(value: Any) -> Kind:
+  """The one implemented value of a setting that would change the logits."""
+  return Kind(
+    repr(value),
+    lambda x: x == value,
+    error="the setting {name}={value!r:.40} is not implemented; only {text} "
+    "is.",
+  )
+
+
+def check_fields(
   fields: Mapping[str, Any], kinds: Mapping[str, Kind], group: str = ""
 ) -> dict[str, Any]:
-  """The fields that are not null, which says as much as leaving them out.
+  """Drops fields that are null, which is the same as missing unless nullable.
 
   Args:
     fields: a config.json, or an object within it.
-    kinds: what the fields that matter may hold; others are not looked at.
+    kinds: the fields that matter; the values of others are not checked.
     group: the field that holds the object, for the error.
 
   Raises:
-    UnsupportedModelError: names a field that holds something else.
+    UnsupportedModelError: names the first field with another value.
   """
-  present = {name: x for name, x in fields.items() if x is not None}
   for name, kind in kinds.items():
-    if name in present and not kind.holds(present[name]):
+    value = fields.get(name)
+    if value is not None and not kind.holds(value):
       full_name = f"{group}.{name}" if group else name
       raise errors.UnsupportedModelError(
-        f"the field {full_name!r} is {present[name]!r:.40} but must be "
-        f"{kind.text}."
+        kind.error.format(name=full_name, value=value, text=kind.text)
       )
-  return present
+  null = {name for name, kind in kinds.items() if kind.nullable}
+  return {
+    name: value
+    for name, value in fields.items()
+    if value is not None or name in null
+  }
 
 
-def demand(fields: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-  """Refuses settings that would change what is computed, were they followed.
-
-  Args:
-    fields: a config.json.
-    fixed: the one value that is implemented of each such setting; null and a
-      missing field count as that value.
-
-  Raises:
-    UnsupportedModelError: names the first that is set otherwise.
-  """
-  for name, value in fixed.items():
-    if fields.get(name) is not None and fields[name] != value:
-      raise errors.UnsupportedModelError(
-        f"the setting {name}={fields[name]!r:.40} is not implemented; only "
-        f"{value!r} is."
-      )
-
-
-def or_null(fields: Mapping[str, Any], name: str, default: Any) -> Any:
-  """A field that null switches off, and that has a default where missing."""
-  return fields.get(name, default)
-
-
-def unknown(fields: Mapping[str, Any], known: Iterable[str]) -> list[str]:
-  """The fields that are set and that nothing here knows."""
+def unknown_fields(
+  fields: Mapping[str, Any], known: Iterable[str]
+) -> list[str]:
+  """The fields that are set, are not known and may change the logits."""
   known = HARMLESS | set(known)
   return sorted(
     name

@@ -1,7 +1,7 @@
 """Llama: CodeLlama, Llama 2 and 3, TinyLlama, DeepSeek-distill-Llama.
 
 Several families store their models as Llama does, with more or fewer tensors;
-they read and write through `shared_fields`, `write_shared` and `tensors`.
+they call `read_shared`, `write_shared` and `tensors`.
 """
 
 from collections.abc import Mapping
@@ -10,19 +10,21 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, rope_fields, table
 
-CLASSIFIER = "LlamaForSequenceClassification"
-PREFIX = "model."
-HEAD = "lm_head.weight"
-# Old checkpoints store rope frequencies; they follow from the config.
-IGNORED = r".*rotary_emb\.inv_freq"
-FIXED: dict[str, Any] = {}
+NAMES = table.Names(
+  model="LlamaForCausalLM",
+  classifier="LlamaForSequenceClassification",
+  prefix="model.",
+  head="lm_head.weight",
+  # Old checkpoints store the rope's frequencies.
+  ignored=r".*rotary_emb\.inv_freq",
+)
 
 SHARED_KINDS = {
   "vocab_size": kinds.SIZE,
   "hidden_size": kinds.SIZE,
   "num_hidden_layers": kinds.SIZE,
   "num_attention_heads": kinds.SIZE,
-  "num_key_value_heads": kinds.SIZE,
+  "num_key_value_heads": kinds.nullable(kinds.SIZE),
   "head_dim": kinds.SIZE,
   "intermediate_size": kinds.SIZE,
   "rms_norm_eps": kinds.NUMBER,
@@ -43,13 +45,10 @@ _LAYER = "model.layers.{}"
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a LlamaForCausalLM's config.json."""
-  fields = kinds.checked(fields, KINDS)
-  shared = shared_fields(fields)
   bias = fields.get("attention_bias", False)
   return configs.ModelConfig(
     family="llama",
-    **shared,
-    rope=read_rope(fields, shared),
+    **read_shared(fields),
     qkv_bias=bias,
     o_bias=bias,
     mlp_bias=fields.get("mlp_bias", False),
@@ -57,17 +56,15 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
 
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:
-  """The config.json that `read_config` reads."""
+  """The fields that `read_config` reads."""
   return {
-    "architectures": ["LlamaForCausalLM"],
     **write_shared(config),
-    **rope_fields.write(config.rope, config.head_size),
     "attention_bias": config.qkv_bias,
     "mlp_bias": config.mlp_bias,
   }
 
 
-def shared_fields(
+def read_shared(
   fields: Mapping[str, Any],
   *,
   eps: float = 1e-6,
@@ -75,15 +72,27 @@ def shared_fields(
   max_positions: int = 2048,
   kv_heads: int | None = None,
   head_size: int | None = None,
+  **rope: Any,
 ) -> dict[str, Any]:
-  """Settings that Llama and its relatives name alike, with their defaults."""
+  """ModelConfig's fields that Llama and its relatives name alike.
+
+  Args:
+    fields: the config.json.
+    eps: the default of `rms_norm_eps`. The arguments that follow are defaults
+      too.
+    tied: whether the LM head is tied.
+    max_positions: the context.
+    kv_heads: None: as many as query heads.
+    head_size: None: the width, divided by the heads.
+    **rope: those of the rope, as `rope_fields.read` takes them.
+  """
   width, heads = fields["hidden_size"], fields["num_attention_heads"]
-  return {
+  shared = {
     "vocab_size": fields["vocab_size"],
     "width": width,
     "layers": fields["num_hidden_layers"],
     "heads": heads,
-    "kv_heads": fields.get("num_key_value_heads", kv_heads or heads),
+    "kv_heads": fields.get("num_key_value_heads", kv_heads) or heads,
     "head_size": fields.get("head_dim", head_size or width // heads),
     "ffn": fields["intermediate_size"],
     "norm_eps": fields.get("rms_norm_eps", eps),
@@ -92,12 +101,13 @@ def shared_fields(
     "max_positions": fields.get("max_position_embeddings", max_positions),
     "init_scale": fields.get("initializer_range", 0.02),
   }
+  return shared | {"rope": read_rope(fields, shared, **rope)}
 
 
 def read_rope(
   fields: Mapping[str, Any], shared: Mapping[str, Any], **defaults: Any
 ) -> configs.RopeConfig:
-  """The rope of a model whose shared fields are read."""
+  """The rope of a model, given its context and the size of its heads."""
   return rope_fields.read(
     fields,
     max_positions=shared["max_positions"],
@@ -107,9 +117,8 @@ def read_rope(
 
 
 def write_shared(config: configs.ModelConfig) -> dict[str, Any]:
-  """The fields that `shared_fields` reads, and the model's type."""
+  """The fields that `read_shared` reads."""
   return {
-    "model_type": config.family,
     "vocab_size": config.vocab_size,
     "hidden_size": config.width,
     "num_hidden_layers": config.layers,
@@ -122,6 +131,7 @@ def write_shared(config: configs.ModelConfig) -> dict[str, Any]:
     "hidden_act": config.activation,
     "max_position_embeddings": config.max_positions,
     "initializer_range": config.init_scale,
+    **rope_fields.write(rope_fields.of(config), config.head_size),
   }
 
 
@@ -143,13 +153,13 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
     *table.linear(f"{mlp}.up_proj", f"{_BLOCK}/mlp/up_DF"),
     *table.linear(f"{mlp}.down_proj", f"{_BLOCK}/mlp/down_FD"),
     ("model.norm.weight", "trunk/norm_D", "D"),
-    (HEAD, "lm_DV", "V D"),
+    (NAMES.head, "lm_DV", "V D"),
   ]
   return table.present(config, rows)
 
 
-def _norms(config):
-  """A block's norms; the same name means another norm in another family."""
+def _norms(config: configs.ModelConfig) -> list[tuple[str, str, str]]:
+  """A block's norms. The same name means different norms in two families."""
   names = {
     "pre": {
       "input_layernorm": "attention_norm_D",

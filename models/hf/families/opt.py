@@ -1,4 +1,4 @@
-"""OPT, and Galactica, which has its architecture."""
+"""OPT; Galactica has the same architecture."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, table
 
-CLASSIFIER = "OPTForSequenceClassification"
-PREFIX = "model."
-HEAD = "lm_head.weight"
-IGNORED = r"(?!)"
-FIXED: dict[str, Any] = {}
+NAMES = table.Names(
+  model="OPTForCausalLM",
+  classifier="OPTForSequenceClassification",
+  prefix="model.",
+  head="lm_head.weight",
+)
 
 KINDS = {
   "vocab_size": kinds.SIZE,
@@ -29,14 +30,13 @@ KINDS = {
   "init_std": kinds.NUMBER,
 }
 
-_POSITION_OFFSET = 2  # Rows before the first position; padding had them once.
+_POSITION_OFFSET = 2  # Unused rows before the first position.
 _BLOCK = "trunk/blocks"
 _LAYER = "model.decoder.layers.{}"
 
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of an OPTForCausalLM's config.json."""
-  fields = kinds.checked(fields, KINDS)
   width, heads = fields["hidden_size"], fields["num_attention_heads"]
   embed = fields.get("word_embed_proj_dim", width)
   pre = fields.get("do_layer_norm_before", True)
@@ -69,11 +69,9 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
 
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:
-  """The config.json that `read_config` reads."""
+  """The fields that `read_config` reads."""
   pre = config.norm_place == "pre"
   return {
-    "architectures": ["OPTForCausalLM"],
-    "model_type": "opt",
     "vocab_size": config.vocab_size,
     "hidden_size": config.width,
     "num_hidden_layers": config.layers,
@@ -113,6 +111,6 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
     *table.norm("model.decoder.final_layer_norm", "trunk/norm_D"),
     ("model.decoder.project_in.weight", "trunk/into_ED", "D E"),
     ("model.decoder.project_out.weight", "trunk/out_of_DE", "E D"),
-    (HEAD, config.head_name, f"V {E}"),
+    (NAMES.head, config.head_name, f"V {E}"),
   ]
   return table.present(config, rows)

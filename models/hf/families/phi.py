@@ -1,4 +1,4 @@
-"""Phi-1, Phi-1.5 and Phi-2: attention and feed-forward layer side by side."""
+"""Phi-1, Phi-1.5 and Phi-2: attention and feed-forward layer in parallel."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,9 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, llama, rope_fields, table
 
-CLASSIFIER = "PhiForSequenceClassification"
-PREFIX = "model."
-HEAD = "lm_head.weight"
-IGNORED = llama.IGNORED
-FIXED: dict[str, Any] = {}
+NAMES = llama.NAMES._replace(
+  model="PhiForCausalLM", classifier="PhiForSequenceClassification"
+)
 
 KINDS = {
   **llama.SHARED_KINDS,
@@ -24,15 +22,13 @@ _LAYER = "model.layers.{}"
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a PhiForCausalLM's config.json."""
-  fields = kinds.checked(fields, KINDS)
-  shared = llama.shared_fields(fields) | {
+  shared = llama.read_shared(fields, share=0.5) | {
     "norm_eps": fields.get("layer_norm_eps", 1e-5),
     "activation": fields.get("hidden_act", "gelu_new"),
   }
   return configs.ModelConfig(
     family="phi",
     **shared,
-    rope=llama.read_rope(fields, shared, share=0.5),
     norm="layer",
     parallel="shared_norm",
     qkv_bias=True,
@@ -45,16 +41,14 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
 
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:
-  """The config.json that `read_config` reads."""
+  """The fields that `read_config` reads."""
   fields = {
-    "architectures": ["PhiForCausalLM"],
     **llama.write_shared(config),
-    **rope_fields.write(config.rope, config.head_size),
     "layer_norm_eps": config.norm_eps,
     "qk_layernorm": config.qk_norm == "head",
   }
   del fields["rms_norm_eps"]
-  share = config.turning(config.rope) / config.head_size
+  share = config.turning(rope_fields.of(config)) / config.head_size
   fields["partial_rotary_factor"] = share
   fields["rope_parameters"]["partial_rotary_factor"] = share
   return fields
@@ -75,7 +69,7 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
     *table.linear(f"{_LAYER}.mlp.fc1", f"{_BLOCK}/mlp/up_DF"),
     *table.linear(f"{_LAYER}.mlp.fc2", f"{_BLOCK}/mlp/down_FD"),
     *table.norm("model.final_layernorm", "trunk/norm_D"),
-    (HEAD, "lm_DV", "V D"),
+    (NAMES.head, "lm_DV", "V D"),
     ("lm_head.bias", "lm_bias_V", "V"),
   ]
   return table.present(config, rows)

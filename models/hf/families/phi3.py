@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini: Llama with q, k, v and gate, up stored as one."""
+"""Phi-3 and Phi-4-mini: Llama with fused q, k, v and fused gate, up."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,49 +6,44 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, llama, rope_fields, table
 
-CLASSIFIER = "Phi3ForSequenceClassification"
-PREFIX = llama.PREFIX
-HEAD = llama.HEAD
-IGNORED = llama.IGNORED
-FIXED = {"attention_bias": False}
+NAMES = llama.NAMES._replace(
+  model="Phi3ForCausalLM", classifier="Phi3ForSequenceClassification"
+)
 
 KINDS = {
   **llama.SHARED_KINDS,
   "original_max_position_embeddings": kinds.SIZE,
   "sliding_window": kinds.SIZE,
+  "attention_bias": kinds.only(False),
 }
-# What early files call the rope of Phi-3.
+# Early files call Phi-3's rope by these names.
 _RENAMED = {"su": "longrope", "yarn": "longrope"}
 
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a Phi3ForCausalLM's config.json."""
-  fields = kinds.checked(fields, KINDS)
-  shared = llama.shared_fields(fields, eps=1e-5, max_positions=4096)
-  original = fields.get("original_max_position_embeddings", 4096)
+  shared = llama.read_shared(
+    {"original_max_position_embeddings": 4096, **fields},
+    eps=1e-5,
+    max_positions=4096,
+    renamed=_RENAMED,
+  )
   window = fields.get("sliding_window")
   return configs.ModelConfig(
     family="phi3",
     **shared,
-    rope=llama.read_rope(
-      {**fields, "original_max_position_embeddings": original},
-      shared,
-      renamed=_RENAMED,
-    ),
     windows=(window,) * shared["layers"] if window else (),
   )
 
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:
-  """The config.json that `read_config` reads."""
+  """The fields that `read_config` reads."""
   fields = {
-    "architectures": ["Phi3ForCausalLM"],
     **llama.write_shared(config),
-    **rope_fields.write(config.rope, config.head_size),
     "sliding_window": max(config.windows, default=None),
   }
-  if config.rope.kind == "longrope":
-    original = config.rope.original_max_positions
+  if rope_fields.of(config).kind == "longrope":
+    original = rope_fields.of(config).original_max_positions
     fields["original_max_position_embeddings"] = original
   return fields
 
@@ -66,7 +61,7 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
     "mlp.up_proj": ("mlp.gate_up_proj", up),
   }
 
-  def stored(row):
+  def stored(row: table.Tensor) -> table.Tensor:
     for apart, (together, part) in fused.items():
       if f".{apart}." in row.stored:
         name = row.stored.replace(apart, together)

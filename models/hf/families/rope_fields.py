@@ -1,8 +1,8 @@
 """The rope fields of a config.json, in both of their styles.
 
-Since version 5 transformers writes `rope_parameters`, which holds the base as
-well; older checkpoints have `rope_theta` beside `rope_scaling`, and their kind
-may be called `type`. Both are read, and both are written.
+transformers 5 writes one object, `rope_parameters`. Older versions wrote
+`rope_scaling` and, beside it, `rope_theta`; the rope's kind may be called
+`type`. Both styles are read, and both are written.
 """
 
 import math
@@ -13,7 +13,7 @@ from reft_jax.models import config as configs
 from reft_jax.models import errors
 from reft_jax.models.hf.families import kinds
 
-# A name means the same in a config.json and in its group for the rope.
+# The same names may be in a config.json and in its object for the rope.
 KINDS = {
   "rope_parameters": kinds.GROUP,
   "rope_scaling": kinds.GROUP,
@@ -48,39 +48,35 @@ def read(
   """The RopeConfig of a config.json.
 
   Args:
-    fields: the config.json, or the part of it that speaks of one rope.
+    fields: the config.json, or those of its fields that describe one rope.
     max_positions: the model's context.
     head_size: H.
-    theta: the family's base, where none is given.
-    share: the family's share of a head that turns, where none is given.
-    renamed: kinds by the names that this family's checkpoints have for them.
+    theta: the family's default base.
+    share: the share of a head's coordinates that the family rotates by default.
+    renamed: this family's own names of kinds, and what we call them.
 
   Raises:
     UnsupportedModelError: the kind is unknown, or a field that it needs is
-      missing or holds something else than it should.
+      missing or has a wrong value.
   """
-  fields = kinds.checked(fields, KINDS)
+  fields = kinds.check_fields(fields, KINDS)
   group = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
-  rope = kinds.checked(fields.get(group, {}), KINDS, group)
+  rope = kinds.check_fields(fields.get(group, {}), KINDS, group)
   kind = rope.get("rope_type") or rope.get("type") or "default"
   kind = (renamed or {}).get(kind, kind)
   if kind not in configs.ROPE_KINDS:
     raise errors.UnsupportedModelError(
       f"rope type {kind!r} is not one of {', '.join(configs.ROPE_KINDS)}."
     )
-  share = (
-    rope.get("partial_rotary_factor")
-    or fields.get("partial_rotary_factor")
-    or share
-  )
 
-  def need(name):
+  def need(name: str) -> Any:
     if name not in rope:
       raise errors.UnsupportedModelError(
         f"rope type {kind!r} needs the field {name!r}."
       )
     return rope[name]
 
+  either = fields | rope
   original = (
     fields.get("original_max_position_embeddings")
     or rope.get("original_max_position_embeddings")
@@ -116,14 +112,22 @@ def read(
         "short_factor": tuple(need("short_factor")),
         "long_factor": tuple(need("long_factor")),
       }
-  theta = rope.get("rope_theta") or fields.get("rope_theta") or theta
+  share = either.get("partial_rotary_factor", share)
+  theta = either.get("rope_theta", theta)
   size = None if share == 1.0 else int(head_size * share)
   return configs.RopeConfig(kind=kind, theta=theta, size=size, **numbers)
 
 
+def of(config: configs.ModelConfig) -> configs.RopeConfig:
+  """The rope of a family whose models all have one."""
+  if config.rope is None:
+    raise ValueError(f"{config.family} models need a rope")
+  return config.rope
+
+
 def write(rope: configs.RopeConfig, head_size: int) -> dict[str, Any]:
-  """The fields of a config.json that speak of its rope, in both styles."""
-  parameters = parameters_of(rope, head_size)
+  """The fields of a config.json that describe its rope, in both styles."""
+  parameters = write_parameters(rope, head_size)
   fields = {"rope_parameters": parameters, "rope_theta": rope.theta}
   if "partial_rotary_factor" in parameters:
     fields["partial_rotary_factor"] = parameters["partial_rotary_factor"]
@@ -132,7 +136,9 @@ def write(rope: configs.RopeConfig, head_size: int) -> dict[str, Any]:
   return fields
 
 
-def parameters_of(rope: configs.RopeConfig, head_size: int) -> dict[str, Any]:
+def write_parameters(
+  rope: configs.RopeConfig, head_size: int
+) -> dict[str, Any]:
   """The `rope_parameters` of a config.json."""
   fields: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
   if rope.size is not None:
@@ -156,12 +162,12 @@ def parameters_of(rope: configs.RopeConfig, head_size: int) -> dict[str, Any]:
   return fields
 
 
-def _yarn_attention_factor(rope, factor) -> float:
-  """Given, or 0.1 m ln(factor) + 1, or a ratio of two such (DeepSeek)."""
+def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
+  """As given, or 0.1 m ln(factor) + 1, or a ratio of two such (DeepSeek)."""
   if "attention_factor" in rope:
     return rope["attention_factor"]
 
-  def scale(m):
+  def scale(m: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0
 
   if rope.get("mscale") and rope.get("mscale_all_dim"):
@@ -169,8 +175,10 @@ def _yarn_attention_factor(rope, factor) -> float:
   return scale(1.0)
 
 
-def _longrope_attention_factor(rope, factor, original) -> float:
-  """Given, or sqrt(1 + ln(factor) / ln(original context))."""
+def _longrope_attention_factor(
+  rope: Mapping[str, Any], factor: float, original: int
+) -> float:
+  """As given; or sqrt(1 + ln(factor) / ln(original context))."""
   if "attention_factor" in rope:
     return rope["attention_factor"]
   if factor <= 1:

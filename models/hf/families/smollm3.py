@@ -6,17 +6,13 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, llama, qwen2, windows
 
-CLASSIFIER = "SmolLM3ForSequenceClassification"
-PREFIX = llama.PREFIX
-HEAD = llama.HEAD
-IGNORED = llama.IGNORED
-FIXED: dict[str, Any] = {}
+NAMES = llama.NAMES._replace(
+  model="SmolLM3ForCausalLM", classifier="SmolLM3ForSequenceClassification"
+)
 
 KINDS = {
   **llama.KINDS,
-  **windows.KINDS,
-  "use_sliding_window": kinds.FLAG,
-  "max_window_layers": kinds.COUNT,
+  **qwen2.WINDOW_KINDS,
   "no_rope_layers": kinds.FLAGS,
   "no_rope_layer_interval": kinds.SIZE,
 }
@@ -26,11 +22,8 @@ tensors = llama.tensors
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a SmolLM3ForCausalLM's config.json."""
-  window = qwen2.read_window(fields)
-  kv_heads = None if "num_key_value_heads" in fields else 4
-  fields = kinds.checked(fields, KINDS)
-  shared = llama.shared_fields(
-    fields, tied=True, max_positions=32768, kv_heads=kv_heads
+  shared = llama.read_shared(
+    fields, tied=True, max_positions=32768, kv_heads=4, theta=2e6
   )
   every = fields.get("no_rope_layer_interval", 4)
   turns = fields.get("no_rope_layers") or [
@@ -40,10 +33,12 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   return configs.ModelConfig(
     family="smollm3",
     **shared,
-    rope=llama.read_rope(fields, shared, theta=2e6),
     rope_layers=() if all(turns) else tuple(map(bool, turns)),
     windows=windows.read(
-      fields, shared["layers"], window, lambda layer: not turns[layer]
+      fields,
+      shared["layers"],
+      qwen2.read_window(fields),
+      lambda layer: not turns[layer],
     ),
     qkv_bias=bias,
     o_bias=bias,
@@ -52,11 +47,10 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
 
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:
-  """The config.json that `read_config` reads."""
+  """The fields that `read_config` reads."""
   turns = config.rope_layers or (True,) * config.layers
   return {
     **llama.write_config(config),
-    "architectures": ["SmolLM3ForCausalLM"],
     **windows.write(config.windows, config.layers),
     "use_sliding_window": any(config.windows),
     "no_rope_layers": [int(turned) for turned in turns],

@@ -1,23 +1,31 @@
-"""A family's table of tensors, and the way between the two layouts."""
+"""What a family is: its tensors, their names and the two layouts of each.
 
+A checkpoint stores a parameter with other axes than the networks use, perhaps
+as a part of a larger tensor. A row of a family's table, a Tensor, has both.
+"""
+
+import dataclasses
 import functools
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from reft_jax.models import config as configs
 from reft_jax.models import networks
+from reft_jax.models.hf.families import kinds
 
 
-class Part(NamedTuple):
-  """Where a parameter lies in a tensor that it shares with others.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+  """The place of a parameter in a tensor that holds several.
 
   Attributes:
-    axis: the stored axis along which they share it.
+    axis: the stored axis that they share.
     size: the length of that axis.
-    index: the places along it that are this parameter's, in its own order.
+    index: this parameter's indices along it, in the parameter's own order.
   """
 
   axis: int
@@ -26,15 +34,15 @@ class Part(NamedTuple):
 
 
 class Tensor(NamedTuple):
-  """A parameter and the tensor of a checkpoint that holds it.
+  """A parameter, and the tensor of a checkpoint that holds it.
 
   Attributes:
-    stored: the checkpoint's name; {} stands for the number of the layer.
-    path: the policy's path, its keys joined by slashes.
-    axes: the letters of the stored axes; letters written together are merged
-      into one axis, as in "NH D".
-    part: which part of the tensor it is, if several parameters are stored as
-      one.
+    stored: the tensor's name; {} stands for the number of the layer.
+    path: the keys of the parameter in the policy, joined by slashes.
+    axes: the letters of the stored axes, separated by spaces; "NH D" has two
+      axes, of sizes N H and D.
+    part: which part of the tensor it is, if the tensor holds several
+      parameters.
   """
 
   stored: str
@@ -93,8 +101,73 @@ class Tensor(NamedTuple):
     ]
 
 
+class Names(NamedTuple):
+  """What a family's classes and tensors are called.
+
+  Attributes:
+    model: its language models' class in transformers.
+    classifier: its classifiers' class.
+    prefix: the start of the trunk's names, which a bare trunk's names lack.
+    head: the LM head's tensor.
+    ignored: a pattern of the tensors that are not read.
+    renamed: other starts of names, and what they are replaced by.
+  """
+
+  model: str
+  classifier: str
+  prefix: str
+  head: str
+  ignored: str = r"(?!)"
+  renamed: Mapping[str, str] = types.MappingProxyType({})
+
+
+class Family(Protocol):
+  """What a family's module must have.
+
+  A family is all models with one `model_type` in config.json. To add one:
+
+  1. Write a module with that name: its checkpoints' fields, names and tensors.
+     If the family differs from another one in a few fields, call that one's
+     functions, as mistral.py calls llama.py's. If its networks compute
+     something new, ModelConfig first needs a switch for it.
+  2. Add the module to `families.BY_TYPE`.
+  3. Add a tiny model to the tests of families, and a variant for each switch
+     that the family has: its logits are compared with transformers'.
+  """
+
+  # Every field that changes what is computed, with the values it may have;
+  # `kinds.only` where a single value is implemented. The fields of the rope are
+  # known already, and so are those in `kinds.HARMLESS`.
+  KINDS: Mapping[str, kinds.Kind]
+  NAMES: Names
+
+  def read_config(self, fields: Mapping[str, Any]) -> configs.ModelConfig:
+    """The architecture that a config.json describes.
+
+    A missing field has the default that transformers gives it.
+
+    Args:
+      fields: the config.json, checked by KINDS. Null fields are left out, but
+        not those that are nullable.
+
+    Raises:
+      KeyError: a field without a default is missing.
+      UnsupportedModelError: the networks cannot compute this model.
+    """
+
+  def write_config(self, config: configs.ModelConfig) -> dict[str, Any]:
+    """The fields that `read_config` reads back as this architecture.
+
+    `architectures` and `model_type` are not among them: `families.write_config`
+    adds these.
+    """
+
+  def tensors(self, config: configs.ModelConfig) -> list[Tensor]:
+    """One row for each parameter of a language model."""
+
+
 def parts(*sizes: int, axis: int = 0) -> list[Part]:
-  """Parameters that lie one after the other along an axis."""
+  """Parameters one after the other along an axis."""
   ends = np.cumsum(sizes)
   return [
     Part(axis, int(ends[-1]), np.arange(end - size, end))
@@ -103,7 +176,7 @@ def parts(*sizes: int, axis: int = 0) -> list[Part]:
 
 
 def alternating(blocks: int, sizes: Sequence[int], axis: int = 0) -> list[Part]:
-  """Parameters that lie block by block, some of each in every block."""
+  """Parameters spread over blocks, each of which has a share of every one."""
   inner = parts(*sizes)
   block = sum(sizes)
   starts = np.arange(blocks)[:, None] * block
@@ -116,7 +189,7 @@ def alternating(blocks: int, sizes: Sequence[int], axis: int = 0) -> list[Part]:
 def linear(stored: str, path: str) -> list[tuple[str, str, str]]:
   """The rows of torch's Linear: a weight, stored out x in, and its bias.
 
-  The bias is one of the outputs' axes; `present` drops it where there is none.
+  `present` drops the bias of a model that has none.
   """
   stem, letters = path.rsplit("_", 1)
   split = 1 if letters[0] == "D" else len(letters) - 1
@@ -133,6 +206,24 @@ def norm(stored: str, path: str) -> list[tuple[str, str, str]]:
   return [
     (f"{stored}.weight", path, letter),
     (f"{stored}.bias", f"{stem}_bias_{letter}", letter),
+  ]
+
+
+def fused_qkv(
+  stored: str, path: str, axes: str, qkv: Sequence[Part]
+) -> list[tuple[str, str, str, Part]]:
+  """The rows of queries, keys and values that are parts of one tensor.
+
+  Args:
+    stored: the tensor's name.
+    path: such as "trunk/blocks/attention/{}_D{}H", to be filled with q and N,
+      k and K, v and K.
+    axes: such as "{}H D", to be filled with N, K and K.
+    qkv: the three parts.
+  """
+  return [
+    (stored, path.format(name, heads), axes.format(heads), part)
+    for name, heads, part in zip("qkv", "NKK", qkv, strict=True)
   ]
 
 
@@ -153,7 +244,7 @@ def _paths(config: configs.ModelConfig) -> frozenset[str]:
 
 
 def put(tree: dict[str, Any], path: str, leaf: Any) -> None:
-  """Sets the leaf at a path, making the dictionaries on the way."""
+  """Sets the leaf at a path, and makes the dictionaries above it."""
   *parents, name = path.split("/")
   for parent in parents:
     tree = tree.setdefault(parent, {})

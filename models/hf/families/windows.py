@@ -1,4 +1,4 @@
-"""Which layers of a config.json see only a window of the tokens before them."""
+"""The fields of a config.json that limit a layer's attention to a window."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from reft_jax.models import errors
 from reft_jax.models.hf.families import kinds
 
 KINDS = {
-  "sliding_window": kinds.SIZE,
+  "sliding_window": kinds.nullable(kinds.SIZE),
   "layer_types": kinds.TEXTS,
 }
 _SLIDING, _FULL = "sliding_attention", "full_attention"
@@ -24,12 +24,12 @@ def read(
   Args:
     fields: the config.json.
     layers: L.
-    window: of the layers that slide; None: none does.
-    slides: whether layer l, from 0, slides where `layer_types` is not there,
+    window: the window's size; None: no layer has one.
+    slides: whether layer l, from 0, has a window if `layer_types` is missing,
       as in checkpoints of older versions.
 
   Raises:
-    UnsupportedModelError: a layer is of another type.
+    UnsupportedModelError: a layer has another type of attention.
   """
   listed = fields.get("layer_types")
   if listed is None:

@@ -1,0 +1,378 @@
+"""Reads a model from a folder in the Hugging Face layout.
+
+A folder holds config.json and weights: safetensors or pickles, in one file or
+in shards that an index lists. It holds a language model, or a classifier of the
+solutions that one writes. Weights are read a tensor at a time, and can go
+straight to the shards of a mesh: the host never holds a whole model.
+"""
+
+import functools
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reft_jax.models import config as configs
+from reft_jax.models import errors
+from reft_jax.models.hf import families, tensor_files
+from reft_jax.models.hf.families import table
+
+# A tree of jax.ShapeDtypeStruct to the same tree of shardings.
+Place = Callable[[Any], Any]
+
+_CLASSIFIER = "ForSequenceClassification"
+_logger = logging.getLogger(__name__)
+_SMALL = 2**20  # Elements; threads share the work on larger tensors.
+_THREADS = min(16, os.cpu_count() or 1)
+_LISTED = 5  # An error message spells out so many problems and counts the rest.
+
+
+def read_config(path: str | pathlib.Path) -> configs.ModelConfig:
+  """The architecture of the model in a folder.
+
+  Raises:
+    UnsupportedModelError: config.json is missing or damaged, or describes a
+      model that these networks cannot compute.
+  """
+  file = pathlib.Path(path) / families.CONFIG
+  fields = tensor_files.read_json(file)
+  try:
+    config = families.read_config(fields)
+  except errors.UnsupportedModelError as error:
+    raise errors.UnsupportedModelError(f"{file}: {error}") from None
+  if unknown := families.unknown_fields(fields):
+    _warn_unknown(file, tuple(unknown))
+  return config
+
+
+@functools.cache
+def _warn_unknown(file: pathlib.Path, names: tuple[str, ...]) -> None:
+  """Cached, so that a file is warned of once."""
+  _logger.warning(
+    "%s: not known here, and taken to change nothing that is computed: %s.",
+    file,
+    ", ".join(names),
+  )
+
+
+def load(
+  path: str | pathlib.Path, place: Place | None = None
+) -> tuple[configs.ModelConfig, dict[str, Any]]:
+  """Reads a language model: its architecture, and its policy in fp32.
+
+  Stored fp16 and bf16 weights are widened, which is exact.
+
+  Args:
+    path: the folder.
+    place: gives each parameter its sharding, as `devices.place(mesh)` does. It
+      takes the policy's tree of jax.ShapeDtypeStruct, or that of a single
+      layer, and returns the tree of shardings. Each tensor is read, put on its
+      shards and forgotten: a device holds its part only, and the host little
+      more than one tensor. None: the policy is made of numpy arrays.
+
+  Raises:
+    UnsupportedModelError: as `read_config`; or the folder holds a classifier;
+      or a file is missing or damaged; or tensors are missing, unexpected, or
+      have a wrong shape or an unknown type, listed by the checkpoint's names
+      and ours.
+  """
+  folder = pathlib.Path(path)
+  config = _read_policy_config(folder)
+  return config, _read(folder, config, families.tensors(config), place)
+
+
+def load_classifier(
+  path: str | pathlib.Path, place: Place | None = None
+) -> tuple[configs.ModelConfig, dict[str, Any]]:
+  """Reads a classifier, as `load` reads a language model.
+
+  Raises:
+    UnsupportedModelError: as `load`; or the folder holds a language model.
+  """
+  folder = pathlib.Path(path)
+  config = read_config(folder)
+  if not is_classifier(folder):
+    raise errors.UnsupportedModelError(
+      f"{folder} holds no classifier; give the folder of a reward model, such "
+      "as a run's models/reward_model."
+    )
+  rows = families.classifier_tensors(config)
+  return config, _read(folder, config, rows, place)
+
+
+def check(path: str | pathlib.Path) -> None:
+  """Checks a model of either kind without reading its weights.
+
+  Raises:
+    UnsupportedModelError: as `load` or `load_classifier`.
+  """
+  folder = pathlib.Path(path)
+  config = read_config(folder)
+  scores = is_classifier(folder)
+  make_rows = families.classifier_tensors if scores else families.tensors
+  _find_tensors(folder, config, make_rows(config))
+
+
+def check_policy(path: str | pathlib.Path) -> None:
+  """Checks a language model without reading its weights.
+
+  Raises:
+    UnsupportedModelError: as `load`.
+  """
+  folder = pathlib.Path(path)
+  config = _read_policy_config(folder)
+  _find_tensors(folder, config, families.tensors(config))
+
+
+def is_classifier(folder: pathlib.Path) -> bool:
+  """Whether config.json names a classifier's class."""
+  names = tensor_files.read_json(folder / families.CONFIG).get("architectures")
+  return isinstance(names, list) and any(
+    str(name).endswith(_CLASSIFIER) for name in names
+  )
+
+
+def _read_policy_config(folder: pathlib.Path) -> configs.ModelConfig:
+  """The architecture of a folder that must hold a language model."""
+  config = read_config(folder)
+  if is_classifier(folder):
+    raise errors.UnsupportedModelError(
+      f"{folder} holds a classifier, such as a reward model, where a language "
+      "model is needed; give the folder of one."
+    )
+  return config
+
+
+def _read(
+  folder: pathlib.Path,
+  config: configs.ModelConfig,
+  rows: Sequence[table.Tensor],
+  place: Any,
+) -> dict[str, Any]:
+  """The parameters that a family's rows describe."""
+  stored = _find_tensors(folder, config, rows)
+  filling = (
+    _make_placed_arrays(config, rows, place)
+    if place
+    else _make_host_arrays(config, rows)
+  )
+  for group in _by_stored_name(config, rows):
+    for layer, name in enumerate(group[0].names(config.layers)):
+      array = stored[name].read()
+      for row in group:
+        filling[row.path].put(layer, row.from_stored(array, config.sizes))
+      del array  # Free it before the next one is read.
+  params: dict[str, Any] = {}
+  for row in rows:
+    table.put(params, row.path, filling.pop(row.path).array)
+  return params
+
+
+def _by_stored_name(
+  config: configs.ModelConfig, rows: Sequence[table.Tensor]
+) -> list[list[table.Tensor]]:
+  """The rows grouped by the tensors that they share.
+
+  The largest, embeddings and heads, come first, while the memory is empty.
+  """
+  groups: dict[str, list[table.Tensor]] = {}
+  for row in rows:
+    groups.setdefault(row.stored, []).append(row)
+  return sorted(
+    groups.values(),
+    key=lambda group: (
+      group[0].stacked,
+      -int(np.prod(group[0].stored_shape(config.sizes))),
+    ),
+  )
+
+
+class _HostArray:
+  """A numpy parameter that is filled layer by layer."""
+
+  def __init__(self, config: configs.ModelConfig, row: table.Tensor):
+    layers = config.layers if row.stacked else 1
+    self._layers = np.empty((layers, *config.shape(row.path)), np.float32)
+    self._stacked = row.stacked
+
+  def put(self, layer: int, piece: np.ndarray) -> None:
+    self._layers[layer] = piece
+
+  @property
+  def array(self) -> np.ndarray:
+    return self._layers if self._stacked else self._layers[0]
+
+
+class _PlacedArray:
+  """A sharded parameter that is filled layer by layer."""
+
+  def __init__(self, whole: jax.ShapeDtypeStruct, sharding: Any, of_layer: Any):
+    self._shape = whole.shape
+    self._sharding = sharding
+    self._of_layer = of_layer
+    self.array: Any = None
+
+  def put(self, layer: int, piece: np.ndarray) -> None:
+    made = jax.make_array_from_callback(
+      piece.shape, self._of_layer, lambda index: _widen(piece[index])
+    )
+    if piece.shape == self._shape:
+      self.array = made
+      return
+    if self.array is None:  # Not earlier: all parameters would fill the memory.
+      self.array = _zeros(self._sharding, self._shape)()
+    self.array = _put_layer(self._sharding)(self.array, made, np.int32(layer))
+
+
+def _widen(piece: np.ndarray) -> np.ndarray:
+  """A contiguous copy in fp32.
+
+  Threads share the work, because loading spends most of its time on transposes.
+  numpy's own conversion of bf16 would hold the GIL, hence the shift of bits.
+  """
+  made = np.empty(piece.shape, np.float32)
+
+  def fill(rows: Any) -> None:
+    if piece.dtype == jnp.bfloat16:
+      bits = piece[rows].view(np.uint16)
+      np.left_shift(bits, 16, out=made[rows].view(np.uint32), dtype=np.uint32)
+    else:
+      made[rows] = piece[rows]
+
+  if piece.size < _SMALL:
+    fill(...)
+    return made
+  count = -(-len(piece) // _THREADS)
+  starts = range(0, len(piece), count)
+  list(_pool().map(fill, (slice(at, at + count) for at in starts)))
+  return made
+
+
+@functools.cache
+def _pool() -> futures.ThreadPoolExecutor:
+  return futures.ThreadPoolExecutor(_THREADS, "widen")
+
+
+@functools.cache
+def _put_layer(sharding: Any) -> Any:
+  """A jitted function that replaces one layer of an array in place."""
+
+  def put(layers: Any, layer: Any, index: Any) -> Any:
+    return jax.lax.dynamic_update_index_in_dim(layers, layer, index, 0)
+
+  return jax.jit(put, donate_argnums=0, out_shardings=sharding)
+
+
+@functools.cache
+def _zeros(sharding: Any, shape: Sequence[int]) -> Any:
+  """A jitted function that makes an array of zeros."""
+  zeros = functools.partial(jnp.zeros, shape, np.float32)
+  return jax.jit(zeros, out_shardings=sharding)
+
+
+def _make_host_arrays(
+  config: configs.ModelConfig, rows: Sequence[table.Tensor]
+) -> dict[str, _HostArray]:
+  return {row.path: _HostArray(config, row) for row in rows}
+
+
+def _make_placed_arrays(
+  config: configs.ModelConfig, rows: Sequence[table.Tensor], place: Any
+) -> dict[str, _PlacedArray]:
+  whole: dict[str, Any] = {}
+  layer: dict[str, Any] = {}
+  for row in rows:
+    shape = config.shape(row.path)
+    stacked = (config.layers, *shape) if row.stacked else shape
+    table.put(whole, row.path, jax.ShapeDtypeStruct(stacked, np.float32))
+    table.put(layer, row.path, jax.ShapeDtypeStruct(shape, np.float32))
+  shardings = dict(table.walk(place(whole)))
+  of_layers = dict(table.walk(place(layer)))
+  return {
+    path: _PlacedArray(struct, shardings[path], of_layers[path])
+    for path, struct in table.walk(whole)
+  }
+
+
+def _find_tensors(
+  folder: pathlib.Path,
+  config: configs.ModelConfig,
+  rows: Sequence[table.Tensor],
+) -> dict[str, tensor_files.Stored]:
+  """The folder's tensors by the rows' names; an error lists all problems."""
+  # Not config.family: a gemma3 model is read as a gemma3_text one.
+  model_type = tensor_files.read_json(folder / families.CONFIG)["model_type"]
+  names = families.BY_TYPE[model_type].NAMES
+  expected: dict[str, table.Tensor] = {}
+  for row in rows:
+    for name in row.names(config.layers):
+      expected.setdefault(name, row)
+  stored = _rename(tensor_files.find(folder), expected, names)
+  problems = [
+    *_problems(config, expected, stored),
+    *(
+      f"{name} is unexpected"
+      for name in sorted(stored.keys() - expected.keys())
+      if not re.fullmatch(names.ignored, name)
+      # Some checkpoints store a tied head all the same.
+      and not (config.tied_head and name == names.head)
+    ),
+  ]
+  if problems:
+    more = len(problems) - _LISTED
+    listed = problems[:_LISTED] + ([f"and {more} more"] if more > 0 else [])
+    raise errors.UnsupportedModelError(
+      f"{folder}: the tensors do not fit config.json: {'; '.join(listed)}."
+    )
+  return stored
+
+
+def _rename(
+  stored: dict[str, tensor_files.Stored],
+  expected: Mapping[str, table.Tensor],
+  names: table.Names,
+) -> dict[str, tensor_files.Stored]:
+  """The stored tensors by the names that a language model's tensors have.
+
+  Other starts are replaced, and those of a bare trunk get the prefix.
+  """
+  for before, after in names.renamed.items():
+    stored = {
+      after + name.removeprefix(before)
+      if name.startswith(before)
+      else name: tensor
+      for name, tensor in stored.items()
+    }
+  if any(name.startswith(names.prefix) for name in stored):
+    return stored
+  return {
+    name if name in expected else names.prefix + name: tensor
+    for name, tensor in stored.items()
+  }
+
+
+def _problems(
+  config: configs.ModelConfig,
+  expected: Mapping[str, table.Tensor],
+  stored: dict[str, tensor_files.Stored],
+) -> Iterator[str]:
+  for name, row in expected.items():
+    if name not in stored:
+      yield f"{name} ({row.path}) is missing"
+      continue
+    tensor = stored[name]
+    shape = row.stored_shape(config.sizes)
+    if tensor.shape != shape:
+      yield f"{name} ({row.path}) has shape {tensor.shape} and not {shape}"
+    elif tensor.dtype not in tensor_files.DTYPES:
+      yield (
+        f"{name} ({row.path}) has type {tensor.dtype} and not one of "
+        f"{', '.join(tensor_files.DTYPES)}"
+      )
