@@ -2,11 +2,10 @@
 
 A weight W called `q_DNH` acts as W + scale A B, where A is `q_a_DR` and B is
 `q_b_RNH` beside it (Hu et al. 2022; `layers.Layer.project`). An adapter is a
-tree that holds A and B alone, at their places in a policy; joined to the tree
-it was made for, it is a policy again, without a copy of anything.
+tree of A and B alone, at their paths in the policy. `join` adds it to the tree
+it was made for, which gives a policy again and copies no array.
 """
 
-import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from reft_jax.models import config as configs
 from reft_jax.models import errors, layers
 
 ALL = "all"
-# What may have an adapter: the module of a block that it lies in, its name.
+# The weights that may have an adapter: the module in a block, and the name.
 TARGETS = {
   "q": ("attention", "q_DNH"),
   "k": ("attention", "k_DKH"),
@@ -28,7 +27,7 @@ TARGETS = {
   "up": ("mlp", "up_DF"),
   "down": ("mlp", "down_FD"),
 }
-# The factors' names by the weight's, and all of them.
+# The names of the factors by the name of the weight, and the set of them all.
 _FACTORS = {name: layers.adapter_names(name) for _, name in TARGETS.values()}
 _NAMES = frozenset(name for pair in _FACTORS.values() for name in pair)
 
@@ -36,10 +35,10 @@ _NAMES = frozenset(name for pair in _FACTORS.values() for name in pair)
 def selected_targets(
   config: configs.ModelConfig, targets: Iterable[str]
 ) -> dict[str, tuple[str, str]]:
-  """The rows of TARGETS that are meant, in its order; "all" means all.
+  """The rows of TARGETS with these names, in its order; "all" selects all.
 
   Raises:
-    UnsupportedModelError: the architecture lacks one, or there is no such.
+    UnsupportedModelError: the architecture has no such weight.
   """
   has = {
     target: row
@@ -61,7 +60,7 @@ def selected_targets(
 
 
 def largest_rank(config: configs.ModelConfig, targets: Iterable[str]) -> int:
-  """The rank at which a product A B can be any matrix; more says no more."""
+  """The rank at which A B can be any matrix; a higher one adds nothing."""
   sides = []
   for _, name in selected_targets(config, targets).values():
     down, up = _FACTORS[name]
@@ -70,7 +69,7 @@ def largest_rank(config: configs.ModelConfig, targets: Iterable[str]) -> int:
   return min(sides)
 
 
-def _size(name, sizes) -> int:
+def _size(name: str, sizes: Mapping[str, int]) -> int:
   return math.prod(sizes[letter] for letter in configs.letters(name))
 
 
@@ -83,11 +82,11 @@ def init(
 ) -> dict[str, Any]:
   """An adapter that changes nothing yet: A is uniform, B is 0.
 
-  As PEFT's: A is in +-1 / sqrt(inputs). A target starts alike whatever the
-  others are.
+  As in PEFT, A is within +-1 / sqrt(inputs). The random numbers of a target do
+  not depend on which other targets there are.
 
   Raises:
-    UnsupportedModelError: as `chosen`.
+    UnsupportedModelError: as `selected_targets`.
   """
   sizes = config.sizes | {"R": rank}
   modules: dict[str, Any] = {}
@@ -111,15 +110,15 @@ def init(
 def frozen_base(
   policy: Mapping[str, Any], params: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The base of parameters that are adapters of one policy.
+  """The frozen weights of each part whose parameters are adapters.
 
   Args:
-    policy: what is adapted; {} where nothing is.
-    params: what is learnt, by its part: a policy, a value function, a scorer.
+    policy: the adapted policy; {} without adapters.
+    params: the trained parameters by part: policy, value function, scorer.
 
   Returns:
-    What `join` makes whole parts of: the policy, and its trunk again (the same
-    arrays) for any other part that has a trunk.
+    The base that `join` completes these parts with: the policy, and its trunk
+    (the same arrays) for any other part that has a trunk.
   """
   if not policy:
     return {}
@@ -132,9 +131,9 @@ def frozen_base(
 
 
 def join(base: Any, adapter: Any) -> Any:
-  """Both trees as one, of the same arrays; `adapter` wins where both have one.
+  """The union of both trees; where both have an array, it is `adapter`'s.
 
-  Either may be empty.
+  Either may be empty. No array is copied.
   """
   if not isinstance(base, Mapping) or not isinstance(adapter, Mapping):
     return adapter
@@ -146,7 +145,7 @@ def join(base: Any, adapter: Any) -> Any:
 
 
 def split(policy: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The inverse of `join`: what is no adapter, and the adapter or {}."""
+  """The inverse of `join`: the base, and the adapter, {} if there is none."""
   base: dict[str, Any] = {}
   adapter: dict[str, Any] = {}
   for name, node in policy.items():
@@ -160,10 +159,10 @@ def split(policy: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def merge(policy: Mapping[str, Any], scale: float) -> dict[str, Any]:
-  """The policy whose weights are W + scale A B, summed in fp32.
+  """The policy with the weights W + scale A B, summed in fp32.
 
-  Also of a part of a policy, such as one layer's block; the same arrays where
-  there are no adapters.
+  `policy` may be a part of one, such as one layer's block. Weights without an
+  adapter are the same arrays.
   """
   merged = {
     name: merge(node, scale) if isinstance(node, Mapping) else node
@@ -184,32 +183,35 @@ def merge(policy: Mapping[str, Any], scale: float) -> dict[str, Any]:
 
 
 def merge_in_place(policy: Mapping[str, Any], scale: float) -> dict[str, Any]:
-  """As `merge`, in place: the weights are donated, each stays on its shards.
+  """As `merge`, in place: adapted weights are donated and keep their shards.
 
-  Where there is no adapter it is `policy` itself.
+  Without adapters it returns the arrays of `policy`.
   """
   base, adapter = split(policy)
   if not adapter:
     return dict(policy)
-  adapted, rest = _apart(base, adapter)
+  adapted, rest = _split_adapted(base, adapter)
+
+  def join_and_merge(adapted: Any, adapter: Any) -> dict[str, Any]:
+    return merge(join(adapted, adapter), scale)
+
   merged = jax.jit(
-    functools.partial(_merged, scale=scale),
+    join_and_merge,
     donate_argnums=0,
     out_shardings=jax.tree.map(lambda weight: weight.sharding, adapted),
   )(adapted, adapter)
   return join(rest, merged)
 
 
-def _merged(adapted, adapter, *, scale):
-  return merge(join(adapted, adapter), scale)
-
-
-def _apart(base, adapter):
-  """The weights that have adapters, and the others."""
-  adapted, rest = {}, {}
+def _split_adapted(
+  base: Mapping[str, Any], adapter: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The weights with adapters, and the others."""
+  adapted: dict[str, Any] = {}
+  rest: dict[str, Any] = {}
   for name, node in base.items():
     if isinstance(node, Mapping):
-      adapted[name], rest[name] = _apart(node, adapter.get(name, {}))
+      adapted[name], rest[name] = _split_adapted(node, adapter.get(name, {}))
     elif name in _FACTORS and _FACTORS[name][0] in adapter:
       adapted[name] = node
     else:

@@ -1,6 +1,7 @@
-"""Networks: the pure functions that the rest of the program sees."""
+"""Networks: a model's pure functions, which the rest of the program calls."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -26,26 +27,25 @@ class Networks:
 
       {"trunk": {"embed_VD", "blocks": {...}, "norm_D"}, "lm_DV"}
 
-  without lm_DV where the head is tied, and with what else the architecture
-  has; D is E in the names of what lies at the embeddings' width, where that is
-  another. Arrays under "blocks" have a leading layer axis that their names do
-  not show. A value function is {"head"} when
-  it reads the policy's trunk ("shared") and {"trunk", "head"} when it has its
-  own ("separate"): which trunk is read is the caller's choice of subtree.
-  A scorer, which tells right solutions from wrong ones, is {"trunk",
-  "score_DC"}.
+  without lm_DV where the head is tied, and with whatever else the architecture
+  has. Where embeddings have another width, the names of the parameters at that
+  width have E for D. Arrays under "blocks" have a leading layer axis that is
+  not in their names. A value function is {"head"} when it reads the policy's
+  trunk ("shared") and {"trunk", "head"} when it has its own ("separate"): the
+  caller passes the trunk to read. A scorer, which classifies solutions as
+  correct or not, is {"trunk", "score_DC"}.
 
-  A policy's blocks may hold adapters beside their weights (models.adapters).
+  A policy's blocks may hold adapters beside their weights (models.lora).
 
   Attributes:
     config: the architecture.
-    compute_dtype: of activations, and of weights where they are used.
+    compute_dtype: the dtype of activations, and of weights where they are used.
     remat: what a training forward keeps of each block for the backward pass:
-      "none" keeps everything, "dots" the results of matrix products, "block"
-      nothing but the block's input.
-    adapter_scale: multiplies what adapters add.
-    gather: "layer", a training pass gathers each layer's weights along "fsdp"
-      where it uses them; "step", it reads a `working_copy`.
+      "none", everything; "dots", the results of matrix products; "block", only
+      the block's input.
+    adapter_scale: multiplies the outputs of adapters.
+    gather: "layer", a training pass all-gathers each layer's weights along
+      "fsdp" where it uses them; "step", it reads a `working_copy`.
   """
 
   config: configs.ModelConfig
@@ -54,7 +54,7 @@ class Networks:
   adapter_scale: float = 1.0
   gather: str = "layer"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
     _check_choice("remat", self.remat, REMATS)
     _check_choice("gather", self.gather, GATHERS)
@@ -70,7 +70,7 @@ class Networks:
     )
 
   def init(self, key: jax.Array) -> Params:
-    """A fresh policy: normal weights, norms 1, biases 0."""
+    """A new policy: normal weights, norms 1, biases 0."""
     trunk_key, head_key = jax.random.split(key)
     tokens_BS = jnp.zeros((1, 1), jnp.int32)
     lengths_B = jnp.ones((1,), jnp.int32)
@@ -89,16 +89,15 @@ class Networks:
 
   @property
   def parameters(self) -> int:
-    """How many numbers a policy has."""
+    """The number of parameters of a policy."""
     policy = jax.eval_shape(self.init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(policy))
 
   def init_value(self, policy: Params, kind: str) -> Params:
-    """A value function that starts at zero everywhere.
+    """A value function that is zero everywhere.
 
     Args:
-      policy: the policy; a "separate" value function starts from a copy of its
-        trunk.
+      policy: the policy; a "separate" value function gets a copy of its trunk.
       kind: one of VALUE_KINDS.
     """
     _check_choice("value", kind, VALUE_KINDS)
@@ -112,9 +111,9 @@ class Networks:
     return {"trunk": jax.tree.map(jnp.copy, policy["trunk"]), "head": head}
 
   def init_scorer(self, policy: Params, key: jax.Array) -> Params:
-    """A classifier on a copy of the policy's trunk, its head drawn afresh.
+    """A classifier: a copy of the policy's trunk, and a new head.
 
-    The head is as transformers initialises it: normal weights and no bias.
+    As in transformers, the head has normal weights and no bias.
     """
     name = self._score_name
     shape = self.config.shape(name)
@@ -130,14 +129,14 @@ class Networks:
   def hidden(
     self, trunk: Params, tokens_BS: jax.Array, lengths_B: jax.Array
   ) -> jax.Array:
-    """hidden_BSD after the final norm, of rows padded on the right."""
+    """hidden_BSD after the final norm; rows are padded on the right."""
     return self._trunk.apply({"params": trunk}, tokens_BS, lengths_B)
 
   def logits(self, policy: Params, hidden_xD: jax.Array) -> jax.Array:
     """fp32 next-token logits_xV; x is any number of leading axes.
 
-    Takes a policy or its published form. Products are in the compute dtype,
-    their sums in fp32.
+    `policy` may be published. Products are in the compute dtype, their sums in
+    fp32.
     """
     config = self.config
     if config.tied_head:
@@ -177,43 +176,43 @@ class Networks:
     )
 
   def working_copy(self, params: Any) -> Any:
-    """Parameters as the passes of one optimizer step read them.
+    """The parameters that all passes of one optimizer step read.
 
-    With gather="step" the blocks in the compute dtype and whole along "fsdp",
+    With gather="step", blocks are cast and all-gathered along "fsdp" once,
     whatever the number of micro-batches (ZeRO-2, Rajbhandari et al. 2020).
-    Tables and heads stay as they are: their gradients add up in fp32.
+    Tables and heads are unchanged: their gradients add up in fp32.
     """
     if self.gather == "layer":
       return params
 
-    def one(path, master):
+    def gather_block(path: tuple[Any, ...], master: jax.Array) -> jax.Array:
       if not any(getattr(key, "key", None) == "blocks" for key in path):
         return master
       return partition.gather(path[-1].key, master, self.compute_dtype)
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(gather_block, params)
 
   def publish(self, policy: Params) -> Params:
-    """The policy as the sampler reads it, to be jitted by the caller.
+    """The policy in the form that the sampler reads; the caller jits this.
 
-    Adapters are merged, so that no token pays for them; then all is cast to
-    the compute dtype, blocks are unstacked to a tuple, gathered along "fsdp"
-    once instead of at every token. Always new arrays: a published policy
-    outlives the donation of the master it came from.
+    Adapters are merged and blocks unstacked to a tuple; then everything is cast
+    to the compute dtype and all-gathered along "fsdp", once instead of at every
+    token. All arrays are new: a published policy outlives the donation of its
+    masters.
     """
 
-    def layer(index):
+    def merge_layer(index: int) -> Params:
       block = jax.tree.map(lambda w: w[index], policy["trunk"]["blocks"])
       return lora.merge(block, self.adapter_scale)
 
-    def whole(path, weight):
+    def cast_and_gather(path: tuple[Any, ...], weight: jax.Array) -> jax.Array:
       return partition.gather(
         path[-1].key, jnp.array(weight, self.compute_dtype)
       )
 
-    blocks = tuple(layer(index) for index in range(self.config.layers))
+    blocks = tuple(merge_layer(index) for index in range(self.config.layers))
     unstacked = {**policy, "trunk": {**policy["trunk"], "blocks": blocks}}
-    return jax.tree_util.tree_map_with_path(whole, unstacked)
+    return jax.tree_util.tree_map_with_path(cast_and_gather, unstacked)
 
   def prefill(
     self,
@@ -222,7 +221,7 @@ class Networks:
     lengths_B: jax.Array,
     response_tokens: int,
   ) -> tuple[jax.Array, caches.KVCache]:
-    """hidden_BD at each last prompt token, and room for a response."""
+    """hidden_BD at each last prompt token, and a cache for the response."""
     return transformer.prefill(
       self.config, published["trunk"], tokens_BP, lengths_B, response_tokens
     )
@@ -234,12 +233,12 @@ class Networks:
     token_B: jax.Array,
     step: jax.Array,
   ) -> tuple[jax.Array, caches.KVCache]:
-    """hidden_BD at response token number `step`, and the cache with it."""
+    """hidden_BD at response token number `step`, and the updated cache."""
     return transformer.decode(
       self.config, published["trunk"], cache, token_B, step
     )
 
 
-def _check_choice(name, value, choices) -> None:
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
   if value not in choices:
     raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}.")

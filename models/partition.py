@@ -1,13 +1,13 @@
-"""Axis letters to PartitionSpecs: a parameter's name says how it is sharded.
+"""Axis letters to PartitionSpecs: a parameter's name decides its sharding.
 
-The mesh has the axes "data" (rows), "fsdp" (rows, and parameters spread over
-them) and "tensor" (heads, feed-forward and vocabulary).
+The mesh has the axes "data", which shards rows; "fsdp", which shards rows and
+parameters; and "tensor", which shards heads, feed-forward and vocabulary.
 """
 
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,8 @@ DEFAULT_RULES = {
   "F": "tensor",
   "V": "tensor",
 }
-_GATHERED_RULES = {
+# Those of weights whole along "fsdp", as they are used.
+GATHERED_RULES = {
   letter: axis for letter, axis in DEFAULT_RULES.items() if axis != "fsdp"
 }
 _ROWS = ("data", "fsdp")
@@ -39,20 +40,20 @@ def specs(
 ) -> Any:
   """The PartitionSpec of every leaf of parameters or optimizer state.
 
-  A leaf is judged by the last dictionary key of its path. Leaves without axis
-  letters, vectors and leaves whose rank the letters do not explain are
-  replicated. One more leading axis is that of the layers, and whole.
+  The last dictionary key on a leaf's path is its name. Leaves without axis
+  letters, vectors, and leaves whose rank does not match the letters are
+  replicated. One more leading axis is that of stacked layers, and not sharded.
 
   Args:
     params: a tree of arrays or jax.ShapeDtypeStruct.
     axis_sizes: sizes of the mesh axes by name (`mesh.shape`).
-    rules: the mesh axis of each letter; letters left out stay whole.
+    rules: the mesh axis of each letter; other letters are not sharded.
 
   Returns:
     The same tree with a PartitionSpec for each leaf.
   """
 
-  def leaf_spec(path, leaf):
+  def leaf_spec(path: tuple[Any, ...], leaf: Any) -> P:
     names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
     name = str(names[-1]) if names else ""
     return _spec(name, leaf.shape, axis_sizes, rules)
@@ -61,12 +62,12 @@ def specs(
 
 
 def pin(x: jax.Array) -> jax.Array:
-  """Keeps the leading batch axis of an activation spread over the rows' axes.
+  """Keeps the leading batch axis of an activation sharded over data and fsdp.
 
   Without it the partitioner may follow the sharded weights instead and gather
-  the activations. The other axes are left to it: heads stay where the weights
-  put them. The identity where no mesh is set (`jax.set_mesh`) or the batch does
-  not divide.
+  the activations. The other axes are left to the partitioner: heads stay where
+  the weights put them. The identity without a mesh (`jax.set_mesh`), and where
+  the batch does not divide.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if not _has_rows(mesh) or x.ndim == 0 or x.shape[0] % num_shards():
@@ -76,10 +77,11 @@ def pin(x: jax.Array) -> jax.Array:
 
 
 def pin_heads(x_BKSH: jax.Array) -> jax.Array:
-  """`pin` for keys and values, whose heads lie where their weights' do.
+  """`pin` for keys and values, whose heads are sharded as their weights' are.
 
-  Else a cache that starts as zeros would be whole along "tensor", and each
-  token's keys would be gathered into it. Heads that do not divide are whole.
+  Without it a cache of zeros would be replicated along "tensor", and each
+  token's keys would be gathered into it. Heads that do not divide are
+  replicated.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if not _has_rows(mesh):
@@ -91,10 +93,10 @@ def pin_heads(x_BKSH: jax.Array) -> jax.Array:
 
 
 def pin_or_replicate(x: jax.Array) -> jax.Array:
-  """`pin` for what a program returns: whole where the rows do not divide.
+  """`pin` for a program's results: replicated where rows do not divide.
 
-  The partitioner would be free to leave such rows unevenly spread, which no
-  array outside a program can be.
+  The partitioner would be free to shard such rows unevenly, which arrays
+  outside a program do not allow.
   """
   if x.ndim and x.shape[0] % num_shards():
     return replicate(x)
@@ -102,7 +104,7 @@ def pin_or_replicate(x: jax.Array) -> jax.Array:
 
 
 def num_shards() -> int:
-  """Into how many parts the mesh that is set splits a batch; 1 without one."""
+  """The number of shards of a batch on the current mesh; 1 without one."""
   mesh = jax.sharding.get_abstract_mesh()
   if not _has_rows(mesh):
     return 1
@@ -110,9 +112,9 @@ def num_shards() -> int:
 
 
 def replicate(x: jax.Array) -> jax.Array:
-  """Asks for a small array whole on every device, for the host to read.
+  """Replicates a small array on every device, for the host to read.
 
-  The identity where no mesh is set.
+  The identity without a mesh.
   """
   if not _has_rows(jax.sharding.get_abstract_mesh()):
     return x
@@ -122,16 +124,16 @@ def replicate(x: jax.Array) -> jax.Array:
 def gather(
   name: str, weight: jax.Array, dtype: jax.typing.DTypeLike | None = None
 ) -> jax.Array:
-  """Asks for one layer's weight whole along "fsdp", just before its use.
+  """All-gathers one layer's weight along "fsdp", just before its use.
 
-  The other half of `pin`: what travels is the weight in its compute dtype and
-  never a partial sum of activations. The identity where no mesh is set.
+  The counterpart of `pin`: devices exchange the weight in its compute dtype,
+  and not partial sums of activations. Only a cast without a mesh.
 
   Args:
-    name: its name, which says how it lies.
+    name: the parameter's name, which decides its sharding.
     weight: the weight.
-    dtype: what it is cast to, where it lies: the partitioner would gather first
-      and cast then, which sends twice as much.
+    dtype: cast to before the all-gather; the partitioner would gather first and
+      cast afterwards, which sends twice as much.
   """
   mesh = jax.sharding.get_abstract_mesh()
   cast = weight if dtype is None else weight.astype(dtype)
@@ -142,14 +144,14 @@ def gather(
       cast, _spec(name, cast.shape, mesh.shape, DEFAULT_RULES)
     )
   return jax.lax.with_sharding_constraint(
-    cast, _spec(name, cast.shape, mesh.shape, _GATHERED_RULES)
+    cast, _spec(name, cast.shape, mesh.shape, GATHERED_RULES)
   )
 
 
 def scatter(tree: Any) -> Any:
-  """Asks for gradients where their parameters lie, which sums them there.
+  """Reduce-scatters gradients to the shards of their parameters.
 
-  The identity where no mesh is set.
+  The identity without a mesh.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if not _has_rows(mesh):
@@ -163,32 +165,39 @@ def _has_rows(mesh: jax.sharding.AbstractMesh) -> bool:
   return not mesh.empty and set(_ROWS) <= set(mesh.axis_names)
 
 
-def _spec(name, shape, axis_sizes, rules) -> P:
+def _spec(
+  name: str,
+  shape: Sequence[int],
+  axis_sizes: Mapping[str, int],
+  rules: Mapping[str, str],
+) -> P:
   letters = configs.letters(name)
   stacked = len(shape) - len(letters)
-  # Vectors stay whole: sharded, each would cost a collective and save nothing.
+  # Sharding a vector would cost a collective and save next to nothing.
   if len(letters) < 2 or stacked not in (0, 1):
     return P()
   entries: list[str | None] = [None] * stacked
   for letter, size in zip(letters, shape[stacked:], strict=True):
     axis = rules.get(letter)
-    if axis_sizes.get(axis, 1) == 1 or axis in entries:
+    if axis is None or axis_sizes.get(axis, 1) == 1 or axis in entries:
       entries.append(None)
     elif size % axis_sizes[axis]:
       _log_replicated(name, letter, size, axis, axis_sizes[axis])
       entries.append(None)
     else:
       entries.append(axis)
-  # As jax writes what its programs return: the same array has the same spec,
-  # and a step that gets it back is not compiled again.
+  # jax's own results have no trailing None either. With another spec for the
+  # same layout, a step would compile again when it gets its result back.
   while entries and entries[-1] is None:
     entries.pop()
   return P(*entries)
 
 
 @functools.cache
-def _log_replicated(name, letter, size, axis, axis_size) -> None:
-  """Once for each case: the cache is what makes it so."""
+def _log_replicated(
+  name: str, letter: str, size: int, axis: str, axis_size: int
+) -> None:
+  """Warns once for each case, which is what the cache is for."""
   _logger.warning(
     "%s: %s=%d does not divide by the mesh axis %s=%d; replicated there.",
     name,

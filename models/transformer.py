@@ -1,13 +1,13 @@
 """The decoder: tokens to hidden states.
 
-One Block serves three passes that differ only in what a layer attends to: the
-full forward, whose layers are scanned (one compiled layer, with
-rematerialisation), and prefill and decode, whose layers are unrolled (each
-reads its own arrays, where a scan would slice them out of a stack).
+One Block serves three passes that differ only in what a layer attends to. The
+full forward scans its layers: one compiled layer, with rematerialisation.
+Prefill and decode unroll theirs: each layer reads its own arrays, where a scan
+would slice them out of a stack.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,13 +29,13 @@ _EVERYTHING = np.iinfo(_INT).max  # A window that hides nothing.
 
 
 class Traits(NamedTuple):
-  """What differs between the layers of one architecture; None: nothing does.
+  """What differs between the layers of an architecture; None: nothing does.
 
-  Each holds a number for every layer, or for one.
+  Each field has one number for every layer, or that of one layer.
 
   Attributes:
-    window: how many tokens a query sees, itself included.
-    rotation: which of the rotations of `_rotations` turns the layer.
+    window: how many tokens a query attends to, itself included.
+    rotation: the index of the layer's rotation in `_rotations`.
     divisor: of the attention scores.
   """
 
@@ -70,35 +70,32 @@ class Block(layers.Layer):
   """Attention and feed-forward layer, each added to the stream."""
 
   @nn.compact
-  def __call__(self, hidden_BSD, rotation, attend):
-    """Returns hidden_BSD and what `attend` wants a cache to keep."""
+  def __call__(
+    self,
+    hidden_BSD: jax.Array,
+    rotation: rope.Rotation | None,
+    attend: layers.Attend,
+  ) -> tuple[jax.Array, layers.KeysValues]:
+    """Returns hidden_BSD, and the keys and values for a cache to keep."""
     config = self.config
     shared = (config, self.compute_dtype, self.adapter_scale)
     attention = layers.Attention(*shared, name="attention")
     mlp = layers.Mlp(*shared, name="mlp")
-    before = config.norm_place in ("pre", "both")
-    after = config.norm_place in ("post", "both")
 
-    def read(name, x_BSD):
-      return self.norm(f"{name}_norm", x_BSD) if before else x_BSD
+    def norm(name: str, x_BSD: jax.Array, *places: str) -> jax.Array:
+      return self.norm(name, x_BSD) if config.norm_place in places else x_BSD
 
-    def written(name, x_BSD):
-      return self.norm(f"{name}_out_norm", x_BSD) if after else x_BSD
-
-    def summed(name, x_BSD):
-      together = config.norm_place == "sum"
-      return self.norm(f"{name}_norm", x_BSD) if together else x_BSD
-
-    input_BSD = read("attention", hidden_BSD)
+    input_BSD = norm("attention_norm", hidden_BSD, "pre", "both")
     attended_BSD, kept = attention(input_BSD, rotation, attend)
     if config.parallel == "none":
-      hidden_BSD += written("attention", attended_BSD)
-      hidden_BSD = summed("attention", hidden_BSD)
-      hidden_BSD += written("mlp", mlp(read("mlp", hidden_BSD)))
-      hidden_BSD = summed("mlp", hidden_BSD)
+      hidden_BSD += norm("attention_out_norm", attended_BSD, "post", "both")
+      hidden_BSD = norm("attention_norm", hidden_BSD, "sum")
+      input_BSD = norm("mlp_norm", hidden_BSD, "pre", "both")
+      hidden_BSD += norm("mlp_out_norm", mlp(input_BSD), "post", "both")
+      hidden_BSD = norm("mlp_norm", hidden_BSD, "sum")
     else:
       if config.parallel == "own_norms":
-        input_BSD = read("mlp", hidden_BSD)
+        input_BSD = norm("mlp_norm", hidden_BSD, "pre")
       hidden_BSD += attended_BSD + mlp(input_BSD)
     return partition.pin(hidden_BSD), kept
 
@@ -109,25 +106,27 @@ class Trunk(layers.Layer):
   remat: str = "none"
 
   @nn.compact
-  def __call__(self, tokens_BS, lengths_B):
+  def __call__(self, tokens_BS: jax.Array, lengths_B: jax.Array) -> jax.Array:
     """Returns hidden_BSD, after the final norm.
 
-    Rows are padded on the right, where causality alone keeps the padding out
-    of sight; what comes out at padding is finite and means nothing. Where
-    embeddings are projected, what comes out is as wide as they are.
+    Rows are padded on the right, so the causal mask alone hides the padding;
+    results at padding are finite and meaningless. Where embeddings are
+    projected, the results have the embeddings' width.
     """
     config = self.config
     positions_1S = jnp.arange(tokens_BS.shape[1])[None, :]
     rotations = _rotations(config, positions_1S, lengths_B)
 
-    def layer(block, hidden_BSD, traits):
+    def layer(
+      block: Block, hidden_BSD: jax.Array, traits: Traits
+    ) -> tuple[jax.Array, None]:
       rotation = _pick(rotations, traits)
       attend = _attend_causally(config, traits)
       hidden_BSD, _ = block(hidden_BSD, rotation, attend)
       return hidden_BSD, None
 
     if self.remat != "none":
-      # Inside a scan nothing can be merged away, so no barrier is needed.
+      # The scan already keeps XLA from merging the recomputation away.
       layer = nn.remat(
         layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False
       )
@@ -147,7 +146,7 @@ class Trunk(layers.Layer):
     block = Block(config, self.compute_dtype, self.adapter_scale, name="blocks")
     traits = jax.tree.map(jnp.asarray, _traits(config))
     hidden_BSD, _ = scan(block, hidden_BSD, traits)
-    return _leave(config, outside, hidden_BSD)
+    return _finish(config, outside, hidden_BSD)
 
 
 def prefill(
@@ -157,7 +156,7 @@ def prefill(
   lengths_B: jax.Array,
   response_tokens: int,
 ) -> tuple[jax.Array, caches.KVCache]:
-  """Reads the prompts.
+  """The forward pass of the prompts, which fills a cache.
 
   Args:
     config: the architecture.
@@ -170,7 +169,7 @@ def prefill(
     hidden_BD at each row's last prompt token, and the cache.
   """
   positions_1P = jnp.arange(tokens_BP.shape[1])[None, :]
-  attends = [_attend_causally(config, traits) for traits in _each(config)]
+  attends = [_attend_causally(config, x) for x in _layer_traits(config)]
   hidden_BPD, kept = _unrolled(
     config, trunk, tokens_BP, positions_1P, lengths_B, attends
   )
@@ -178,7 +177,7 @@ def prefill(
   hidden_BD = jnp.take_along_axis(hidden_BPD, last_B11, axis=1)[:, 0]
   prompt_k, prompt_v = zip(*kept, strict=True)
 
-  def room():
+  def empty() -> tuple[jax.Array, ...]:
     B, K, _, H = prompt_k[0].shape
     shape = (B, K, response_tokens, H)
     return tuple(jnp.zeros(shape, k.dtype) for k in prompt_k)
@@ -186,11 +185,11 @@ def prefill(
   cache = caches.KVCache(
     prompt_k=prompt_k,
     prompt_v=prompt_v,
-    response_k=room(),
-    response_v=room(),
+    response_k=empty(),
+    response_v=empty(),
     prompt_lengths_B=lengths_B,
   )
-  return _leave(config, trunk, hidden_BD), caches.pinned(cache)
+  return _finish(config, trunk, hidden_BD), caches.pinned(cache)
 
 
 def decode(
@@ -200,17 +199,17 @@ def decode(
   token_B: jax.Array,
   step: jax.Array,
 ) -> tuple[jax.Array, caches.KVCache]:
-  """Reads one more response token of each row.
+  """The forward pass of one more response token of each row.
 
   Args:
     config: the architecture.
     trunk: published parameters, whose dtype is the compute dtype.
     cache: of the prompt and the first `step` response tokens.
     token_B: response token number `step`.
-    step: int32 scalar, the response column that all rows write.
+    step: int32 scalar, the response column that all rows write to.
 
   Returns:
-    hidden_BD at that token, and the cache with it.
+    hidden_BD at that token, and the updated cache.
   """
   positions_B1 = (cache.prompt_lengths_B + step)[:, None]
   P, T = cache.prompt_k[0].shape[2], cache.response_k[0].shape[2]
@@ -218,14 +217,22 @@ def decode(
   columns_11P = jnp.arange(P)[None, None, :]
   columns_11T = jnp.arange(T)[None, None, :]
 
-  def attend_to(traits, prompt_k, prompt_v, response_k, response_v):
+  def make_attend(
+    traits: Traits,
+    prompt_k: jax.Array,
+    prompt_v: jax.Array,
+    response_k: jax.Array,
+    response_v: jax.Array,
+  ) -> layers.Attend:
     prompt_mask_B1P = columns_11P < lengths_B11
     response_mask_11T = columns_11T <= step
     if traits.window is not None:
       prompt_mask_B1P &= columns_11P > positions_B1[:, :, None] - traits.window
       response_mask_11T &= columns_11T > step - traits.window
 
-    def attend(q_BN1H, k_BK1H, v_BK1H):
+    def attend(
+      q_BN1H: jax.Array, k_BK1H: jax.Array, v_BK1H: jax.Array
+    ) -> tuple[jax.Array, layers.KeysValues]:
       start = (0, 0, step, 0)
       new_k = jax.lax.dynamic_update_slice(response_k, k_BK1H, start)
       new_v = jax.lax.dynamic_update_slice(response_v, v_BK1H, start)
@@ -243,8 +250,8 @@ def decode(
     return attend
 
   attends = map(
-    attend_to,
-    _each(config),
+    make_attend,
+    _layer_traits(config),
     cache.prompt_k,
     cache.prompt_v,
     cache.response_k,
@@ -262,11 +269,11 @@ def decode(
   cache = dataclasses.replace(
     cache, response_k=response_k, response_v=response_v
   )
-  return _leave(config, trunk, hidden_B1D[:, 0]), cache
+  return _finish(config, trunk, hidden_B1D[:, 0]), cache
 
 
-def _each(config) -> list[Traits]:
-  """The traits of one layer after the other, as plain numbers."""
+def _layer_traits(config: configs.ModelConfig) -> list[Traits]:
+  """The traits of each layer, as Python numbers."""
   traits = _traits(config)
   return [
     jax.tree.map(lambda x_L, layer=layer: int(x_L[layer]), traits)
@@ -274,8 +281,10 @@ def _each(config) -> list[Traits]:
   ]
 
 
-def _rotations(config, positions_BS, lengths_B) -> list[rope.Rotation]:
-  """What may turn a layer: nothing at all, its rope, its local rope."""
+def _rotations(
+  config: configs.ModelConfig, positions_BS: jax.Array, lengths_B: jax.Array
+) -> list[rope.Rotation]:
+  """The rotations of layers: none (by angle 0), `rope` and `local_rope`."""
   if config.rope is None:
     return []
   ropes = [config.rope]
@@ -286,7 +295,10 @@ def _rotations(config, positions_BS, lengths_B) -> list[rope.Rotation]:
   return [still._replace(cos_BSR=still.cos_BSR + 1.0), *turns]
 
 
-def _pick(rotations, traits) -> rope.Rotation | None:
+def _pick(
+  rotations: Sequence[rope.Rotation], traits: Traits
+) -> rope.Rotation | None:
+  """A layer's rotation; in a scan its index is traced, so all are stacked."""
   if not rotations:
     return None
   if traits.rotation is None:
@@ -299,15 +311,21 @@ def _pick(rotations, traits) -> rope.Rotation | None:
   )
 
 
-def _score_scale(config, traits):
+def _score_scale(
+  config: configs.ModelConfig, traits: Traits
+) -> jax.typing.ArrayLike:
   scale = config.score_scale
   if scale is None:
     scale = config.head_size**-0.5
   return scale if traits.divisor is None else scale / traits.divisor
 
 
-def _attend_causally(config, traits) -> layers.Attend:
-  def attend(q_BNSH, k_BKSH, v_BKSH):
+def _attend_causally(
+  config: configs.ModelConfig, traits: Traits
+) -> layers.Attend:
+  def attend(
+    q_BNSH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array
+  ) -> tuple[jax.Array, layers.KeysValues]:
     S = q_BNSH.shape[2]
     mask_1SC = jnp.tri(S, dtype=bool)[None]
     if traits.window is not None:
@@ -325,8 +343,8 @@ def _attend_causally(config, traits) -> layers.Attend:
   return attend
 
 
-def _outside(config) -> dict[str, Callable[..., Any]]:
-  """The trunk's parameters outside of its blocks, and how they start."""
+def _outside(config: configs.ModelConfig) -> dict[str, Callable[..., Any]]:
+  """The initializers of the trunk's parameters outside of its blocks."""
   normal = nn.initializers.normal(config.init_scale)
   names = {config.embed_name: normal}
   if config.rope is None:
@@ -340,37 +358,50 @@ def _outside(config) -> dict[str, Callable[..., Any]]:
   return names
 
 
-def _embed(config, trunk, tokens_BS, positions_BS, compute_dtype):
-  """Tokens to the stream; positions too, where they are learned.
+def _embed(
+  config: configs.ModelConfig,
+  trunk: dict[str, Any],
+  tokens_BS: jax.Array,
+  positions_BS: jax.Array,
+  compute_dtype: str,
+) -> jax.Array:
+  """The stream before the first block, with learned positions if there are any.
 
-  Rows are looked up before the cast: gradients of repeated tokens add up in
+  Rows are looked up before the cast, so gradients of repeated tokens add up in
   fp32.
   """
 
-  def row(name, index):
+  def look_up(name: str, index: jax.Array) -> jax.Array:
     return partition.gather(name, trunk[name])[index].astype(compute_dtype)
 
-  hidden = row(config.embed_name, tokens_BS)
+  hidden = look_up(config.embed_name, tokens_BS)
   if config.embed_scale != 1.0:
     hidden *= jnp.asarray(config.embed_scale, compute_dtype)
   if config.embed_size is not None:
     into_ED = partition.gather("into_ED", trunk["into_ED"])
     hidden = jnp.einsum("BSE,ED->BSD", hidden, into_ED.astype(compute_dtype))
   if config.rope is None:
-    at_BSD = row("positions_MD", positions_BS + config.position_offset)
+    at_BSD = look_up("positions_MD", positions_BS + config.position_offset)
     hidden += jnp.broadcast_to(at_BSD, hidden.shape)
   return partition.pin(hidden)
 
 
-def _unrolled(config, trunk, tokens_BS, positions_BS, lengths_B, attends):
-  """Embedding and blocks; what each layer's `attend` keeps is a list."""
+def _unrolled(
+  config: configs.ModelConfig,
+  trunk: dict[str, Any],
+  tokens_BS: jax.Array,
+  positions_BS: jax.Array,
+  lengths_B: jax.Array,
+  attends: Iterable[layers.Attend],
+) -> tuple[jax.Array, list[layers.KeysValues]]:
+  """Embedding and blocks; returns each layer's keys and values too."""
   compute_dtype = str(trunk[config.embed_name].dtype)
   rotations = _rotations(config, positions_BS, lengths_B)
   block = Block(config, compute_dtype)
   hidden_BSD = _embed(config, trunk, tokens_BS, positions_BS, compute_dtype)
   kept = []
   for params, traits, attend in zip(
-    trunk["blocks"], _each(config), attends, strict=True
+    trunk["blocks"], _layer_traits(config), attends, strict=True
   ):
     rotation = _pick(rotations, traits)
     hidden_BSD, layer_kept = block.apply(
@@ -380,8 +411,10 @@ def _unrolled(config, trunk, tokens_BS, positions_BS, lengths_B, attends):
   return hidden_BSD, kept
 
 
-def _leave(config, trunk, hidden):
-  """The last norm, and the way back to the embeddings' width."""
+def _finish(
+  config: configs.ModelConfig, trunk: Mapping[str, Any], hidden: jax.Array
+) -> jax.Array:
+  """The last norm, and the projection back to the embeddings' width."""
   if config.final_norm:
     hidden = layers.apply_norm(
       config, hidden, trunk.get("norm_D"), trunk.get("norm_bias_D")

@@ -196,7 +196,7 @@ def wrap(
     pad_id = _token_id(hf, pad_token, "model.pad_token")
   elif hf.pad_token_id is not None:
     pad_id = hf.pad_token_id
-  elif pad_id not in known:
+  elif pad_id is None or pad_id not in known:
     pad_id = eos_ids[0]
   if hf.bos_token_id is not None:
     bos_id = hf.bos_token_id

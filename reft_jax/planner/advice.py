@@ -1,13 +1,13 @@
-"""What to change so that a run fits: the smallest change that does.
+"""The smallest change of settings that makes a run fit.
 
-Changes that leave what is learnt as it is come first: fewer rows at a time,
-more computed again, a narrower dtype of activations, weights spread further.
-Adapters instead of weights, which is another method, come last.
+Changes that do not change the method come first: smaller micro-batches, more
+rematerialisation, a smaller dtype of activations, more shards. LoRA, which is
+another method, comes last.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from reft_jax.planner import hardware
@@ -21,11 +21,11 @@ _LORA_RANK = 16
 
 @dataclasses.dataclass(frozen=True)
 class Knob:
-  """One thing that may be changed.
+  """One change that may help.
 
   Attributes:
-    name: what it is.
-    options: settings by their keys, the mildest change first.
+    name: its name.
+    options: settings by their keys, the smallest change first.
   """
 
   name: str
@@ -38,18 +38,18 @@ def smallest(
   limit: float,
   now: float = math.inf,
 ) -> Settings | None:
-  """The smallest change that fits, None where none does.
+  """The smallest change that fits; None if none does.
 
-  Knobs are turned in their order, each as far as it goes, until it fits; those
-  that make it worse are left alone. Then each is turned back as far as may be,
+  Knobs are turned in order, each to its last option, until the run fits; one
+  that makes it worse is left out. Then each is turned back as far as possible,
   the last and largest change first.
 
   Args:
-    knobs: what may be changed, the smallest change first.
-    needs: the memory that settings need; inf where that is known to be too
-      much and no more.
-    limit: what there is.
-    now: the memory that is needed without any change.
+    knobs: the possible changes, the smallest first.
+    needs: the memory that settings need; inf if it is only known to be too
+      much.
+    limit: the memory available.
+    now: the memory needed without any change.
   """
   tried: dict[tuple[tuple[str, Any], ...], float] = {}
 
@@ -85,7 +85,7 @@ def smallest(
   return _merged(chosen.values())
 
 
-def _merged(options) -> Settings:
+def _merged(options: Iterable[Mapping[str, Any]]) -> Settings:
   merged: Settings = {}
   for option in options:
     merged |= option
@@ -98,21 +98,21 @@ def knobs(
   laid_out: layout.Layout,
   failing: Collection[str],
 ) -> list[Knob]:
-  """What may help phases that do not fit, as it is `laid_out` now.
+  """The changes that may help the failing phases of the current layout.
 
-  Rows go down to one. Where devices share more than that they are filled up,
-  but a larger tensor axis leaves fewer devices to share them.
+  Micro-batches go down to one row. With more shards than rows they are padded,
+  but a larger tensor axis leaves fewer shards.
   """
   config, model = subject.config, subject.config.model
   found = []
   if "evaluate" in failing:
-    sharing = target.devices // laid_out.sampler_tensor
-    rows = _fewer(config.evaluation.batch_size, sharing)
+    shards = target.devices // laid_out.sampler_tensor
+    rows = _fewer(config.evaluation.batch_size, shards)
     found.append(
       Knob("evaluation", [{"evaluation.batch_size": n} for n in rows])
     )
   stages = []
-  if "supervised" in failing:
+  if subject.supervised and "supervised" in failing:
     stages.append(subject.supervised)
   if "online update" in failing:
     stages.append("online_st")
@@ -120,14 +120,13 @@ def knobs(
     stages.append("reft")
   for name in stages:
     stage = getattr(config, name)
-    rows = getattr(stage, "minibatch_size", None) or stage.batch_size
-    rows = stage.micro_batch_size or rows
     key = f"{name}.micro_batch_size"
-    found.append(Knob(key, [{key: n} for n in _divisors(rows)]))
+    divisors = _divisors(stage.micro_batch)
+    found.append(Knob(key, [{key: n} for n in divisors]))
   if stages:
     kinds = ("none", "dots", "block")
-    more = kinds[kinds.index(model.remat) + 1 :]
-    found.append(Knob("remat", [{"model.remat": kind} for kind in more]))
+    stronger = kinds[kinds.index(model.remat) + 1 :]
+    found.append(Knob("remat", [{"model.remat": kind} for kind in stronger]))
   if model.compute_dtype != "bfloat16":
     found.append(Knob("dtype", [{"model.compute_dtype": "bfloat16"}]))
   if stages and laid_out.gather == "step":
@@ -149,14 +148,14 @@ def knobs(
 
 
 def lora(subject: subjects.Subject) -> list[Knob]:
-  """Adapters, where there are none."""
+  """LoRA, if the run does not have it already."""
   if subject.config.lora.rank:
     return []
   return [Knob("lora", [{"lora.rank": _LORA_RANK}])]
 
 
 def larger(target: hardware.Target) -> list[hardware.Target]:
-  """More of the same: the next four sizes."""
+  """The next four sizes of the same kind."""
   if target.kind == "cpu":
     return []
   if target.chip.platform == "tpu":
@@ -169,15 +168,15 @@ def larger(target: hardware.Target) -> list[hardware.Target]:
 
 
 def _divisors(rows: int) -> list[int]:
-  """Proper divisors, largest first: micro-batches of `rows`."""
+  """The proper divisors of `rows`, the largest first."""
   return [n for n in range(rows // 2, 0, -1) if rows % n == 0]
 
 
-def _fewer(rows: int, ways: int) -> list[int]:
-  """Halves, largest first, of whole rows for each of `ways` devices."""
+def _fewer(rows: int, shards: int) -> list[int]:
+  """Successive halves of `rows`, multiples of `shards` as long as larger."""
   found = []
   while rows > 1:
     rows //= 2
-    rows -= rows % ways if rows > ways else 0
+    rows -= rows % shards if rows > shards else 0
     found.append(rows)
   return found

@@ -1,23 +1,23 @@
-"""Programs compiled for a target, and what the compiler says of them."""
+"""Programs compiled for a target: their memory and their collectives."""
 
 import dataclasses
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from reft_jax.planner import hardware, hlo, programs
+from reft_jax.planner import hardware, hlo, programs, shapes
 from reft_jax.planner import subject as subjects
 from reft_jax.runtime import layout
 from reft_jax.runtime import mesh as mesh_lib
 
 KINDS = ("weights", "optimizer", "reference", "published", "cache")
 
-# What a program needs that a TPU's compiler refuses: all of it, or temporaries.
+# The memory of a program that a TPU's compiler refuses: all, or temporaries.
 _NEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -25,18 +25,18 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """What is known of a program. Bytes are those of one device.
+  """The memory and collectives of a program. Bytes are those of one device.
 
   Attributes:
-    name: the program's.
-    phase: its part of a step.
+    name: the program's name.
+    phase: the part of a step that it belongs to.
     times: how often a step runs it.
-    kinds: what is on the device meanwhile and stays, by KINDS.
-    rest: what else it needs: temporaries, batches, results; without a compiler
-      the gradients alone, so far as there are any.
-    traffic: its collectives in one run; None: not known.
-    seconds: that compiling it took.
-    fits_alone: False where the compiler refused it for its memory.
+    kinds: bytes of the resident arrays, by KINDS.
+    rest: bytes of temporaries, batches and results; without a compiler those of
+      the gradients alone, if there are any.
+    traffic: the collectives of one run; None if it is not compiled.
+    seconds: the time of its compilation.
+    fits_alone: False if the compiler refused it for its memory.
   """
 
   name: str
@@ -58,6 +58,7 @@ def open_meshes(
   subject: subjects.Subject, target: hardware.Target
 ) -> tuple[Mesh, Mesh]:
   """The run's meshes over a target's devices, which need not be here."""
+  found: Sequence[Any]
   match target.chip.platform:
     case "cpu":
       found = jax.devices()[: target.devices]
@@ -81,24 +82,25 @@ def open_meshes(
 def abstract_meshes(
   subject: subjects.Subject, target: hardware.Target
 ) -> tuple[AbstractMesh, AbstractMesh]:
-  """Their axes alone, for arithmetic."""
+  """The run's meshes without devices, for arithmetic."""
   chosen = laid_out(subject, target)
   kinds = (AxisType.Auto,) * len(layout.AXES)
-  return tuple(
-    AbstractMesh(sizes, layout.AXES, axis_types=kinds)
-    for sizes in (chosen.learner, chosen.sampler)
+  return (
+    AbstractMesh(chosen.learner, layout.AXES, axis_types=kinds),
+    AbstractMesh(chosen.sampler, layout.AXES, axis_types=kinds),
   )
 
 
 def laid_out(
   subject: subjects.Subject, target: hardware.Target
 ) -> layout.Layout:
-  """How the run would be laid out on a target.
+  """The layout of the run on a target.
 
   Raises:
-    UserError: what is wanted does not use all of its devices.
+    UserError: the settings of the mesh do not use all of its devices.
   """
-  chip, memory = target.chip, None
+  chip = target.chip
+  memory: float | None = None
   if chip.platform != "cpu":
     memory = chip.memory
     if chip.platform == "cuda":
@@ -115,16 +117,16 @@ def laid_out(
 
 
 class Recorder:
-  """Takes programs (programs.Handle): compiles them, or counts by arithmetic.
+  """A programs.Handle that compiles programs, or counts by arithmetic.
 
   Args:
     target: the hardware.
     phases: the phases whose programs are compiled; none on abstract meshes.
-    limit: bytes of a device; a program above it ends the recording with
-      TooLargeError. None: all are recorded.
+    limit: bytes of a device; a program that needs more raises TooLargeError.
+      None: no limit.
 
   Attributes:
-    measured: what is known of each program.
+    measured: the programs so far.
   """
 
   def __init__(
@@ -140,11 +142,11 @@ class Recorder:
     self._limit = limit
 
   def __call__(self, program: programs.Program) -> Any:
-    """Records a program; returns the shapes of what it makes."""
+    """Records a program; returns the shapes of its result."""
     counted, outputs = count(program)
     self._check(counted)
     if program.phase in self._phases:
-      counted, outputs = self._compiled(program, counted, outputs)
+      counted, outputs = self._compile(program, counted, outputs)
       self._check(counted)
     self.measured.append(counted)
     return outputs
@@ -153,16 +155,18 @@ class Recorder:
     if self._limit is not None and measured.total > self._limit:
       raise TooLargeError(measured.name)
 
-  def _compiled(self, program, counted, guessed) -> tuple[Measured, Any]:
+  def _compile(
+    self, program: programs.Program, counted: Measured, guessed: Any
+  ) -> tuple[Measured, Any]:
+    """Compiles a program, of which arithmetic has `counted` what it can."""
     begin = time.monotonic()
     platform = self._target.chip.platform
     with jax.set_mesh(program.mesh):
       traced = program.function.trace(*program.arguments, **program.keywords)
       lowered = traced.lower(lowering_platforms=(platform,))
-    given = programs.device_bytes((program.arguments, program.keywords))
-    outside = programs.device_bytes(
-      program.alive, but=(program.arguments, program.keywords)
-    )
+    inputs = (program.arguments, program.keywords)
+    given = shapes.device_bytes(inputs)
+    outside = shapes.device_bytes(program.resident, but=inputs)
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -178,11 +182,10 @@ class Recorder:
       )
       return counted, guessed
     memory = compiled.memory_analysis()
-    # A compiler pads what it is given, and leaves out what it does not use.
-    given = max(memory.argument_size_in_bytes, given)
     total = (
       outside
-      + given
+      # Compilers pad arguments, and leave out unused ones.
+      + max(memory.argument_size_in_bytes, given)
       + memory.output_size_in_bytes
       - memory.alias_size_in_bytes
       + memory.temp_size_in_bytes
@@ -196,8 +199,8 @@ class Recorder:
       compiled.output_shardings,
     )
     kinds = dict(counted.kinds)
-    if program.makes:
-      kinds[program.makes] = programs.device_bytes(outputs)
+    if program.result_kind:
+      kinds[program.result_kind] = shapes.device_bytes(outputs)
     found = hlo.collectives(
       hlo.parse(compiled.as_text()), open_loop=program.open_loop
     )
@@ -212,15 +215,15 @@ class Recorder:
 
 
 def refused(message: str, given: int) -> int | None:
-  """Bytes that a program needs which was refused for its memory.
+  """Bytes that a refused program needs.
 
   Args:
     message: the compiler's.
-    given: bytes of its arguments.
+    given: bytes of the program's arguments.
 
   Returns:
-    As much as the message tells, at least `given`; None if it was refused for
-    another reason.
+    The bytes in the message, `given` if it has none; None if the reason was not
+    memory.
   """
   if "RESOURCE_EXHAUSTED" not in message:
     return None
@@ -232,26 +235,26 @@ def refused(message: str, given: int) -> int | None:
 
 
 class TooLargeError(Exception):
-  """A program needs more memory than it may."""
+  """A program needs more memory than the limit."""
 
 
 def count(program: programs.Program) -> tuple[Measured, Any]:
-  """What arithmetic alone says: what stays, and gradients."""
+  """Counts by arithmetic alone: resident arrays and gradients."""
   seen: list[Any] = []
   kinds = {}
-  for kind, tree in program.alive.items():
-    kinds[kind] = programs.device_bytes(tree, but=seen)
+  for kind, tree in program.resident.items():
+    kinds[kind] = shapes.device_bytes(tree, but=seen)
     seen.append(tree)
   outputs = None
-  if program.makes:
-    made = jax.eval_shape(
+  if program.result_kind and program.guess_shardings:
+    result = jax.eval_shape(
       program.function, *program.arguments, **program.keywords
     )
-    outputs = program.guess(made)
-    kinds[program.makes] = programs.device_bytes(outputs)
+    outputs = program.guess_shardings(result)
+    kinds[program.result_kind] = shapes.device_bytes(outputs)
   gradients = 0
   if program.phase in ("supervised", "online update", "update"):
-    gradients = programs.device_bytes(program.arguments[0].params)
+    gradients = shapes.device_bytes(program.arguments[0].params)
   return (
     Measured(
       name=program.name,

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from reft_jax import errors
 from reft_jax.config import checks, schema
@@ -109,24 +110,22 @@ def _check_evaluation(
         f"evaluation.split={settings.split}: a suite compares answers to the"
         " test problems; leave it out"
       )
-    judge, run = settings.reward_model, evaluation.reward_model
-    made = run and suites.model_folder(_FOLDER, run, seed, suites.REWARD_MODEL)
+    given, run = settings.reward_model, evaluation.reward_model
+    made = suites.model_folder(_FOLDER, run, seed, suites.REWARD_MODEL)
     if (
-      judge
-      and judge != str(made)
-      and not hub.is_id(judge)
-      and hub.find(judge) is None
+      given
+      and not (run and given == str(made))
+      and not hub.is_id(given)
+      and hub.find(given) is None
     ):
       raise errors.UserError(
-        f"evaluation.reward_model={judge}: no reward model there; give its"
+        f"evaluation.reward_model={given}: no reward model there; give its"
         " folder, or name a run of this suite as reward_model"
       )
   return settings_lib.known(settings)
 
 
-def _check_files(
-  config: schema.Config, model: Mapping[str, str | None]
-) -> None:
+def _check_files(config: schema.Config, model: Mapping[str, Any]) -> None:
   """Checks that the files of a config exist, with these models instead."""
   files_check.check_files(
     dataclasses.replace(
@@ -199,13 +198,14 @@ def _check_reference(
   """Checks that a run or an evaluation will yield a result."""
   _check_stage(suite, where, reference.run, reference.stage)
   name = reference.metric
-  metric = suites.metric(name)
-  if metric is None:
+  try:
+    metric = suites.metric(name)
+  except KeyError:
     raise errors.UserError(
       f"{suite.file}: {where}: unknown metric {name!r}; there are"
       f" {', '.join(suites.METRICS)} and"
       f" {', '.join(f'{method}@k' for method in suites.AT_K)}"
-    )
+    ) from None
   place = reference.run, reference.stage
   if metric.evaluated and name not in known.get(place, ()):
     raise errors.UserError(

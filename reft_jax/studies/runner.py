@@ -227,7 +227,7 @@ def _stopping() -> Iterator[dict[int, Live]]:
   have the time to save.
   """
 
-  def stop(*_) -> None:
+  def stop(*_: object) -> None:
     raise StoppedError
 
   live: dict[int, Live] = {}

@@ -302,7 +302,7 @@ class Suite:
       for key, stage in (("model.path", "base"), ("model.warmup", "warmup"))
       if stage not in own
     }
-    return {key: found for key, found in origins.items() if found[1]}
+    return {key: (stage, run) for key, (stage, run) in origins.items() if run}
 
   def _load(self, where: str, overrides: Sequence[str]) -> schema.Config:
     """The experiment's config with overrides; errors name the suite."""
@@ -335,17 +335,21 @@ def model_folder(
   return run_folder(folder, run, seed) / "models" / stage
 
 
-def metric(name: str) -> Metric | None:
-  """The metric of this name; None if there is no such metric."""
+def metric(name: str) -> Metric:
+  """The metric of this name.
+
+  Raises:
+    KeyError: there is no such metric.
+  """
   found = re.fullmatch(r"(\w+)@([1-9]\d*)", name)
   if found and found[1] in AT_K:
     return Metric(f"{AT_K[found[1]]}@{found[2]}", evaluated=True)
-  return METRICS.get(name)
+  return METRICS[name]
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """Nested settings by their dotted keys."""
-  found = {}
+  found: dict[str, Any] = {}
   for key, value in settings.items():
     if isinstance(value, Mapping):
       found |= flat(value, f"{prefix}{key}.")

@@ -14,7 +14,7 @@ from reft_jax.config import loading
 from reft_jax.learning import forward
 from reft_jax.learning import ppo as ppo_lib
 from reft_jax.models import networks, partition
-from reft_jax.planner import hlo, measuring, programs, subject
+from reft_jax.planner import hlo, measuring, programs, shapes, subject
 from reft_jax.runtime import layout
 from reft_jax.runtime import mesh as mesh_lib
 from reft_jax.sampling import rollouts as rollouts_lib
@@ -164,7 +164,7 @@ def compiled(name, shape, model, *settings):
     return measuring.count(program)[1]
 
   some = subject.Subject(config, model, "tiny", 100)
-  programs.reinforced(programs.Shapes(some, mesh), handle)
+  programs.reinforced(shapes.Shapes(some, mesh), handle)
   return found[name]
 
 

@@ -409,10 +409,10 @@ def test_unknown_choices_are_refused(switches, message):
   ("fields", "message"),
   [
     ({"kv_heads": 3}, "heads=4 must be a multiple of kv_heads=3"),
-    ({"head_size": 5}, "rotate 5 of a head's 5 coordinates; there must be an"),
+    ({"head_size": 5}, "rotate 5 of a head's 5 coordinates; that number must"),
     ({"width": 0}, "the size of D is 0"),
     ({"norm": "batch"}, "norm='batch' is not one of rms, layer"),
-    ({"windows": (3,)}, "windows speaks of 1 layers where there are 2"),
+    ({"windows": (3,)}, "windows lists 1 layers, but the model has 2"),
     (
       {"parallel": "own_norms", "norm_place": "post"},
       "parallel=own_norms needs norm_place=pre",

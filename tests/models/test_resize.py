@@ -83,7 +83,7 @@ def test_types_stay(policy):
 
 
 def test_a_vocabulary_does_not_shrink(policy):
-  with pytest.raises(ValueError, match="vocab_size=28 is below the 29"):
+  with pytest.raises(ValueError, match="vocab_size=28 is below the model's 29"):
     resize.grow(tiny.CONFIG, policy, 28)
 
 

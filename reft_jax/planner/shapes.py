@@ -1,0 +1,220 @@
+"""The arrays of a run as shapes, sharded over devices that need not be here."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from reft_jax import types
+from reft_jax.learning import learner as learner_lib
+from reft_jax.models import lora as lora_lib
+from reft_jax.models import networks as networks_lib
+from reft_jax.models import partition
+from reft_jax.planner import subject as subjects
+from reft_jax.runtime import mesh as mesh_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class StageArrays:
+  """What a stage keeps on the devices.
+
+  Attributes:
+    state: what its updates change.
+    base: the frozen weights that the state's parameters adapt (models.lora).
+    policy: the trained policy, whole.
+    reference: the policy it started from; None where the stage needs none.
+  """
+
+  state: types.TrainState
+  base: Mapping[str, Any]
+  policy: Any
+  reference: Any = None
+
+  @property
+  def by_kind(self) -> dict[str, Any]:
+    """The arrays by measuring.KINDS."""
+    kinds = {
+      "weights": (self.state.params, self.base),
+      "optimizer": self.state.opt_state,
+    }
+    if self.reference is not None:
+      kinds["reference"] = self.reference
+    return kinds
+
+
+class Shapes:
+  """Shapes of a run's arrays on a mesh.
+
+  Args:
+    subject: what is planned.
+    mesh: the mesh to learn on; it may be abstract.
+    sampling_mesh: the mesh to sample on; None: the same.
+    gather: how training passes gather weights.
+
+  Attributes:
+    sampling: the shapes of the sampler's arrays.
+  """
+
+  def __init__(
+    self,
+    subject: subjects.Subject,
+    mesh: Any,
+    sampling_mesh: Any = None,
+    gather: str = "layer",
+  ):
+    self.subject = subject
+    self.mesh = mesh
+    self.sampling = (
+      self
+      if sampling_mesh in (None, mesh)
+      else Shapes(subject, sampling_mesh, gather=gather)
+    )
+    config = subject.config
+    self.networks = networks_lib.Networks(
+      config=subject.shape,
+      compute_dtype=config.model.compute_dtype,
+      remat=config.model.remat,
+      adapter_scale=config.lora.scale,
+      gather=gather,
+    )
+
+  @property
+  def num_shards(self) -> int:
+    """The number of parts into which a batch is split."""
+    return mesh_lib.num_batch_shards(self.mesh)
+
+  def shard_rows(self, tree: Any) -> Any:
+    """A batch or a cache, sharded by rows; scalars are replicated.
+
+    Heads of a cache are sharded over "tensor" where they divide.
+    """
+
+    def shard(leaf: Any) -> jax.ShapeDtypeStruct:
+      spec = PartitionSpec()
+      if leaf.ndim and leaf.shape[0] % self.num_shards == 0:
+        spec = mesh_lib.BATCH
+      if leaf.ndim == 4 and leaf.shape[1] % self.mesh.shape["tensor"] == 0:
+        spec = PartitionSpec(*mesh_lib.BATCH, "tensor")
+      return _struct(leaf, NamedSharding(self.mesh, spec))
+
+    return jax.tree.map(shard, tree)
+
+  def shard_params(self, tree: Any) -> Any:
+    """Parameters and optimizer state, sharded as by `mesh.put`."""
+    return jax.tree.map(_struct, tree, mesh_lib.shardings(self.mesh, tree))
+
+  def shard_published(self, tree: Any) -> Any:
+    """Published parameters, which are sharded over "tensor" alone."""
+    specs = partition.specs(tree, self.mesh.shape, partition.GATHERED_RULES)
+    return jax.tree.map(
+      lambda leaf, spec: _struct(leaf, NamedSharding(self.mesh, spec)),
+      tree,
+      specs,
+    )
+
+  def key(self) -> Any:
+    """A random key."""
+    return self.shard_rows(jax.eval_shape(lambda: jax.random.key(0)))
+
+  def array(self, dtype: Any, *shape: int) -> Any:
+    """An array of rows, or a scalar."""
+    return self.shard_rows(jax.ShapeDtypeStruct(shape, dtype))
+
+  def prompts(self, questions: int) -> types.Prompts:
+    """The result of `Engine.prompts`, of the longest prompts allowed."""
+    return types.Prompts(
+      tokens_BP=self.array(jnp.int32, questions, self.subject.prompt_slots),
+      lengths_B=self.array(jnp.int32, questions),
+      requests_B=self.array(jnp.uint32, questions),
+      real_B=self.array(jnp.bool_, questions),
+    )
+
+  def rollout(self, rows: int) -> types.Rollout:
+    """The result of a sampler."""
+    P, T = self.subject.prompt_slots, self.subject.response_slots
+    return types.Rollout(
+      prompt_BP=self.array(jnp.int32, rows, P),
+      prompt_lengths_B=self.array(jnp.int32, rows),
+      response_BT=self.array(jnp.int32, rows, T),
+      response_lengths_B=self.array(jnp.int32, rows),
+      ended_B=self.array(jnp.bool_, rows),
+      logprobs_BT=self.array(jnp.float32, rows, T),
+    )
+
+  def supervised(self, rows: int, slots: int) -> types.SupervisedBatch:
+    """A batch to imitate."""
+    return types.SupervisedBatch(
+      tokens_BS=self.array(jnp.int32, rows, slots),
+      lengths_B=self.array(jnp.int32, rows),
+      targets_BS=self.array(jnp.bool_, rows, slots),
+    )
+
+  def stage_arrays(
+    self,
+    optimizer: optax.GradientTransformation,
+    *,
+    critic: bool = False,
+    reference: bool = False,
+  ) -> StageArrays:
+    """The arrays after `Learner.split_trainable` and `Learner.start`."""
+    config, lora = self.subject.config, self.subject.config.lora
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    policy = self.shard_params(jax.eval_shape(self.networks.init, key))
+    frozen, trainable = {}, policy
+    if lora.rank:
+      init_lora = functools.partial(
+        lora_lib.init,
+        self.subject.shape,
+        rank=lora.rank,
+        targets=lora.targets,
+      )
+      adapter = self.shard_params(jax.eval_shape(init_lora, key))
+      frozen, trainable = policy, adapter
+    params = {"policy": trainable}
+    if critic:
+      init_value = functools.partial(
+        self.networks.init_value, kind=config.model.value
+      )
+      value = jax.eval_shape(init_value, trainable)
+      params["value"] = self.shard_params(value)
+    base = lora_lib.frozen_base(frozen, params)
+    init_state = functools.partial(learner_lib.init_state, optimizer=optimizer)
+    state = self.shard_params(jax.eval_shape(init_state, params))
+    started = lora_lib.join(base, {"policy": trainable})["policy"]
+    return StageArrays(
+      state=state,
+      base=base,
+      policy=lora_lib.join(base, state.params)["policy"],
+      reference=started if reference else None,
+    )
+
+
+def _struct(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def device_bytes(tree: Any, but: Any = ()) -> int:
+  """Bytes of a tree on each device; a leaf that occurs twice counts once.
+
+  Leaves of `but` do not count.
+  """
+  seen = {id(leaf) for leaf in jax.tree.leaves(but)}
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    if id(leaf) not in seen:
+      seen.add(id(leaf))
+      shape = leaf.sharding.shard_shape(leaf.shape)
+      total += math.prod(shape) * leaf.dtype.itemsize
+  return total
+
+
+def count(tree: Any) -> int:
+  """Numbers in a tree; a leaf that occurs twice counts once."""
+  leaves = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}
+  return sum(leaf.size for leaf in leaves.values())
