@@ -1,7 +1,7 @@
-"""What a compiled program says of itself: its collectives, by its HLO text.
+"""The collectives of a compiled program, read from its HLO text.
 
-`Compiled.as_text()` is read line by line; no jax is needed. Loops are followed:
-what lies in the body of a `while` is counted as often as it runs.
+`Compiled.as_text()` is parsed line by line; no jax is needed. A collective in
+the body of a `while` counts as often as the body runs.
 """
 
 import collections
@@ -38,12 +38,12 @@ class Instruction:
   """One line of a computation.
 
   Attributes:
-    name: what others call its result.
+    name: the name of its result.
     kind: its opcode.
-    type: of its result, as text.
+    type: the type of its result, as text.
     operands: the names of its arguments; a parameter's number.
     attributes: the rest of the line.
-    root: whether it is what the computation returns.
+    root: whether its result is that of the computation.
   """
 
   name: str
@@ -56,7 +56,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """A compiled program: its computations by name, and where it starts."""
+  """A compiled program: its computations by name, and the first one's."""
 
   computations: Mapping[str, Sequence[Instruction]]
   entry: str
@@ -65,15 +65,15 @@ class Module:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective of a program, as often as it runs.
+  """One collective of a program.
 
   Attributes:
     kind: one of KINDS.
-    payload: bytes of the whole array, on one device: what is gathered, or what
-      is reduced or exchanged.
-    group: the devices of one of its groups, by number.
+    payload: bytes on one device of the array that is gathered, reduced or
+      exchanged.
+    group: the devices of its first group, by number.
     times: how often it runs.
-    bounded: whether `times` is a bound, as in a loop that may stop early.
+    bounded: whether `times` is an upper bound: the loop may stop early.
   """
 
   kind: str
@@ -84,7 +84,7 @@ class Collective:
 
   @property
   def wire(self) -> float:
-    """Bytes a device sends when it runs once, around a ring."""
+    """Bytes that a device sends in one run, around a ring."""
     n = len(self.group)
     if self.kind in ("collective-permute", "collective-broadcast"):
       return self.payload
@@ -92,12 +92,12 @@ class Collective:
     return self.payload * share * (2 if self.kind == "all-reduce" else 1)
 
   def crosses(self, node: int) -> bool:
-    """Whether its group spans nodes of so many devices (0: there are none)."""
+    """Whether its group spans nodes of `node` devices; 0: one node has all."""
     return bool(node) and len({device // node for device in self.group}) > 1
 
 
 def size(type_text: str) -> int:
-  """Bytes of an array's type, or of all arrays of a tuple's."""
+  """Bytes of an array's type, or of all arrays in a tuple's."""
   total = 0
   for dtype, dims in _ARRAY.findall(type_text):
     bits = _BITS.get(dtype, 8 if dtype.startswith("f8") else 0)
@@ -107,9 +107,10 @@ def size(type_text: str) -> int:
 
 
 def parse(text: str) -> Module:
-  """Reads the text of a compiled program."""
+  """Parses the text of a compiled program."""
   computations: dict[str, list[Instruction]] = {}
-  entry, current = "", None
+  current: list[Instruction] | None = None
+  entry = ""
   for line in text.splitlines():
     stripped = line.strip()
     opening = None if " = " in line[:200] else _OPENING.match(stripped)
@@ -151,7 +152,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-  """Where the parenthesis that opens a text is closed, one past it."""
+  """The index after the parenthesis that closes the text's first one."""
   depth = 0
   for place, letter in enumerate(text):
     if letter == "(":
@@ -164,11 +165,11 @@ def _closing(text: str) -> int:
 
 
 def collectives(module: Module, *, open_loop: int = 1) -> list[Collective]:
-  """All that runs, loops followed.
+  """All collectives that run, those of loops included.
 
   Args:
     module: the program.
-    open_loop: how often a loop is taken to run that does not say.
+    open_loop: the assumed trips of a loop whose text does not tell them.
   """
   return list(_inside(module, module.entry, 1, False, open_loop))
 
@@ -181,7 +182,7 @@ def _inside(
   for each in instructions:
     kind = each.kind.removesuffix("-start")
     if kind in KINDS:
-      if name.startswith("all-reduce-scatter"):  # A TPU's, as one fusion.
+      if name.startswith("all-reduce-scatter"):  # A fusion on TPUs.
         kind = "reduce-scatter"
       group = groups(each.attributes, module.partitions)
       given = sum(size(types.get(operand, "")) for operand in each.operands)
@@ -192,12 +193,12 @@ def _inside(
       count, known = trips(module, each, open_loop)
       body = _called(each, "body")
       condition = _called(each, "condition")
-      often = times * count
       bound = bounded or not known
-      runs = [(x, often) for x in body]
-      runs += [(x, often + times) for x in condition]
-      for called, runs_of_it in runs:
-        yield from _inside(module, called, runs_of_it, bound, open_loop)
+      # The condition runs once more, to end the loop.
+      runs = [(called, times * count) for called in body]
+      runs += [(called, times * (count + 1)) for called in condition]
+      for called, often in runs:
+        yield from _inside(module, called, often, bound, open_loop)
     elif not each.kind.endswith(("-done", "-update")):
       for field in ("calls", "branch_computations", "to_apply"):
         for called in _called(each, field):
@@ -216,8 +217,8 @@ def trips(
 ) -> tuple[int, bool]:
   """How often a loop's body runs, and whether that is certain.
 
-  Read from what the compiler noted or, where it notes nothing, from a
-  condition that compares a counter, which starts at 0, with a constant.
+  The number is the compiler's note or, without one, the constant with which the
+  condition compares a counter that starts at 0.
   """
   noted = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
   if noted:
@@ -236,8 +237,8 @@ def trips(
 def groups(attributes: str, partitions: int) -> tuple[int, ...]:
   """The first of a collective's groups of devices.
 
-  In any of the ways it is written: {{0,1},{2,3}}, [2,2]<=[4],
-  [2,2]<=[2,2]T(1,0) or mesh['x'=2,'y'=2] {'x'}. Empty means all devices.
+  All notations are read: {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0) and
+  mesh['x'=2,'y'=2] {'x'}. Empty means all devices.
   """
   listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
   if listed and listed[1]:
@@ -249,29 +250,31 @@ def groups(attributes: str, partitions: int) -> tuple[int, ...]:
   if iota:
     shape = list(map(int, iota[3].split(",")))
     order = list(map(int, iota[4].split(","))) if iota[4] else range(len(shape))
-    return _numbers(shape, list(order))[: int(iota[2])]
+    return _transposed_iota(shape, list(order))[: int(iota[2])]
   mesh = re.search(
     r"replica_groups=(?:@?\w*)?\[([^\]]*)\]\s*\{([^}]*)\}", attributes
   )
   if mesh:
-    return _of_axes(mesh[1], mesh[2])
+    return _group_of_axes(mesh[1], mesh[2])
   pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
   if pairs:
     return tuple(dict.fromkeys(map(int, re.findall(r"\d+", pairs[1]))))
   return tuple(range(partitions))
 
 
-def _numbers(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
-  """0, 1, ... in `shape`, transposed and made flat."""
+def _transposed_iota(
+  shape: Sequence[int], order: Sequence[int]
+) -> tuple[int, ...]:
+  """0, 1, ... in `shape`, transposed and flattened."""
   strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
   ranges = [range(0, shape[a] * strides[a], strides[a]) for a in order]
   return tuple(sum(place) for place in itertools.product(*ranges))
 
 
-def _of_axes(mesh: str, axes: str) -> tuple[int, ...]:
-  """Device 0 and those it meets along some axes of a mesh, or parts of them.
+def _group_of_axes(mesh: str, axes: str) -> tuple[int, ...]:
+  """The group of device 0 along some axes of a mesh, or parts of axes.
 
-  'x':(2)4 is the part of axis x of size 4 with a part of size 2 before it.
+  'x':(2)4 is the part of size 4 of axis x after a part of size 2.
   """
   sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
   names = list(sizes)
@@ -297,9 +300,9 @@ class Traffic:
     kind: one of KINDS.
     count: how many run.
     payload: bytes of their arrays.
-    near: bytes a device sends within its node.
-    far: bytes it sends to other nodes.
-    bounded: whether these are bounds.
+    near: bytes that a device sends within its node.
+    far: bytes that it sends to other nodes.
+    bounded: whether these are upper bounds.
   """
 
   kind: str
@@ -311,7 +314,7 @@ class Traffic:
 
 
 def by_kind(found: Sequence[Collective], node: int = 0) -> list[Traffic]:
-  """Sums of collectives by kind; `node` devices share the fast links."""
+  """Sums collectives by kind; `node` devices share the fast links."""
   kinds = collections.defaultdict(list)
   for each in found:
     kinds[each.kind].append(each)

@@ -1,7 +1,7 @@
-"""What is planned: settings, an architecture, and how much there is to learn.
+"""The subject of a plan: settings, an architecture, the number of problems.
 
-The architecture is that of a published model, by a name of `published.json` or
-by the hub's name in model.path, or is read from model.path's folder; weights
+The architecture is that of a published model, named in `published.json` or by
+its hub id in model.path, or it is read from the folder in model.path. Weights
 and tokenizers are not needed.
 """
 
@@ -10,6 +10,7 @@ import difflib
 import functools
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from reft_jax import files
@@ -25,8 +26,8 @@ from reft_jax.models.hf import read as reader
 from reft_jax.run import setup
 from reft_jax.tasks import embedded
 
-# Training problems in the files of github.com/lqtrung1998/mwp_ReFT, by the
-# names that the packaged experiments have for them.
+# Training problems in the files of github.com/lqtrung1998/mwp_ReFT, by their
+# names in the packaged experiments.
 _PUBLISHED_PROBLEMS = {
   "gsm8k_nl": 7465,
   "gsm8k_python_sdp": 7356,
@@ -40,13 +41,13 @@ _PUBLISHED_PROBLEMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """What a plan is made for, beside the hardware.
+  """What a plan is made for, besides the hardware.
 
   Attributes:
     config: the run's settings.
     shape: the model's architecture.
-    model: what it is called.
-    problems: how many there are to learn from; None: that is not known.
+    model: the model's name.
+    problems: the number of training problems; None if it is not known.
   """
 
   config: schema.Config
@@ -56,40 +57,36 @@ class Subject:
 
   @property
   def parameters(self) -> int:
-    """How many numbers the policy has."""
+    """The number of the policy's parameters."""
     return networks_lib.Networks(self.shape).parameters
 
   @property
   def prompt_slots(self) -> int:
-    """P of a run: its longest prompt may be as long as it is allowed to."""
+    """P, for the longest prompt that the settings allow."""
     return batches.round_up(self.config.data.max_prompt_tokens)
 
   @property
   def response_slots(self) -> int:
-    """T of a run."""
+    """T, the most tokens of a response."""
     return self.config.data.max_response_tokens
 
   @property
   def row_slots(self) -> int:
-    """S of a supervised batch."""
+    """S of a supervised batch, for the longest rows."""
     data = self.config.data
     return batches.round_up(data.max_prompt_tokens + data.max_response_tokens)
 
   @property
   def supervised(self) -> str | None:
-    """The stage that stands for all that imitate, None if there is none."""
-    names = [n for n in self.config.stages if table.TABLE[n].supervised]
+    """The supervised stage that is planned for all; None if there is none."""
 
-    def rows(name):
+    def rows_and_epochs(name: str) -> tuple[int, int]:
       stage = getattr(self.config, name)
-      return stage.micro_batch_size or stage.batch_size
+      return stage.micro_batch, stage.epochs
 
-    # Those that hold most in memory; of equal ones the longest.
-    return max(
-      names,
-      key=lambda name: (rows(name), getattr(self.config, name).epochs),
-      default=None,
-    )
+    # The one with most rows in memory; of equal ones the longest.
+    names = [n for n in self.config.stages if table.TABLE[n].supervised]
+    return max(names, key=rows_and_epochs, default=None)
 
   @property
   def online(self) -> bool:
@@ -103,9 +100,11 @@ class Subject:
 
   @property
   def unplanned(self) -> list[str]:
-    """What of the run no plan is made for."""
+    """The parts of the run that are not planned."""
     stages = self.config.stages
-    found = [name for name in ("base", "reward_model") if name in stages]
+    found: list[str] = [
+      name for name in ("base", "reward_model") if name in stages
+    ]
     if {"offline_st", "reward_model"} & set(stages):
       found.append("collecting samples")
     return found
@@ -120,8 +119,8 @@ class Subject:
       "response_slots": self.response_slots,
     }
 
-  def changed(self, settings: dict[str, Any]) -> "Subject":
-    """The same with other settings, by their dotted keys."""
+  def changed(self, settings: Mapping[str, Any]) -> "Subject":
+    """The subject with other settings, by their dotted keys."""
     config = self.config
     for key, value in settings.items():
       config = _with(config, key.split("."), value)
@@ -137,7 +136,7 @@ def _with(node: Any, path: list[str], value: Any) -> Any:
 
 @functools.cache
 def published() -> dict[str, dict[str, Any]]:
-  """Models by their names: the hub's name, and config.json as it is there."""
+  """Published models by name: the hub id, and config.json."""
   file = pathlib.Path(__file__).with_name("published.json")
   return json.loads(file.read_text())
 
@@ -149,23 +148,26 @@ def read_shape(name: str) -> configs.ModelConfig:
 
 
 def subject(config: schema.Config, model: str | None) -> Subject:
-  """What is planned, by the settings and --model.
+  """The subject of the settings and --model.
 
   Raises:
-    UserError: there is no such model.
+    UserError: the model is not known.
   """
   name, shape = _architecture(config, model)
   return Subject(config, shape, name, _problems(config))
 
 
-def _architecture(config, model) -> tuple[str, configs.ModelConfig]:
+def _architecture(
+  config: schema.Config, model: str | None
+) -> tuple[str, configs.ModelConfig]:
+  """The name and the shape of a model."""
   if model is not None:
     name = model.lower()
     if name not in published():
       close = difflib.get_close_matches(name, published()) or published()
       raise UserError(
-        f"--model {model}: not one of those whose shape is kept here; did you"
-        f" mean {', '.join(close)}? Of others, give model.path, a folder."
+        f"--model {model}: no published model of that name; did you mean"
+        f" {', '.join(close)}? For another model, give its folder in model.path."
       )
     return name, read_shape(name)
   path = config.model.path
@@ -177,20 +179,20 @@ def _architecture(config, model) -> tuple[str, configs.ModelConfig]:
       if row["hub"].lower() == bare:
         return name, read_shape(name)
     raise UserError(
-      f"model.path={path}: it is not here, nor is its shape; download it, or"
-      f" name a shape with --model: {', '.join(published())}."
+      f"model.path={path}: not downloaded, and its shape is not known; download"
+      f" it, or name a shape with --model: {', '.join(published())}."
     )
   folder = hub.find(path)
   if folder is None:
     raise UserError(
-      f"model.path={path}: no folder of a model; or name a shape with --model:"
-      f" {', '.join(published())}."
+      f"model.path={path}: not the folder of a model; give one, or name a shape"
+      f" with --model: {', '.join(published())}."
     )
   return path, reader.read_config(folder)
 
 
 def _problems(config: schema.Config) -> int | None:
-  """Training problems: counted where they are, else as published."""
+  """Training problems: counted if the file is here, else as published."""
   data = config.data
   if data.train == embedded.NAME:
     count = config.embedded.questions

@@ -38,7 +38,8 @@ def times(
   config = subject.config
   formulas = work(subject, target, total=total, trainable=trainable)
   phases = {}
-  for phase, done in formulas.items():
+  for phase, formula in formulas.items():
+    done = formula
     some = [m for m in measured if m.phase == phase]
     if some and all(m.traffic is not None for m in some):
       traffic = [(m.times, t) for m in some for t in m.traffic or ()]

@@ -1,7 +1,7 @@
-"""One target's plan, made in a process of its own.
+"""One target's plan, made in its own process.
 
-A compiler for hardware that is not here is a plugin of jax, and its flags hold
-for all of a process: the program that asks must not become one that has them.
+The compiler of hardware that is not here is a plugin of jax, and its flags apply
+to a whole process. They must not apply to the program that asks for the plan.
 """
 
 import importlib.util
@@ -21,17 +21,17 @@ from reft_jax.planner import hardware
 from reft_jax.planner import subject as subjects
 
 _XLA_FLAGS = {
-  # There is no GPU to try kernels on, without which these have no tiles.
+  # No GPU to autotune on, without which Triton's kernels have no tile sizes.
   "cuda": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
 }
 
 
 class CompilerError(Exception):
-  """A compiler failed, and not for want of memory."""
+  """A compiler failed, for another reason than memory."""
 
 
 def missing(platform: str) -> str | None:
-  """What to install to compile for a platform; None: it is all here."""
+  """The command that installs a platform's compiler; None if it is here."""
   jax_version = metadata.version("jax")
   match platform:
     case "tpu" if not _found("libtpu"):
@@ -60,11 +60,11 @@ def ask(
   compiled: bool,
   search: bool,
 ) -> dict[str, Any]:
-  """`plans.make` in a process that has the target's compiler.
+  """`plans.make` in a process with the target's compiler.
 
   Raises:
     UserError: as `plans.make`.
-    CompilerError: its compiler failed; one line.
+    CompilerError: the compiler failed; its last line says why.
   """
   with tempfile.TemporaryDirectory() as folder:
     request = pathlib.Path(folder) / "request"
@@ -90,41 +90,42 @@ def ask(
 
 
 def environment(target: hardware.Target) -> dict[str, str]:
-  """This process's variables without its devices, and with the target's."""
-  ours = {
+  """This process's environment, with the target's devices for its own."""
+  variables = {
     name: value
     for name, value in os.environ.items()
     if not name.startswith(("XLA_", "JAX_", "TPU_", "CUDA_"))
   }
   root = str(pathlib.Path(reft_jax.__file__).parent.parent)
   paths = (root, os.environ.get("PYTHONPATH"))
-  ours |= {
+  variables |= {
     "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    # What runs here runs on the CPU; what is compiled is for the target.
+    # Nothing runs on the target; programs are only compiled for it.
     "JAX_PLATFORMS": "cpu",
     "TF_CPP_MIN_LOG_LEVEL": "3",
   }
   match target.chip.platform:
     case "cpu":
-      ours["JAX_NUM_CPU_DEVICES"] = str(target.devices)
+      variables["JAX_NUM_CPU_DEVICES"] = str(target.devices)
     case "cuda":
-      ours["CUDA_VISIBLE_DEVICES"] = ""
-      ours["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-      ours["XLA_FLAGS"] = _XLA_FLAGS["cuda"]
+      variables["CUDA_VISIBLE_DEVICES"] = ""
+      variables["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+      variables["XLA_FLAGS"] = _XLA_FLAGS["cuda"]
     case "tpu":
-      ours["TPU_SKIP_MDS_QUERY"] = "1"
-      # It compiles alone, beside others and beside a run on a TPU.
-      ours["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-  return ours
+      variables["TPU_SKIP_MDS_QUERY"] = "1"
+      # It uses no TPU, so it may run beside a process that does.
+      variables["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+  return variables
 
 
 def _last_line(text: str) -> str:
   lines = [line for line in text.splitlines() if line.strip()]
-  return lines[-1].strip() if lines else "nothing was said"
+  return lines[-1].strip() if lines else "no message"
 
 
 def main(request: pathlib.Path) -> None:
-  """Answers the request in a file, beside it."""
+  """Reads a request, and writes the plan beside it as JSON."""
+  # Imported here, so that `ask` needs neither jax nor the learner.
   from reft_jax.planner import plans
 
   subject, name, compiled, search = pickle.loads(request.read_bytes())

@@ -66,6 +66,7 @@ def test_each_answer_gets_its_own_probability(run, scorer, groups):
     np.testing.assert_allclose(value, float(expected), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_saved_reward_model_judges_as_before(run, scorer, groups, tmp_path):
   folder = tmp_path / "reward_model"
   run.save_model(folder, jax.device_get(scorer), {}, classifier=True)

@@ -76,6 +76,7 @@ def test_greedy_takes_the_likeliest_token():
       ids.append(token)
 
 
+@pytest.mark.slow
 def test_greedy_text_of_a_real_model_equals_transformers(shared):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
@@ -133,7 +134,16 @@ def test_a_row_does_not_depend_on_its_batch():
   np.testing.assert_array_equal(straight.response_BT[0], mixed.response_BT[0])
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+  "shape",
+  [
+    (2, 2, 2),
+    *(
+      pytest.param(shape, marks=pytest.mark.slow)
+      for shape in ((1, 2, 1), (1, 8, 1), (2, 4, 1))
+    ),
+  ],
+)
 def test_devices_change_no_token(shape):
   prompts, key = tiny.prompts(8), jax.random.key(0)
   expected = tiny.sampler()(published(), prompts, key).response_BT
@@ -202,6 +212,7 @@ def test_rows_that_ended_are_told_of_before_the_last_is_done():
   np.testing.assert_array_equal(alone.response_BT, sampled.response_BT)
 
 
+@pytest.mark.slow
 def test_pad_may_equal_eos_and_a_sampled_pad_is_a_token():
   plain = tiny.sample(batch=32)
   same = tiny.sample(batch=32, pad=tiny.EOS[0])
@@ -235,7 +246,12 @@ def chi_square(counts, probs):
 
 
 @pytest.mark.parametrize(
-  ("temperature", "top_k"), [(0.7, 0), (1.6, 0), (1.6, 4)]
+  ("temperature", "top_k"),
+  [
+    (1.6, 4),
+    pytest.param(0.7, 0, marks=pytest.mark.slow),
+    pytest.param(1.6, 0, marks=pytest.mark.slow),
+  ],
 )
 def test_tokens_are_drawn_from_the_softmax_at_the_temperature(
   temperature, top_k
@@ -272,6 +288,7 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(
   assert chi_square(counts, jax.nn.softmax(logits_V)) > 50
 
 
+@pytest.mark.slow
 def test_frequencies_match_the_softmax():
   rng = np.random.default_rng(0)
   logits_V = jnp.asarray(rng.normal(size=300) * 2, jnp.float32)
