@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from reft_jax.models import config as configs
 from reft_jax.models import partition, rope
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
   "swish": jax.nn.silu,
   "relu": jax.nn.relu,

@@ -212,51 +212,10 @@ def decode(
     hidden_BD at that token, and the updated cache.
   """
   positions_B1 = (cache.prompt_lengths_B + step)[:, None]
-  P, T = cache.prompt_k[0].shape[2], cache.response_k[0].shape[2]
-  lengths_B11 = cache.prompt_lengths_B[:, None, None]
-  columns_11P = jnp.arange(P)[None, None, :]
-  columns_11T = jnp.arange(T)[None, None, :]
-
-  def make_attend(
-    traits: Traits,
-    prompt_k: jax.Array,
-    prompt_v: jax.Array,
-    response_k: jax.Array,
-    response_v: jax.Array,
-  ) -> layers.Attend:
-    prompt_mask_B1P = columns_11P < lengths_B11
-    response_mask_11T = columns_11T <= step
-    if traits.window is not None:
-      prompt_mask_B1P &= columns_11P > positions_B1[:, :, None] - traits.window
-      response_mask_11T &= columns_11T > step - traits.window
-
-    def attend(
-      q_BN1H: jax.Array, k_BK1H: jax.Array, v_BK1H: jax.Array
-    ) -> tuple[jax.Array, layers.KeysValues]:
-      start = (0, 0, step, 0)
-      new_k = jax.lax.dynamic_update_slice(response_k, k_BK1H, start)
-      new_v = jax.lax.dynamic_update_slice(response_v, v_BK1H, start)
-      attended_BN1H = layers.grouped_attention(
-        q_BN1H,
-        [
-          layers.Segment(prompt_k, prompt_v, prompt_mask_B1P),
-          layers.Segment(new_k, new_v, response_mask_11T),
-        ],
-        scale=_score_scale(config, traits),
-        cap=config.score_cap,
-      )
-      return attended_BN1H, (new_k, new_v)
-
-    return attend
-
-  attends = map(
-    make_attend,
-    _layer_traits(config),
-    cache.prompt_k,
-    cache.prompt_v,
-    cache.response_k,
-    cache.response_v,
-  )
+  attends = [
+    _attend_cached(config, traits, cache, layer, step)
+    for layer, traits in enumerate(_layer_traits(config))
+  ]
   hidden_B1D, kept = _unrolled(
     config,
     trunk,
@@ -339,6 +298,49 @@ def _attend_causally(
       cap=config.score_cap,
     )
     return attended_BNSH, (k_BKSH, v_BKSH)
+
+  return attend
+
+
+def _attend_cached(
+  config: configs.ModelConfig,
+  traits: Traits,
+  cache: caches.KVCache,
+  layer: int,
+  step: jax.Array,
+) -> layers.Attend:
+  """Writes response token number `step` to a layer's cache, and attends to it.
+
+  With a window, the query at position `length + step` attends to the columns
+  whose position is above its own minus the window.
+  """
+  lengths_B11 = cache.prompt_lengths_B[:, None, None]
+  columns_11P = jnp.arange(cache.prompt_k[layer].shape[2])[None, None, :]
+  columns_11T = jnp.arange(cache.response_k[layer].shape[2])[None, None, :]
+  prompt_mask_B1P = columns_11P < lengths_B11
+  response_mask_11T = columns_11T <= step
+  if traits.window is not None:
+    prompt_mask_B1P &= columns_11P > lengths_B11 + step - traits.window
+    response_mask_11T &= columns_11T > step - traits.window
+
+  def attend(
+    q_BN1H: jax.Array, k_BK1H: jax.Array, v_BK1H: jax.Array
+  ) -> tuple[jax.Array, layers.KeysValues]:
+    start = (0, 0, step, 0)
+    keys, values = cache.response_k[layer], cache.response_v[layer]
+    new_k = jax.lax.dynamic_update_slice(keys, k_BK1H, start)
+    new_v = jax.lax.dynamic_update_slice(values, v_BK1H, start)
+    prompt = cache.prompt_k[layer], cache.prompt_v[layer]
+    attended_BN1H = layers.grouped_attention(
+      q_BN1H,
+      [
+        layers.Segment(*prompt, prompt_mask_B1P),
+        layers.Segment(new_k, new_v, response_mask_11T),
+      ],
+      scale=_score_scale(config, traits),
+      cap=config.score_cap,
+    )
+    return attended_BN1H, (new_k, new_v)
 
   return attend
 

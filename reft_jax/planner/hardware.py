@@ -1,19 +1,20 @@
-"""The hardware a plan can be made for: its numbers, and how it is named.
+"""The hardware that a plan can be made for: its numbers and its names.
 
 All numbers are per device: a GPU, or a TPU chip (v4 and v5p have two cores,
 which jax shows as one device). Peaks are of dense products.
 
 Sources: NVIDIA's data sheets of the A100, H100, H200, L4 and T4; the GPU
-descriptions in openxla/xla, xla/backends/gpu/target_config/specs; for a T4's
-memory deviceQuery, for an L4's the least that PyTorch reports;
-docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and, for what one direction of a
-TPU's links carries, the tables of jax-ml.github.io/scaling-book/tpus.
+descriptions in openxla/xla, xla/backends/gpu/target_config/specs; deviceQuery
+for a T4's memory, the least that PyTorch reports for an L4's;
+docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; for the bandwidth of a TPU's
+link in one direction, the tables of jax-ml.github.io/scaling-book/tpus.
 """
 
 import dataclasses
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from reft_jax.errors import UserError
 
@@ -27,17 +28,17 @@ class Chip:
   Attributes:
     platform: jax's name: cpu, cuda or tpu.
     memory: bytes that its driver, or its compiler, reports.
-    peak: FLOP/s of matrix products of bfloat16 numbers.
-    peak_float32: the same of float32 ones at jax's default precision, which is
-      TF32 on NVIDIA GPUs that have it and bfloat16 on TPUs.
+    peak: FLOP/s of matrix products in bfloat16.
+    peak_float32: the same in float32 at jax's default precision, which is TF32
+      on NVIDIA GPUs that have it and bfloat16 on TPUs.
     bandwidth: bytes/s of its memory.
     link: bytes/s that it can send to its neighbours in a collective.
-    network: the same to devices of another node.
+    network: bytes/s that it can send to devices of another node.
     node: devices that share the fast links; 0: all of a slice do.
-    reserve: bytes that programs cannot have: the context, libraries' handles,
-      what a runtime keeps for itself.
-    reserve_shared: what collectives keep besides, where there are several.
-    fields: of a GPU, what its compiler must know besides.
+    reserve: bytes that programs cannot use: the context, libraries' handles,
+      the runtime's own memory.
+    reserve_shared: further bytes for collectives, with several devices.
+    fields: further numbers of a GPU for its compiler.
   """
 
   platform: str
@@ -50,18 +51,26 @@ class Chip:
   node: int = 0
   reserve: int = 0
   reserve_shared: int = 0
-  fields: Mapping[str, int | float | str] = dataclasses.field(
+  fields: Mapping[str, Any] = dataclasses.field(
     default_factory=dict, hash=False
   )
 
 
-# Of what is left, a share is lost between the allocator's blocks.
+# The share of the rest that is lost between the allocator's blocks.
 FRAGMENTS = 0.03
-# What jax takes of a GPU's memory unless it is told otherwise.
+# The share of a GPU's memory that jax allocates by default.
 GPU_FRACTION = 0.75
 
 
-def _gpu(memory, peak, peak_float32, bandwidth, link, network, **fields):
+def _gpu(
+  memory: int,
+  peak: float,
+  peak_float32: float,
+  bandwidth: float,
+  link: float,
+  network: float,
+  **fields: Any,
+) -> Chip:
   return Chip(
     platform="cuda",
     memory=memory,
@@ -78,12 +87,12 @@ def _gpu(memory, peak, peak_float32, bandwidth, link, network, **fields):
   )
 
 
-def _tpu(memory, peak, bandwidth, link):
-  # `memory` is what the compiler allows, without what the runtime keeps.
+def _tpu(memory: float, peak: float, bandwidth: float, link: float) -> Chip:
+  # `memory` is the compiler's limit, which leaves out the runtime's own.
   return Chip("tpu", int(memory), peak, peak, bandwidth, link)
 
 
-_A100 = {
+_A100: dict[str, Any] = {
   "name": "NVIDIA A100-SXM4",
   "major": 8,
   "minor": 0,
@@ -94,7 +103,7 @@ _A100 = {
   "shared": 164 << 10,
   "threads": 2048,
 }
-_HOPPER = {
+_HOPPER: dict[str, Any] = {
   "name": "NVIDIA H100 80GB HBM3",
   "major": 9,
   "minor": 0,
@@ -139,7 +148,7 @@ GPUS = {
     shared=100 << 10,
     threads=1536,
   ),
-  # PCIe 3.0 x16. Turing has no bfloat16: such products are done in float32.
+  # PCIe 3.0 x16. Turing has no bfloat16: products are in float32 instead.
   "t4": _gpu(
     15843721216,
     8.1e12,
@@ -159,9 +168,9 @@ GPUS = {
   ),
 }
 
-# A link carries 45 GB/s one way in v4 and v5e and 90 GB/s in v5p and v6e; a
-# ring uses two of a chip's. Slices of one axis or without wrap-around have
-# less, those that spread a collective over more axes have more.
+# A link has 45 GB/s one way in v4 and v5e and 90 GB/s in v5p and v6e; a ring
+# uses two of a chip's links. Slices of one axis or without wrap-around are
+# slower, collectives over several axes are faster.
 TPUS = {
   "v4": _tpu(30.75 * GIB, 275e12, 1.228e12, 90e9),
   "v5e": _tpu(15.75 * GIB, 197e12, 819e9, 90e9),
@@ -190,9 +199,9 @@ _CUBIC = {
   256: "4x8x8",
   512: "8x8x8",
 }
-# Google's name of the accelerator type, where it is not the generation's.
+# Google's names of accelerator types that are not the generation's.
 _TYPES = {"v5litepod": "v5e"}
-# Generations that are named by their cores, of which a chip has two.
+# Generations whose slices are named by cores, of which a chip has two.
 _BY_CORES = ("v4", "v5p")
 
 
@@ -201,12 +210,12 @@ class Target:
   """Some devices of one kind.
 
   Attributes:
-    name: as it is written, such as "h100 x8" or "v5e-8".
+    name: its name, such as "h100 x8" or "v5e-8".
     kind: its row of GPUS or TPUS, or "cpu".
     chip: its numbers.
     devices: how many.
-    topology: as the compiler names it: hosts x processes x GPUs, or the shape
-      of a slice.
+    topology: for the compiler: hosts x processes x GPUs, or the shape of a
+      slice.
   """
 
   name: str
@@ -217,7 +226,7 @@ class Target:
 
   @property
   def usable(self) -> int:
-    """Bytes of a device's memory that a run's arrays and programs can have."""
+    """Bytes of a device that a run's arrays and programs can use."""
     chip = self.chip
     left = chip.memory - chip.reserve
     if self.devices > 1:
@@ -225,7 +234,7 @@ class Target:
     return int(left * (1 - FRAGMENTS))
 
   def link(self, crosses: bool) -> float:
-    """Bytes/s a device sends in a collective, which may cross nodes."""
+    """Bytes/s that a device sends in a collective; `crosses`: across nodes."""
     return self.chip.network if crosses else self.chip.link
 
   def peak(self, dtype: str) -> float:
@@ -238,11 +247,11 @@ def target(text: str) -> Target:
   """Reads the name of a target.
 
   Raises:
-    UserError: it is none; says what there is.
+    UserError: there is no such target; the message lists the targets.
   """
   words = text.strip().lower()
-  gpu = re.fullmatch(r"([a-z0-9-]+?)(?:\s*x\s*(\d+))?", words)
-  kind, count = gpu.groups() if gpu else (words, None)
+  counted = re.fullmatch(r"([a-z0-9-]+?)(?:\s*x\s*(\d+))?", words)
+  kind, count = counted.groups() if counted else (words, None)
   if kind == "cpu":
     devices = int(count or 1)
     if not devices:
@@ -260,8 +269,7 @@ def target(text: str) -> Target:
     shape = f"{nodes}x1x{devices // nodes}"
     return Target(_times(kind, devices), kind, GPUS[kind], devices, shape)
   tpu = re.fullmatch(r"(v\d+\w*)-(\d+)", words)
-  kind = tpu and _TYPES.get(tpu[1], tpu[1])
-  if kind in TPUS:
+  if tpu and (kind := _TYPES.get(tpu[1], tpu[1])) in TPUS:
     return _slice(text, kind, int(tpu[2]))
   known = (
     "cpu",
@@ -274,7 +282,7 @@ def target(text: str) -> Target:
   )
 
 
-def _slice(text, kind, size) -> Target:
+def _slice(text: str, kind: str, size: int) -> Target:
   halved = kind in _BY_CORES
   shapes = _CUBIC if halved else _FLAT
   chips, odd = divmod(size, 2) if halved else (size, 0)
@@ -286,7 +294,7 @@ def _slice(text, kind, size) -> Target:
 
 
 def larger_slices(target: Target) -> list[Target]:
-  """Slices of a TPU target's kind that have more chips."""
+  """The slices of a TPU target's kind with more chips."""
   halved = target.kind in _BY_CORES
   return [
     _slice("", target.kind, chips * (1 + halved))
@@ -302,7 +310,7 @@ def _times(kind: str, devices: int) -> str:
 def _this_cpu(devices: int) -> Chip:
   """This machine's memory and cores, shared by simulated devices.
 
-  Its speed is a guess: 3 GHz, 32 float32 operations a cycle and core (AVX2),
+  The speed is a guess: 3 GHz, 32 float32 operations a cycle and core (AVX2),
   20 GB/s. bfloat16 is not faster.
   """
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -320,7 +328,7 @@ def _this_cpu(devices: int) -> Chip:
 
 
 def description(chip: Chip) -> str:
-  """What XLA must be told of a GPU that is not here: a GpuTargetConfigProto."""
+  """XLA's description of a GPU that is not here: a GpuTargetConfigProto."""
   f = chip.fields
   return f"""
 gpu_device_info {{

@@ -37,7 +37,7 @@ class Program:
     name: its name.
     phase: the part of a step that it belongs to.
     mesh: the mesh that is set where it runs.
-    function: jitted.
+    function: the jitted function.
     arguments: jax.ShapeDtypeStruct with shardings.
     resident: what is on the devices before, while and after it runs, by kind;
       the same objects as in `arguments` where these are arguments too.
@@ -51,7 +51,7 @@ class Program:
   name: str
   phase: str
   mesh: Any
-  function: Callable[..., Any]
+  function: Any
   arguments: tuple[Any, ...]
   resident: Mapping[str, Any]
   times: float = 1
@@ -136,7 +136,7 @@ def _supervised_update(
   stage: Any,
   optimizer: optax.GradientTransformation,
   weights: dict[str, float] | None = None,
-) -> Callable[..., Any]:
+) -> Any:
   return supervised_lib.make_update(
     shapes.networks,
     optimizer,

@@ -1,12 +1,12 @@
 """The least time that a step can take: FLOPs, bytes and links, by formula.
 
-Everything is per device and counts what the program computes, padding and
-masked attention included: rows have all their slots, a query meets every
-column. A phase takes at least as long as its products at the chip's peak, as
-its traffic at the memory's bandwidth and as its collectives at the links'; the
-longest of the three is its bound, as if the others hid behind it. Launching
-kernels, waiting for the host and imperfect kernels come on top: good programs
-reach about half of it, small models less.
+Everything is per device and counts what the program computes, with padding and
+masked attention: rows have all their slots, and a query attends to every
+column. The least time of a phase is the longest of three: its products at the
+chip's peak, its memory traffic at the memory's bandwidth, its collectives at
+the links' bandwidth. The other two are taken to overlap with it. Kernel
+launches, waits for the host and imperfect kernels come on top: good programs
+reach about half of this bound, small models less.
 
 Letters are those of models.config.
 """
@@ -22,13 +22,13 @@ _ADAM_BYTES = 28  # A float32 gradient, weight and two moments; three written.
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How work is spread.
+  """The sizes of a mesh's axes.
 
   Attributes:
     data: copies of the weights.
     fsdp: shards of the weights that share the batch.
-    tensor: shards of heads, hidden units and vocabulary, so far as it splits
-      them (Model).
+    tensor: shards of heads, hidden units and vocabulary, where it splits them
+      (Model).
     node: devices that share fast links; 0: all do.
   """
 
@@ -38,28 +38,28 @@ class Layout:
   node: int = 0
 
   @property
-  def ways(self) -> int:
-    """Into how many parts a batch is split."""
+  def num_shards(self) -> int:
+    """The number of parts into which a batch is split."""
     return self.data * self.fsdp
 
   @property
   def devices(self) -> int:
-    """All of them."""
-    return self.ways * self.tensor
+    """The number of devices."""
+    return self.num_shards * self.tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What of a model costs time, on all devices of a tensor axis together.
+  """The sizes of a model that cost time, summed over a tensor axis's devices.
 
-  What the axis does not split is whole on each of them, and counts for each.
+  What the axis does not split is replicated, and counts once for each device.
 
   Attributes:
-    block: weights of all blocks that meet every token.
-    head: weights that meet every hidden state whose logits are wanted.
+    block: weights of all blocks, which every token is multiplied with.
+    head: weights of the LM head, used for each token with logits.
     embedding: weights that are looked up and not multiplied.
     total: all weights.
-    learnt: those with a gradient.
+    trainable: weights with a gradient.
     layers: L.
     width: D.
     heads: N.
@@ -67,16 +67,16 @@ class Model:
     keys: K x H.
     ffn: F.
     vocab: V.
-    number: bytes of one in the compute dtype.
-    remat: what the backward pass computes again (models.networks).
-    sums: a layer's products that are summed along tensor.
+    number: bytes of a number in the compute dtype.
+    remat: what the backward pass recomputes (models.networks).
+    sums: the all-reduces of a layer along tensor.
   """
 
   block: int
   head: int
   embedding: int
   total: int
-  learnt: int
+  trainable: int
   layers: int
   width: int
   heads: int
@@ -94,25 +94,25 @@ class Model:
     shape: configs.ModelConfig,
     *,
     total: int,
-    learnt: int | None = None,
+    trainable: int | None = None,
     compute_dtype: str = "bfloat16",
     remat: str = "none",
     tensor: int = 1,
-    whole: Collection[str] = (),
+    unsplit: Collection[str] = (),
   ) -> "Model":
-    """That of an architecture.
+    """The sizes of an architecture.
 
     Args:
       shape: the architecture.
-      total: its weights.
-      learnt: those with a gradient; None: all.
-      compute_dtype: what products are in.
-      remat: what the backward pass computes again.
+      total: the number of its weights.
+      trainable: the number of those with a gradient; None: all.
+      compute_dtype: the dtype of products.
+      remat: what the backward pass recomputes.
       tensor: devices of a tensor axis.
-      whole: which of the letters N, K, F and V it does not split.
+      unsplit: which of the letters N, K, F and V that axis does not split.
     """
     D, H = shape.width, shape.head_size
-    times = {letter: tensor if letter in whole else 1 for letter in "NKFV"}
+    times = {letter: tensor if letter in unsplit else 1 for letter in "NKFV"}
     weights = {
       "N": 2 * shape.layers * D * shape.heads * H,
       "K": 2 * shape.layers * D * shape.kv_heads * H,
@@ -123,14 +123,14 @@ class Model:
     copies = sum((times[x] - 1) * size for x, size in weights.items())
     if not shape.tied_head:
       copies += head - weights["V"]
-    if learnt in (None, total):
-      learnt = total + copies
+    if trainable is None or trainable == total:
+      trainable = total + copies
     return cls(
       block=sum(times[x] * weights[x] for x in "NKF"),
       head=head,
       embedding=0 if shape.tied_head else head,
       total=total + copies,
-      learnt=learnt,
+      trainable=trainable,
       layers=shape.layers,
       width=D,
       heads=times["N"] * shape.heads,
@@ -140,18 +140,18 @@ class Model:
       vocab=times["V"] * shape.vocab_size,
       number=2 if compute_dtype == "bfloat16" else 4,
       remat=remat,
-      sums=2 - len({"N", "F"} & set(whole)),
+      sums=2 - len({"N", "F"} & set(unsplit)),
     )
 
   @property
   def adapted(self) -> bool:
     """Whether most weights have no gradient (LoRA)."""
-    return self.learnt < self.total
+    return self.trainable < self.total
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What one device has to do: FLOPs, bytes of memory, bytes sent."""
+  """The work of one device: FLOPs, bytes of memory, bytes sent."""
 
   flops: float = 0.0
   memory: float = 0.0
@@ -180,22 +180,18 @@ class Time:
 
   @property
   def seconds(self) -> float:
-    """The least that the work takes."""
+    """The least time of the work."""
     return max(self.compute, self.memory, self.network)
 
   @property
   def bound(self) -> str:
-    """What takes that long."""
-    names = {
-      "compute": self.compute,
-      "memory": self.memory,
-      "network": self.network,
-    }
-    return max(names, key=names.get)
+    """The resource that takes that long."""
+    resources = dataclasses.asdict(self)
+    return max(resources, key=lambda name: resources[name])
 
 
 def time(work: Work, target: hardware.Target, dtype: str) -> Time:
-  """How long a target needs at least, products being in `dtype`."""
+  """The least time of some work on a target, with products in `dtype`."""
   network = 0.0
   if work.near:
     network += work.near / target.link(crosses=False)
@@ -209,13 +205,13 @@ def time(work: Work, target: hardware.Target, dtype: str) -> Time:
 
 
 def forward_flops(model: Model, tokens: int, columns: int) -> float:
-  """2 x weights a token, and 4 x N H L a token and column it attends to."""
+  """A token needs 2 x weights, and 4 N H L for each column it attends to."""
   attention = 4 * columns * model.queries * model.layers
   return tokens * (2 * model.block + attention)
 
 
 def head_flops(model: Model, tokens: int) -> float:
-  """2 x V D a token whose logits are wanted."""
+  """2 x V D for each token with logits."""
   return 2 * model.head * tokens
 
 
@@ -225,7 +221,7 @@ def cache_bytes(model: Model, rows: int, columns: int) -> int:
 
 
 def activation_bytes(model: Model, tokens: int, columns: int) -> float:
-  """Traffic of one forward: what its products, norms and softmax pass on.
+  """Memory traffic of one forward's products, norms and softmax.
 
   9 D + 3 N H + 2 K H + 6 F numbers a token and layer are written or read, and
   N scores for each column: float32 written and read, then the same in the
@@ -237,7 +233,7 @@ def activation_bytes(model: Model, tokens: int, columns: int) -> float:
 
 
 def publish(model: Model, layout: Layout) -> Work:
-  """Masters to what the sampler reads: cast, and gathered along fsdp."""
+  """Masters to the sampler's copy: cast, and all-gathered along fsdp."""
   whole = model.total * model.number / layout.tensor
   shards = layout.fsdp * layout.tensor
   return Work(memory=4 * model.total / shards + whole) + _gathered(
@@ -246,12 +242,13 @@ def publish(model: Model, layout: Layout) -> Work:
 
 
 def prefill(model: Model, layout: Layout, rows: int, slots: int) -> Work:
-  """Prompts read once."""
+  """One forward of the prompts, which fills the cache."""
   tokens = rows * slots
   return Work(
     flops=forward_flops(model, tokens, slots) / layout.devices,
     memory=(
-      model.total * model.number + cache_bytes(model, rows, slots) / layout.ways
+      model.total * model.number
+      + cache_bytes(model, rows, slots) / layout.num_shards
     )
     / layout.tensor
     + activation_bytes(model, tokens, slots) / layout.devices,
@@ -259,7 +256,7 @@ def prefill(model: Model, layout: Layout, rows: int, slots: int) -> Work:
 
 
 def decode(model: Model, layout: Layout, rows: int, columns: int) -> Work:
-  """One token of each row; all columns of the cache are read."""
+  """One token of each row, which reads all columns of the cache."""
   weights = (model.total - model.embedding) * model.number
   logits = 3 * 4 * rows * model.vocab
   cache = cache_bytes(model, rows, columns)
@@ -279,7 +276,7 @@ def read(
   predicted: int,
   micro: int,
 ) -> Work:
-  """One forward over whole rows, `predicted` tokens of each with logits."""
+  """One forward of whole rows, `predicted` tokens of each with logits."""
   tokens = rows * slots
   flops = forward_flops(model, tokens, slots)
   flops += head_flops(model, rows * predicted)
@@ -305,18 +302,17 @@ def learn(
   micro: int,
   gather: str = "layer",
 ) -> Work:
-  """Forward, backward and optimizer, `rows` being one update's.
+  """Forward, backward and optimizer of one update's rows.
 
-  The backward pass is two forwards, or one where weights have no gradient;
-  another where blocks are computed again, of which products are spared with
-  remat=dots; logits are always computed again (ops.logprobs). Weights are
-  gathered once where `gather` is `step`, else forward and backward in each
-  micro-batch.
+  The backward pass costs two forwards, or one where weights have no gradient.
+  Rematerialisation costs another one, with remat=dots only that of attention;
+  logits are always recomputed (ops.logprobs). Weights are all-gathered once
+  where `gather` is `step`, else forward and backward in each micro-batch.
   """
   tokens = rows * slots
   backward = 1 if model.adapted else 2
-  again = {"none": 0, "dots": 0, "block": 1}[model.remat]
-  blocks = forward_flops(model, tokens, slots) * (1 + backward + again)
+  recomputed = model.remat == "block"
+  blocks = forward_flops(model, tokens, slots) * (1 + backward + recomputed)
   if model.remat == "dots":
     blocks += tokens * 4 * slots * model.queries * model.layers
   head = head_flops(model, rows * predicted) * (2 + backward)
@@ -328,28 +324,28 @@ def learn(
   copies = 1 if gather == "step" else passes * forwards
   traffic += copies * copied + passes * forwards * read
   shards = layout.fsdp * layout.tensor
-  # Gradients are written, and added to those before; then the optimizer.
-  traffic += (4 + 12 * (passes - 1)) * model.learnt / shards
-  traffic += _ADAM_BYTES * model.learnt / shards
+  # Gradients are written, then added to in each further micro-batch.
+  traffic += (4 + 12 * (passes - 1)) * model.trainable / shards
+  traffic += _ADAM_BYTES * model.trainable / shards
   gathers = _gathered(model.total * model.number / layout.tensor, layout)
   return (
     Work(flops=(blocks + head) / layout.devices, memory=traffic)
     + gathers * (1 if gather == "step" else 2 * passes)
-    + _scattered(4 * model.learnt / layout.tensor, layout) * passes
+    + _scattered(4 * model.trainable / layout.tensor, layout) * passes
     + _summed(model, layout, tokens, 2 + (model.remat != "none"))
   )
 
 
-def _weight_bytes(model, layout) -> tuple[float, float]:
-  """Gathering weights: shards of masters to copies; and reading them once."""
+def _weight_bytes(model: Model, layout: Layout) -> tuple[float, float]:
+  """Bytes of gathering masters to a copy, and of reading the copy once."""
   shards = layout.fsdp * layout.tensor
   whole = model.total * model.number / layout.tensor
   cast = 0.0 if layout.fsdp == 1 and model.number == 4 else whole
   return 4 * model.total / shards + cast, whole
 
 
-def _head_bytes(model, layout, tokens) -> float:
-  """Logits in float32: written, and read for the sum and for the choice."""
+def _head_bytes(model: Model, layout: Layout, tokens: int) -> float:
+  """Logits in float32: written, read for the sum and for the choice."""
   return 3 * 4 * tokens * model.vocab / layout.devices
 
 
@@ -359,22 +355,27 @@ def _gathered(whole: float, layout: Layout) -> Work:
 
 
 def _scattered(whole: float, layout: Layout) -> Work:
-  """Gradients: summed and scattered along fsdp, then summed along data."""
+  """A reduce-scatter of gradients along fsdp, an all-reduce along data."""
   scattered = _gathered(whole, layout)
   share = 2 * (layout.data - 1) / layout.data
-  return scattered + _sent(share * whole / layout.fsdp, layout, layout.ways)
+  sent = share * whole / layout.fsdp
+  return scattered + _sent(sent, layout, layout.num_shards)
 
 
 def _summed(model: Model, layout: Layout, tokens: int, forwards: int) -> Work:
-  """All-reduces of the stream along tensor: in each layer two at most."""
+  """All-reduces of the stream along tensor, at most two in each layer."""
   share = 2 * (layout.tensor - 1) / layout.tensor
-  stream = tokens / layout.ways * model.width * model.number
+  stream = tokens / layout.num_shards * model.width * model.number
   sent = model.sums * model.layers * share * stream * forwards
   return _sent(sent, layout, layout.tensor)
 
 
 def _sent(sent: float, layout: Layout, span: int) -> Work:
-  """`tensor` is the innermost axis of a mesh, so nodes split fsdp first."""
+  """Bytes sent among `span` devices of an axis, near or far.
+
+  `tensor` is the innermost axis of a mesh, so a group along fsdp or data spans
+  `tensor` times as many neighbours.
+  """
   reach = span if span == layout.tensor else span * layout.tensor
   far = bool(layout.node) and reach > layout.node
   return Work(far=sent) if far else Work(near=sent)

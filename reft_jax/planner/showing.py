@@ -1,6 +1,6 @@
 """Plans as tables and sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from reft_jax.planner import hardware
@@ -16,30 +16,30 @@ _NOTES = (
 
 
 def introduce(subject: subjects.Subject, screen: console_lib.Console) -> None:
-  """What is planned."""
+  """Prints what is planned."""
   problems = "?" if subject.problems is None else f"{subject.problems:,}"
   screen.line(
     f"{subject.config.name} with {subject.model}: prompts of"
     f" {subject.prompt_slots} and responses of {subject.response_slots} tokens,"
-    f" all as long as they may be; {problems} problems to learn from"
+    f" all as long as allowed; {problems} training problems"
   )
   if subject.unplanned:
     screen.line(f"not planned: {', '.join(subject.unplanned)}")
 
 
 def show(plan: Mapping[str, Any], screen: console_lib.Console) -> None:
-  """One target: its memory by phase, its time by phase, its verdict."""
+  """Prints one target's plan: memory, time, collectives and the verdict."""
   mesh = " x ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
   screen.line(f"{plan['target']}, mesh {mesh}", style="bold")
   if plan.get("install"):
     screen.line(
-      f"its compiler is not here; to have the programs compiled for it:"
+      f"its compiler is not installed; to compile the programs for it:"
       f" {plan['install']}"
     )
   if not plan["compiled"]:
     screen.line(
-      "arithmetic alone: temporaries are gradients and no more, so the memory"
-      " needed is more than this"
+      "arithmetic alone: of temporaries only gradients are counted, so the"
+      " memory needed is more than this"
     )
   for warning in plan["warnings"]:
     screen.line(warning)
@@ -58,8 +58,16 @@ def show(plan: Mapping[str, Any], screen: console_lib.Console) -> None:
   screen.line(_NOTES)
   if not plan["memory"]["fits"]:
     screen.line(f"!: more than the usable {_text(plan['memory']['usable'])}")
+  _show_time(plan, screen)
+  screen.line(verdict(plan), style="bold")
+  for line in _advice(plan):
+    screen.line(line)
+
+
+def _show_time(plan: Mapping[str, Any], screen: console_lib.Console) -> None:
+  """Prints the least time of phases and stages, and the collectives."""
   screen.table(
-    "the least a step can take, by phase",
+    "the least time of a step, by phase",
     [
       "phase",
       "TFLOP a device",
@@ -89,27 +97,24 @@ def show(plan: Mapping[str, Any], screen: console_lib.Console) -> None:
     )
   for name in (name for name in plan["time"] if name != "phases"):
     screen.line(_duration(name, plan["time"][name]))
-  screen.line(verdict(plan), style="bold")
-  for line in _advice(plan):
-    screen.line(line)
 
 
 def compare(
   plans: Sequence[Mapping[str, Any]], screen: console_lib.Console
 ) -> None:
-  """Several targets, a row each."""
+  """Prints a table of several targets."""
   unit, size = _unit([plan["memory"]["peak"] for plan in plans])
   screen.table(
-    f"{unit} of a device at its fullest, and the least time",
+    f"{unit} of a device in its largest phase, and the least time",
     [
-      *("target", "fits", "fullest in", "needs", "of"),
+      *("target", "fits", "largest phase", "needs", "of"),
       *("ReFT step", "epoch", "bound by", "supervised step"),
     ],
     [_row(plan, size) for plan in plans],
   )
 
 
-def _row(plan, size) -> list[Any]:
+def _row(plan: Mapping[str, Any], size: int) -> list[Any]:
   memory, times = plan["memory"], plan["time"]
   reft = times.get("reft", {})
   supervised = times["phases"].get("supervised", {})
@@ -131,7 +136,7 @@ def _row(plan, size) -> list[Any]:
   ]
 
 
-def _fits(plan) -> str:
+def _fits(plan: Mapping[str, Any]) -> str:
   if not plan["memory"]["fits"]:
     return "no"
   return "yes" if plan["compiled"] else "perhaps"
@@ -155,14 +160,14 @@ def verdict(plan: Mapping[str, Any]) -> str:
   )
 
 
-def _advice(plan):
+def _advice(plan: Mapping[str, Any]) -> Iterator[str]:
   memory = plan["memory"]
   kind = plan["target"].split(" x")[0]
   share = memory["peak"] / memory["capacity"]
   if kind in hardware.GPUS and memory["fits"] and share > hardware.GPU_FRACTION:
     yield (
-      f"jax takes {hardware.GPU_FRACTION:.0%} of a GPU's memory unless told"
-      " otherwise: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
+      f"jax allocates {hardware.GPU_FRACTION:.0%} of a GPU's memory by"
+      " default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
     )
   found = plan["advice"]
   if found is None:
@@ -181,11 +186,11 @@ def _advice(plan):
     yield f"as it is, it {fits} {found['target']}"
 
 
-def _settings(settings) -> str:
+def _settings(settings: Mapping[str, Any]) -> str:
   return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def _traffic(plan):
+def _traffic(plan: Mapping[str, Any]) -> Iterator[list[Any]]:
   for program in plan["programs"]:
     for row in program["traffic"] or ():
       bound = "≤ " * row["bounded"]
@@ -199,12 +204,12 @@ def _traffic(plan):
       ]
 
 
-def _duration(name, times) -> str:
-  text = f"{name}: a step takes {_span(times['step'])} at least"
+def _duration(name: str, times: Mapping[str, Any]) -> str:
+  text = f"{name}: a step takes at least {_span(times['step'])}"
   if times["epoch"] is not None:
     text += f", an epoch {_span(times['epoch'])}"
   if times["all"] is not None:
-    text += f", all of it {_span(times['all'])}"
+    text += f", the stage {_span(times['all'])}"
   return text
 
 
@@ -217,7 +222,7 @@ def _span(seconds: float | None) -> str:
 
 
 def _unit(sizes: Sequence[float]) -> tuple[str, int]:
-  """One in which the largest of some sizes can be read."""
+  """A unit in which the largest size is readable: its name, its bytes."""
   return ("GiB", _GIB) if max(sizes) > _GIB / 10 else ("MiB", 2**20)
 
 

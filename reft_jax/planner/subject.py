@@ -167,7 +167,7 @@ def _architecture(
       close = difflib.get_close_matches(name, published()) or published()
       raise UserError(
         f"--model {model}: no published model of that name; did you mean"
-        f" {', '.join(close)}? For another model, give its folder in model.path."
+        f" {', '.join(close)}? For another model, set model.path to its folder."
       )
     return name, read_shape(name)
   path = config.model.path
@@ -179,8 +179,8 @@ def _architecture(
       if row["hub"].lower() == bare:
         return name, read_shape(name)
     raise UserError(
-      f"model.path={path}: not downloaded, and its shape is not known; download"
-      f" it, or name a shape with --model: {', '.join(published())}."
+      f"model.path={path}: not downloaded, and its shape is not known;"
+      f" download it, or name a shape with --model: {', '.join(published())}."
     )
   folder = hub.find(path)
   if folder is None:

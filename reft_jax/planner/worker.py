@@ -1,6 +1,6 @@
 """One target's plan, made in its own process.
 
-The compiler of hardware that is not here is a plugin of jax, and its flags apply
+The compiler of hardware that is not here is a plugin of jax whose flags apply
 to a whole process. They must not apply to the program that asks for the plan.
 """
 

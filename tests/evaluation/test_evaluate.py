@@ -293,6 +293,7 @@ def test_a_run_is_evaluated_once(run_folder, capsys, unopened):
   }
 
 
+@pytest.mark.slow
 def test_completions_are_graded_once(run_folder, monkeypatch):
   started, start = [], grader.Grader.start
 
@@ -313,6 +314,7 @@ def test_completions_are_graded_once(run_folder, monkeypatch):
     assert len(started) == expected
 
 
+@pytest.mark.slow
 def test_completions_are_graded_anew_by_other_rules(run_folder, unopened):
   model = str(run_folder / "models/reft")
   assert evaluate.main([model]) == 0
@@ -423,6 +425,7 @@ def test_judging_resumes_and_starts_anew_for_another_judge(run_folder):
   assert file.read_text().splitlines(True)[0] != marked
 
 
+@pytest.mark.slow
 def test_checkpoints_answer_as_the_models_of_their_parameters(
   run_folder, caplog
 ):
@@ -445,6 +448,7 @@ def test_checkpoints_answer_as_the_models_of_their_parameters(
   assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+@pytest.mark.slow
 def test_a_folder_in_no_run_is_asked_as_a_file_says(run_folder, tmp_path):
   model = shutil.copytree(run_folder / "models/reft", tmp_path / "somewhere")
   arguments = [str(model), "--config", str(run_folder / "config.yaml")]
@@ -483,6 +487,7 @@ def problem_file(path: pathlib.Path, *questions: str) -> str:
   return str(path)
 
 
+@pytest.mark.slow
 def test_a_test_set_needs_no_training_set(run_folder, tmp_path):
   question = "Tom has 3 apples ."
   test = problem_file(tmp_path / "test.json", question, question)
@@ -500,6 +505,7 @@ def test_training_questions_do(refused):
   assert "data.train=nowhere.json: no such file" in said
 
 
+@pytest.mark.slow
 def test_what_is_not_asked_is_told(run_folder, tmp_path, capsys):
   test = problem_file(
     tmp_path / "test.json", "Tom has 3 apples .", "apples " * 50
@@ -517,6 +523,7 @@ def test_what_is_not_asked_is_told(run_folder, tmp_path, capsys):
     assert told["left_out"] == 0
 
 
+@pytest.mark.slow
 def test_models_of_one_name_are_told_apart(run_folder, capsys):
   other = shutil.copytree(run_folder, run_folder.with_name("other"))
   names = [str(folder / "models/reft") for folder in (run_folder, other)]
@@ -686,6 +693,7 @@ def test_a_judge_that_reads_other_tokens(refused, run_folder):
   assert "its tokenizer is another than the model's" in said
 
 
+@pytest.mark.slow
 def test_samples_of_another_kind(refused, run_folder):
   model = "models/reft"
   assert evaluate.main([model]) == 0

@@ -469,8 +469,14 @@ def greedy(config, policy, tokens_BS, lengths_B, count):
   return np.asarray(run(policy, tokens_BS, lengths_B))
 
 
-# slow
-@pytest.mark.parametrize("variant", VARIANTS)
+def in_tiers():
+  """The variants: the first one is quick enough for the fast tier."""
+  first, *others = VARIANTS
+  slow = pytest.mark.slow
+  return [first, *(pytest.param(name, marks=slow) for name in others)]
+
+
+@pytest.mark.parametrize("variant", in_tiers())
 def test_a_variant_equals_transformers_both_ways(variant, tmp_path):
   family, fields, without_it = VARIANTS[variant]
   model = make(family, fields)

@@ -162,7 +162,7 @@ def test_a_fresh_adapter_is_exactly_the_base():
   ("family", "moved"),
   [
     *(("llama", (f"{target}_",)) for target in lora.TARGETS),
-    *((family, ("",)) for family in SHAPES),
+    *(pytest.param(family, ("",), marks=pytest.mark.slow) for family in SHAPES),
   ],
 )
 def test_merged_weights_say_what_adapters_say(family, moved):
@@ -251,7 +251,9 @@ def one_device(kind):
   return learnt, params, base, jax.device_get(state), means
 
 
-@pytest.mark.parametrize("kind", ["shared", "separate"])
+@pytest.mark.parametrize(
+  "kind", ["shared", pytest.param("separate", marks=pytest.mark.slow)]
+)
 def test_adapters_learn_and_nothing_else_exists_twice(kind):
   learnt, params, base, state, means = one_device(kind)
   assert means["kl"] == 0
@@ -281,6 +283,7 @@ def test_adapters_learn_and_nothing_else_exists_twice(kind):
   assert np.abs(up).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_devices_change_no_loss():
   learnt, _, _, plain, means = one_device("separate")
   mesh = tiny.mesh((2, 2, 2))
@@ -299,6 +302,7 @@ def test_devices_change_no_loss():
   )
 
 
+@pytest.mark.slow
 def test_no_gradient_of_a_frozen_weight_is_computed():
   optimizer = optax.sgd(0.1)
   update = supervised_lib.make_update(NETWORK, optimizer, micro_batch=8)
@@ -468,6 +472,7 @@ def moved(one, other):
   }
 
 
+@pytest.mark.slow
 def test_every_stage_learns_an_adapter_of_what_it_starts_from(finished):
   models = finished / "models"
   assert moved(finished.parent / "model", models / "warmup") == {
@@ -484,6 +489,7 @@ def test_every_stage_learns_an_adapter_of_what_it_starts_from(finished):
 
 
 @deprecated
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["warmup", "online_st", "reft"])
 def test_beside_the_merged_model_lies_its_adapter(finished, stage):
   folder = finished / "models" / stage
@@ -501,6 +507,7 @@ def test_beside_the_merged_model_lies_its_adapter(finished, stage):
   )
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_adapters_and_are_opened_whole(finished):
   (model,) = model_paths.find(str(finished / "stages/reft/checkpoints"))
   options = loading.load([str(finished / "config.yaml")])
@@ -520,7 +527,8 @@ def test_checkpoints_hold_adapters_and_are_opened_whole(finished):
   assert far(own, want["trunk"]["blocks"]["mlp"]["down_FD"]) > 1e-4
 
 
-def test_a_broken_run_goes_on_as_the_unbroken_one(finished, capsys):
+@pytest.mark.slow
+def test_a_killed_run_resumes_as_the_unbroken_one(finished, capsys):
   weights = finished / "models/reft/model.safetensors"
   before = weights.read_bytes()
   kept = finished / "stages/reft"
@@ -532,6 +540,7 @@ def test_a_broken_run_goes_on_as_the_unbroken_one(finished, capsys):
   assert weights.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("settings", "message"),
   [

@@ -84,7 +84,7 @@ attention = functools.partial(layers.grouped_attention, scale=0.5)
 # Parity with transformers; test_families has it for every family.
 
 
-# slow
+@pytest.mark.slow
 def test_greedy_text_of_a_real_model_equals_transformers(shared):
   folder = shared / "models/stories260K"
   torch = pytest.importorskip("torch")
@@ -124,7 +124,7 @@ def test_greedy_text_of_a_real_model_equals_transformers(shared):
 # Cached decoding.
 
 
-# slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "rope",
   [
@@ -222,7 +222,7 @@ def test_later_tokens_do_not_matter():
   assert np.all(np.abs(before - after).max(axis=2)[:, 5:] > 1e-6)
 
 
-# slow
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["block", "dots"])
 def test_rematerialisation_changes_no_gradient(remat):
   tokens_BS = tokens_like(LENGTHS, 9)
@@ -284,7 +284,7 @@ def test_bfloat16_stays_near_float32():
   assert 0 < error < 0.03
 
 
-# slow
+@pytest.mark.slow
 def test_gradients_of_a_repeated_token_add_up_in_float32():
   tokens_BS = np.zeros((1, 512), np.int32)
 

@@ -417,7 +417,7 @@ def test_a_shape_compiles_once(tmp_path):
   ) == len(kinds)
 
 
-# slow
+@pytest.mark.slow
 def test_the_host_never_holds_the_model(tmp_path):
   config = dataclasses.replace(
     TINY, width=128, ffn=512, layers=20, vocab_size=64
@@ -475,7 +475,7 @@ write.save(f"{folder}/process-{process}", config, policy)
 """
 
 
-# slow
+@pytest.mark.slow
 def test_several_processes_hold_their_parts(tmp_path):
   writer.save(tmp_path / "one", TINY, random_policy(TINY))
   with socket.socket() as free:

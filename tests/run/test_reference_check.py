@@ -114,5 +114,5 @@ def test_a_split_without_a_right_answer_is_refused():
     dataclasses.replace(each, task="mathqa", answer="z")
     for each in embedded.problems(3, seed=3)
   ]
-  with pytest.raises(errors.UserError, match="no known answer of the test"):
+  with pytest.raises(errors.UserError, match="no reference answer of the test"):
     check(problems)

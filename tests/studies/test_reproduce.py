@@ -154,6 +154,7 @@ def tiny(tmp_path_factory) -> pathlib.Path:
   return home / "out"
 
 
+@pytest.mark.slow
 def test_a_suite_ends_in_a_report(tiny):
   report = (tiny / "report.md").read_text()
   for part in (
@@ -174,6 +175,7 @@ def test_a_suite_ends_in_a_report(tiny):
   assert sft["majority@4"] <= sft["upper_bound"] == sft["pass@4"]
 
 
+@pytest.mark.slow
 def test_one_base_model_serves_all_runs_of_a_seed(tiny):
   main, other = (
     tiny / "runs" / f"{name}-seed1" for name in ("main", "warmup_16")
@@ -185,6 +187,7 @@ def test_one_base_model_serves_all_runs_of_a_seed(tiny):
   )
 
 
+@pytest.mark.slow
 def test_a_finished_suite_is_only_reported(tiny, capsys):
   before = (tiny / "report.md").read_text()
   jobs = (tiny / "jobs.json").read_text()
@@ -197,6 +200,7 @@ def test_a_finished_suite_is_only_reported(tiny, capsys):
   assert (tiny / "jobs.json").read_text() == jobs
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_the_jobs_that_are_left(tiny, capsys):
   shutil.rmtree(tiny / "runs" / "main-seed1" / "evaluations" / "sft-test")
   assert reproduce.main([*TINY, "--dry-run", f"output={tiny}"]) == 0
