@@ -84,4 +84,7 @@ def read(path: pathlib.Path, remedy: str) -> Manifest | None:
       f"{path} was written by another version of reft_jax (format"
       f" {content.get('format', 0)}, not {FORMAT}); {remedy}"
     )
-  return Manifest(content["kind"], content["facts"], content["notes"])
+  try:
+    return Manifest(content["kind"], content["facts"], content["notes"])
+  except (KeyError, TypeError):
+    return None

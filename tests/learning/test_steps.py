@@ -214,6 +214,7 @@ def assert_on_the_same_shards(a, b):
   assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "shape", [(1, 1, 1), (1, 2, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]
 )
@@ -237,6 +238,7 @@ def test_devices_change_no_loss(shape):
   jax.tree.map(assert_on_the_same_shards, placed, state.params)
 
 
+@pytest.mark.slow
 def test_remat_and_compute_dtype():
   plain, params = plain_losses()
   for remat in ("block", "dots"):
@@ -296,6 +298,7 @@ def test_a_sampled_pad_is_scored_like_any_token():
   assert jnp.max(jnp.abs(gap)) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_larger_kl_coef_keeps_the_policy_nearer():
   rows = 32
 
@@ -390,6 +393,7 @@ def objective_losses(objective):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["token_mean", "constant", "dropped"])
 def test_micro_batches_change_no_gradient_of_any_objective(objective):
   whole, params = objective_losses(objective)
@@ -402,6 +406,7 @@ def test_micro_batches_change_no_gradient_of_any_objective(objective):
   chex.assert_trees_all_close(params, part_params, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["token_mean", "constant", "dropped"])
 def test_devices_change_no_loss_of_any_objective(objective):
   plain, params = objective_losses(objective)
@@ -575,6 +580,7 @@ def uneven(objective):
   return learn_uneven(objective, UNEVEN[objective]["minibatch_size"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("objective", "micro", "shape"),
   [
@@ -751,6 +757,7 @@ def imitate_parts(mesh=None):
   return held, jax.device_get(state.params)
 
 
+@pytest.mark.slow
 def test_minibatches_hold_the_same_rows_on_any_number_of_devices():
   held, params = imitate_parts()
   mesh = tiny.mesh((1, 4, 1))
@@ -852,6 +859,7 @@ def test_micro_batches_and_fillers_change_no_classifier(micro, fillers):
   chex.assert_trees_all_close(params, same_params, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("rows", "micro", "shape"), [(8, 4, (1, 2, 2)), (6, 3, (1, 4, 1))]
 )

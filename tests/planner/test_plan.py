@@ -96,6 +96,7 @@ def test_packaged_experiments_need_no_model():
   assert found.reinforced
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_a_tensor_axis_does_not_split():
   config = loading.load(["gsm8k_nl_codellama_7b"], ["mesh.tensor=8"])
   some = subject.subject(config, "qwen2.5-7b")
@@ -181,6 +182,7 @@ def test_help_comes_first(argv, capsys):
   assert "Usage: python -m reft_jax.plan [--target NAME]..." in out
 
 
+@pytest.mark.slow
 def test_arithmetic_of_seven_billion_parameters(capsys):
   """Without any compiler: 16 bytes a weight over 8 devices, and no guess."""
   argv = ["--config", "gsm8k_nl_codellama_7b", "--target", "h100 x8"]
@@ -200,6 +202,7 @@ def test_arithmetic_of_seven_billion_parameters(capsys):
   assert found["time"]["reft"]["epoch"] > found["time"]["reft"]["step"]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_says_what_to_install(capsys, monkeypatch):
   monkeypatch.setattr(worker, "_found", lambda module: False)
   argv = ["--config", "gsm8k_nl_codellama_7b"]
