@@ -201,7 +201,13 @@ def trainer() -> dict[str, object]:
     "timers": [signal.getitimer(timer) for timer in range(3)],
     "limits": [resource.getrlimit(limit) for limit in limits],
     "directory": pathlib.Path.cwd(),
-    "files here": set(os.listdir()),
+    # Other tests run beside this one, and build the package here.
+    "files here": {
+      name
+      for name in os.listdir()
+      if name not in ("build", "dist", "runs", "reft_jax.egg-info")
+      and not name.startswith(".")
+    },
     "umask": umask,
     "environment": dict(os.environ),
     "threads": set(threading.enumerate()),
