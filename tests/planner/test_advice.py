@@ -121,6 +121,7 @@ def test_larger_targets():
   assert larger("cpu") == []
 
 
+@pytest.mark.slow
 def test_a_change_is_found_where_memory_is_short():
   """Fewer rows at a time fit a device that all of them do not."""
   some = planned.tiny_subject("reft.batch_size=256", "reft.minibatch_size=256")

@@ -34,6 +34,7 @@ def compiled():
   )
 
 
+@pytest.mark.slow
 def test_every_program_of_a_run_is_compiled(compiled):
   assert [m.name for m in compiled] == [
     *("sft", "publish", "prefill", "decode", "assess", "update"),
@@ -89,6 +90,7 @@ def test_shapes_are_those_of_a_real_run():
   assert rows.response_BT.shape == (8, 8)
 
 
+@pytest.mark.slow
 def test_what_is_alive_beside_a_program_is_counted(compiled):
   by_name = {(m.phase, m.name): m for m in compiled}
   mesh = tiny.mesh((1, 8, 1))
@@ -107,6 +109,7 @@ def test_what_is_alive_beside_a_program_is_counted(compiled):
   assert "published" not in by_name["update", "update"].kinds
 
 
+@pytest.mark.slow
 def test_online_self_training_is_planned():
   target = hardware.target("cpu x8")
   some = planned.tiny_subject(

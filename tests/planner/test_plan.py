@@ -128,10 +128,8 @@ def test_a_plan_says_what_a_tensor_axis_does_not_split():
   ],
 )
 def test_what_is_not_planned_is_named(stages, unplanned):
-  some, target = (
-    planned.tiny_subject(f"stages=[{stages}]"),
-    hardware.target("h100"),
-  )
+  some = planned.tiny_subject(f"stages=[{stages}]")
+  target = hardware.target("h100")
   found = plans.make(some, target, compiled=False, search=False)
   assert found["unplanned"] == unplanned
   told = printed(showing.introduce, some)
@@ -159,9 +157,10 @@ def test_what_is_not_planned_is_named(stages, unplanned):
     (["--config", "smoke", "--frobnicate"], "unknown argument"),
     (["--frobnicate"], "expected [--target NAME]... [--model NAME]"),
     (["--config", "smoke", "model.path=no/such/folder"], "model.path"),
-    (
+    pytest.param(
       ["--config", "smoke", "--arithmetic", "mesh.fsdp=3", "--target=cpu x2"],
       "mesh",
+      marks=pytest.mark.slow,
     ),
   ],
 )

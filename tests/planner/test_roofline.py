@@ -126,9 +126,8 @@ def test_what_a_tensor_axis_does_not_split_counts_on_each_device(
   some = planned.tiny_subject("data.max_prompt_tokens=64", "mesh.tensor=4")
   shape = dataclasses.replace(some.shape, width=64, head_size=16, **sizes)
   assert timing.unsplit_letters(shape, 4) == set(unsplit)
-  assert timing.unsplit_letters(shape, 1) == set(
-    "NKFV"
-  )  # There is nothing to split.
+  # An axis of one device splits nothing.
+  assert timing.unsplit_letters(shape, 1) == set("NKFV")
   some = dataclasses.replace(some, shape=shape)
   mesh, _ = measuring.open_meshes(some, hardware.target("cpu x4"))
   made, _ = planned.recorded(programs.reinforced, some, mesh)
@@ -169,9 +168,7 @@ def test_weights_that_a_tensor_axis_does_not_split_by_hand():
 
 
 def test_a_model_that_divides_gives_no_warning():
-  some, target = (
-    planned.tiny_subject("mesh.tensor=1"),
-    hardware.target("cpu x2"),
-  )
+  some = planned.tiny_subject("mesh.tensor=1")
+  target = hardware.target("cpu x2")
   found = plans.make(some, target, compiled=False, search=False)
   assert found["warnings"] == []

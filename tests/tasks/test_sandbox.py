@@ -697,7 +697,8 @@ def test_workers_have_nothing_of_ours(pool, monkeypatch):
           files = pathlib.Path(f"/proc/{worker}/fd").iterdir()
           names = {os.readlink(file) for file in files}
           environment = pathlib.Path(f"/proc/{worker}/environ").read_text()
-        except FileNotFoundError:  # A program's own process, which has ended.
+        except (FileNotFoundError, ProcessLookupError):
+          # A program's own process, which has ended.
           continue
         for name in names:
           assert name.startswith(("pipe:", "socket:")) or name == "/dev/null"
