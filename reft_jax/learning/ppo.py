@@ -118,8 +118,7 @@ def make_assess(
   by_action, values = make_forward(networks, config, logit_chunk=logit_chunk)
 
   def assess(params: Any, reference: Any, rollout: types.Rollout) -> Assessment:
-    critic = params["value"] if config.has_critic else {"head": None}
-    head = None if "trunk" in critic else critic["head"]
+    critic, head = _critic(params, config)
     logprobs_BT, values_BT = by_action((params["policy"], head), rollout)
     reference_BT, _ = by_action((reference, head), rollout)
     if "trunk" in critic:
@@ -131,6 +130,12 @@ def make_assess(
     )
 
   return assess
+
+
+def _critic(params: Any, config: schema.ReftConfig) -> tuple[Any, Any]:
+  """A step's critic, {} without one, and its head on the policy's trunk."""
+  critic = params["value"] if config.has_critic else {}
+  return critic, None if "trunk" in critic else critic.get("head")
 
 
 def make_forward(
@@ -145,30 +150,16 @@ def make_forward(
   the policy's trunk and not None, values; `values(critic, rollout)` are those
   of a critic with a trunk of its own.
   """
+  read_policy, read_values = _make_readers(networks, config, logit_chunk)
 
   def by_action(params: Any, rollout: types.Rollout) -> tuple[Any, Any]:
-    policy, head = params
-    hidden_BTD = forward.response_hidden(networks, policy["trunk"], rollout)
-    logprobs_BT, _ = forward.response_logprobs(
-      networks,
-      policy,
-      hidden_BTD,
-      rollout,
-      temperature=config.temperature,
-      logit_chunk=logit_chunk,
-    )
-    if head is None:
-      return logprobs_BT, None
-    return logprobs_BT, networks.values(head, hidden_BTD)
-
-  def values(critic: Any, rollout: types.Rollout) -> jax.Array:
-    hidden_BTD = forward.response_hidden(networks, critic["trunk"], rollout)
-    return networks.values(critic["head"], hidden_BTD)
+    outputs = read_policy(*params, rollout)
+    return outputs.logprobs_BT, outputs.values_BT
 
   map_rows = functools.partial(microbatch.map_rows, micro=config.micro_batch)
   return (
     jax.jit(functools.partial(map_rows, by_action)),
-    jax.jit(functools.partial(map_rows, values)),
+    jax.jit(functools.partial(map_rows, read_values)),
   )
 
 
@@ -216,8 +207,8 @@ def _score(
     metrics["reward/groups_with_signal"] = means.over_rows(signal_B)
     if config.filter_zero_variance_groups:
       counts_B = signal_B
+  values_BT, returns_BT = assessment.values_BT, None
   if config.has_critic:
-    values_BT = assessment.values_BT
     advantages_BT, returns_BT = advantages.gae(
       rewards_BT, values_BT, mask_BT, gamma=config.gamma, lam=config.lam
     )
@@ -227,13 +218,9 @@ def _score(
     if config.whiten:
       advantages_BT = masked.whiten(advantages_BT, mask_BT & counts_B[:, None])
   else:
-    values_BT = returns_BT = None
+    relative = advantages.GROUP_RELATIVE[config.advantages]
     advantages_BT = advantages.of_groups(
-      rewards_B,
-      rewards_BT,
-      mask_BT,
-      group=group,
-      relative=advantages.GROUP_RELATIVE[config.advantages],
+      rewards_B, rewards_BT, mask_BT, group=group, relative=relative
     )
   experience = types.Experience(
     rollout=rollout,
@@ -275,7 +262,7 @@ def make_update(
       rollout was trimmed to; None: the rollout's.
     logit_chunk: tokens for which a device has logits at a time.
   """
-  outputs_of = _make_outputs(networks, config, logit_chunk)
+  read_policy, read_values = _make_readers(networks, config, logit_chunk)
   objective = objectives.build(config)
 
   def loss_fn(
@@ -287,7 +274,12 @@ def make_update(
     first: jax.Array,
   ) -> tuple[jax.Array, means.Metrics]:
     experience, weights_BT = rows
-    outputs = outputs_of(lora_lib.join(base, params), experience.rollout)
+    params = lora_lib.join(base, params)
+    critic, head = _critic(params, config)
+    outputs = read_policy(params["policy"], head, experience.rollout)
+    if "trunk" in critic:
+      values_BT = read_values(critic, experience.rollout)
+      outputs = dataclasses.replace(outputs, values_BT=values_BT)
     now_BT = jax.lax.stop_gradient(outputs.logprobs_BT)
     gap_BT = jnp.abs(now_BT - experience.logprobs_BT)
     experience = dataclasses.replace(
@@ -355,13 +347,18 @@ def make_update(
   return update
 
 
-def _make_outputs(
+def _make_readers(
   networks: networks_lib.Networks, config: schema.ReftConfig, logit_chunk: int
-) -> Callable[[Any, types.Rollout], PolicyOutputs]:
-  """The forward pass that an update differentiates."""
+) -> tuple[Callable[..., PolicyOutputs], Callable[..., jax.Array]]:
+  """The forward passes: of a policy, and of a critic with its own trunk.
 
-  def outputs_of(params: Any, rollout: types.Rollout) -> PolicyOutputs:
-    policy = params["policy"]
+  `read_policy(policy, head, rollout)` has values where `head`, a critic's on
+  the policy's trunk, is not None; `read_values(critic, rollout)` is values_BT.
+  """
+
+  def read_policy(
+    policy: Any, head: Any, rollout: types.Rollout
+  ) -> PolicyOutputs:
     hidden_BTD = forward.response_hidden(networks, policy["trunk"], rollout)
     logprobs_BT, entropies_BT = forward.response_logprobs(
       networks,
@@ -371,17 +368,16 @@ def _make_outputs(
       temperature=config.temperature,
       logit_chunk=logit_chunk,
     )
-    values_BT = None
-    if config.has_critic:
-      critic = params["value"]
-      if "trunk" in critic:
-        hidden_BTD = forward.response_hidden(networks, critic["trunk"], rollout)
-      values_BT = networks.values(critic["head"], hidden_BTD)
+    values_BT = None if head is None else networks.values(head, hidden_BTD)
     return PolicyOutputs(
       logprobs_BT=logprobs_BT, entropies_BT=entropies_BT, values_BT=values_BT
     )
 
-  return outputs_of
+  def read_values(critic: Any, rollout: types.Rollout) -> jax.Array:
+    hidden_BTD = forward.response_hidden(networks, critic["trunk"], rollout)
+    return networks.values(critic["head"], hidden_BTD)
+
+  return read_policy, read_values
 
 
 def loss_inputs(
