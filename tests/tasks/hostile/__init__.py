@@ -5,39 +5,11 @@ chance, and attacks that a reward could teach. None damages a machine that does
 not guard against it by more than a few processes and a file in /tmp.
 """
 
-from hostile import (
-  exits,
-  files,
-  floods,
-  liars,
-  loops,
-  memory,
-  network,
-  patches,
-  processes,
-  recursion,
-  secrets,
-  signals,
-  syntax,
-  traces,
-)
+import importlib
+import pkgutil
 
 GROUPS = {
-  module.__name__.rpartition(".")[2]: module.PROGRAMS
-  for module in (
-    exits,
-    files,
-    floods,
-    liars,
-    loops,
-    memory,
-    network,
-    patches,
-    processes,
-    recursion,
-    secrets,
-    signals,
-    syntax,
-    traces,
-  )
+  module.name: importlib.import_module(f"hostile.{module.name}").PROGRAMS
+  for module in pkgutil.iter_modules(__path__)
+  if module.name != "program"
 }

@@ -5,22 +5,10 @@ from hostile import program
 PROGRAMS = (
   *program.bodies(
     program.FAILED,
-    sys_exit="""
-      import sys
-      sys.exit(0)
-    """,
-    sys_exit_42="""
-      import sys
-      sys.exit(42)
-    """,
-    os_exit="""
-      import os
-      os._exit(0)
-    """,
-    os_exit_42="""
-      import os
-      os._exit(42)
-    """,
+    sys_exit="sys.exit(0)",
+    sys_exit_42="sys.exit(42)",
+    os_exit="os._exit(0)",
+    os_exit_42="os._exit(42)",
     quits="quit()",
     exits="exit(42)",
     system_exit="raise SystemExit",
@@ -79,12 +67,10 @@ PROGRAMS = (
     "7",
     program.FAILED,
     leaves_at_exit="""
-      import atexit, os
       atexit.register(os._exit, 42)
       return 7
     """,
     leaves_when_deleted="""
-      import os
       class Leaver:
         def __del__(self):
           os._exit(42)

@@ -7,17 +7,14 @@ PROGRAMS = (
     *program.STOPPED,
     prints_forever="while True: print('42')",
     writes_forever="""
-      import sys
       while True:
         sys.stdout.write("42\\n" * 1000)
     """,
     complains_forever="""
-      import sys
       while True:
         print("42", file=sys.stderr, flush=True)
     """,
     writes_to_descriptors_forever="""
-      import os
       while True:
         for file in 1, 2:
           os.write(file, b"42\\n" * 1000)
@@ -26,70 +23,57 @@ PROGRAMS = (
   *program.bodies(
     "7",
     *program.STOPPED,
+    then="return 7",
     prints_a_lot="""
       for n in range(10**4):
         print(42)
-      return 7
     """,
-    prints_a_long_line="""
-      print("42" * 10**6)
-      return 7
-    """,
+    prints_a_long_line='print("42" * 10**6)',
     prints_an_answer="""
       print("The answer is 42")
       print('{"status": "returned", "kind": "int", "number": 42}')
-      return 7
     """,
     writes_to_descriptors="""
-      import os
       os.write(1, b"42\\n")
       os.write(2, b"42\\n")
-      return 7
     """,
     writes_to_the_first_streams="""
-      import sys
       sys.__stdout__.write("42\\n" * 10**5)
       sys.__stderr__.write("42\\n" * 10**5)
-      return 7
-    """,
-    writes_to_the_terminal="""
-      import os
-      os.write(os.open("/dev/tty", os.O_WRONLY), b"42")
-      return 42
     """,
     warns="""
-      import warnings
       for n in range(100):
         warnings.warn(f"42 {n}")
-      return 7
     """,
     logs="""
-      import logging
       for n in range(100):
         logging.error("42")
-      return 7
     """,
     tracebacks="""
-      import faulthandler, traceback
       try:
         1 / 0
       except ZeroDivisionError:
         traceback.print_exc()
       faulthandler.dump_traceback()
-      return 7
     """,
     unraisable="""
       class Loud:
         def __del__(self):
           raise ValueError("42")
       Loud()
-      return 7
     """,
     other_streams="""
       import io, sys
       sys.stdout = sys.stderr = None
       print("42")
-      return 7
+    """,
+  ),
+  *program.bodies(
+    "7",
+    *program.STOPPED,
+    writes_to_the_terminal="""
+      os.write(os.open("/dev/tty", os.O_WRONLY), b"42")
+      return 42
     """,
   ),
   *program.bodies(

@@ -1,70 +1,66 @@
 """Programs that return objects which are not what they say."""
 
+import textwrap
+
 from hostile import files, program
 
 # What may come of an object that is no number: told apart, or given up.
 _NO_NUMBER = ("other", *program.STOPPED)
 
+
+def _liars(*may: str, **bodies: str) -> tuple[program.Program, ...]:
+  """Programs that return an object of a class, written as the class's body."""
+  classes = {}
+  for name, body in bodies.items():
+    methods = textwrap.dedent(body).strip("\n")
+    classes[name] = "class Liar:\n" + textwrap.indent(methods, "  ")
+  return program.bodies(*may, then="return Liar()", **classes)
+
+
 PROGRAMS = (
-  *program.bodies(
+  *_liars(
     "text",
     *_NO_NUMBER,
     equals_everything="""
-      class Liar:
-        __eq__ = __ge__ = __le__ = lambda self, other: True
-        __hash__ = lambda self: 42
-        __sub__ = __rsub__ = __abs__ = lambda self, *other: 0
-      return Liar()
+      __eq__ = __ge__ = __le__ = lambda self, other: True
+      __hash__ = lambda self: 42
+      __sub__ = __rsub__ = __abs__ = lambda self, *other: 0
     """,
-    float_that_raises="""
-      class Liar:
-        def __float__(self):
-          raise SystemExit(42)
-      return Liar()
-    """,
-    float_that_returns_text="""
-      class Liar:
-        def __float__(self):
-          return "42"
-      return Liar()
-    """,
+    float_that_raises="def __float__(self): raise SystemExit(42)",
+    float_that_returns_text='def __float__(self): return "42"',
     float_that_never_ends="""
-      class Liar:
-        def __float__(self):
-          while True: pass
-      return Liar()
+      def __float__(self):
+        while True: pass
     """,
     text_that_never_ends="""
-      class Liar:
-        def __str__(self):
-          while True: pass
-        __repr__ = __str__
-      return Liar()
+      def __str__(self):
+        while True: pass
+      __repr__ = __str__
     """,
-    text_that_is_long="""
-      class Liar:
-        def __str__(self):
-          return "42" * 10**9
-      return Liar()
+    text_that_is_long='def __str__(self): return "42" * 10**9',
+    text_that_is_none="def __str__(self): return None",
+    text_that_exits="def __str__(self): os._exit(42)",
+    number_by_index="__index__ = __int__ = lambda self: 13",
+    class_of_its_choice="""
+      __class__ = int
+      __float__ = lambda self: 13.0
     """,
-    text_that_is_none="""
-      class Liar:
-        def __str__(self):
-          return None
-      return Liar()
+    attributes_that_raise="""
+      def __getattribute__(self, name):
+        raise SystemExit(42)
     """,
-    text_that_exits="""
-      import os
-      class Liar:
-        def __str__(self):
-          os._exit(42)
-      return Liar()
+    attributes_that_never_end="""
+      def __getattribute__(self, name):
+        while True: pass
     """,
-    number_by_index="""
-      class Liar:
-        __index__ = __int__ = lambda self: 13
-      return Liar()
+    pickles_to_a_command=f"""
+      def __reduce__(self):
+        return os.system, ("touch {files.TRACE} /tmp/{files.TRACE}",)
     """,
+  ),
+  *program.bodies(
+    "text",
+    *_NO_NUMBER,
     class_of_text="""
       class Liar(str):
         __str__ = __repr__ = lambda self: "42" * 10**6
@@ -72,24 +68,6 @@ PROGRAMS = (
         __getitem__ = lambda self, key: self
         encode = lambda self, *_: b'{"number": 42}'
       return Liar("7")
-    """,
-    class_of_its_choice="""
-      class Liar:
-        __class__ = int
-        __float__ = lambda self: 13.0
-      return Liar()
-    """,
-    attributes_that_raise="""
-      class Liar:
-        def __getattribute__(self, name):
-          raise SystemExit(42)
-      return Liar()
-    """,
-    attributes_that_never_end="""
-      class Liar:
-        def __getattribute__(self, name):
-          while True: pass
-      return Liar()
     """,
     class_that_lies="""
       class Meta(type):
@@ -101,15 +79,7 @@ PROGRAMS = (
         __float__ = lambda self: 13.0
       return Liar()
     """,
-    pickles_to_a_command=f"""
-      import os
-      class Liar:
-        def __reduce__(self):
-          return os.system, ("touch {files.TRACE} /tmp/{files.TRACE}",)
-      return Liar()
-    """,
     pickles_to_an_exit="""
-      import os
       class Liar(dict):
         def __reduce_ex__(self, protocol):
           return os._exit, (42,)
@@ -158,7 +128,6 @@ PROGRAMS = (
       return Liar(7)
     """,
     fraction_that_lies="""
-      import fractions
       class Liar(fractions.Fraction):
         __float__ = lambda self: 13.0
       return Liar(7)
@@ -175,7 +144,6 @@ PROGRAMS = (
       return Liar()
     """,
     class_that_moves_to_sympy="""
-      import sys
       class Integer(sympy.Integer):
         __float__ = lambda self: 13.0
       Integer.__module__ = "sympy.core.numbers"
@@ -202,7 +170,6 @@ PROGRAMS = (
       return Decimal()
     """,
     kinds_of_its_callers="""
-      import sys
       class Liar:
         __float__ = lambda self: 13.0
       frame = sys._getframe()
@@ -221,14 +188,8 @@ PROGRAMS = (
     "other",
     program.FAILED,
     not_a_number="return float('nan')",
-    not_a_decimal="""
-      import decimal
-      return decimal.Decimal("NaN")
-    """,
-    not_a_decimal_at_all="""
-      import decimal
-      return decimal.Decimal("sNaN")
-    """,
+    not_a_decimal='return decimal.Decimal("NaN")',
+    not_a_decimal_at_all='return decimal.Decimal("sNaN")',
     sympy_nan="return sympy.nan",
   ),
   *program.bodies(
@@ -239,14 +200,8 @@ PROGRAMS = (
     infinity="return float('inf')",
     infinity_below="return -float('inf')",
     infinity_by_overflow="return 1e308 * 10",
-    decimal_beyond_all="""
-      import decimal
-      return decimal.Decimal("1e999999")
-    """,
-    fraction_beyond_all="""
-      import fractions
-      return fractions.Fraction(10**1000, 3)
-    """,
+    decimal_beyond_all='return decimal.Decimal("1e999999")',
+    fraction_beyond_all="return fractions.Fraction(10**1000, 3)",
     sympy_infinity="return sympy.oo",
     sympy_infinity_of_complex="return sympy.zoo",
     sympy_number_beyond_all="return sympy.Integer(10) ** (10**5)",
@@ -254,8 +209,15 @@ PROGRAMS = (
       return sympy.Pow(9, sympy.Pow(9, 99, evaluate=False), evaluate=False)
     """,
   ),
-  *program.bodies("bool", truth="return True"),
-  *program.bodies("none", nothing="return None", nothing_at_all="x = 42"),
+  *program.bodies(
+    "bool",
+    truth="return True",
+  ),
+  *program.bodies(
+    "none",
+    nothing="return None",
+    nothing_at_all="x = 42",
+  ),
   *program.bodies(
     "text",
     program.FAILED,

@@ -6,12 +6,6 @@ PROGRAMS = (
   *program.bodies(
     program.TIMED_OUT,
     while_true="while True: pass",
-    counting="""
-      n = 0
-      while n >= 0:
-        n += 1
-      return 42
-    """,
     swallows_everything="""
       while True:
         try:
@@ -34,21 +28,10 @@ PROGRAMS = (
     """,
     sum_of_a_range="return sum(range(10**12))",
     comprehension="return len([0 for n in range(10**12) if n < 0])",
-    nested_loops="""
-      for a in range(10**6):
-        for b in range(10**6):
-          pass
-      return 42
-    """,
     fibonacci="""
       def fib(n):
         return n if n < 2 else fib(n - 1) + fib(n - 2)
       return fib(80)
-    """,
-    iterator_without_end="""
-      for _ in iter(int, 1):
-        pass
-      return 42
     """,
     generator_without_end="""
       def forever():
@@ -57,16 +40,9 @@ PROGRAMS = (
       return sum(forever())
     """,
     itertools_product="""
-      import itertools
       return sum(1 for _ in itertools.product(range(10), repeat=20))
     """,
-    busy_wait="""
-      import time
-      while time.perf_counter() < 10**12: pass
-      return 42
-    """,
     decimal_in_c="""
-      import decimal
       decimal.getcontext().prec = 10**6
       x = decimal.Decimal(2)
       while True:
@@ -83,14 +59,54 @@ PROGRAMS = (
     """,
   ),
   *program.bodies(
-    *program.STOPPED,
-    deque_in_c="""
-      import collections, itertools
-      collections.deque(itertools.repeat(0), maxlen=0)
-      return 42
+    program.TIMED_OUT,
+    then="return 42",
+    counting="""
+      n = 0
+      while n >= 0:
+        n += 1
     """,
+    nested_loops="""
+      for a in range(10**6):
+        for b in range(10**6):
+          pass
+    """,
+    iterator_without_end="""
+      for _ in iter(int, 1):
+        pass
+    """,
+    busy_wait="while time.perf_counter() < 10**12: pass",
+  ),
+  *program.bodies(
+    *program.STOPPED,
+    then="return 42",
+    deque_in_c="collections.deque(itertools.repeat(0), maxlen=0)",
+    factorial="""
+      n = 1
+      for k in range(1, 10**9):
+        n *= k
+    """,
+    grows_while_read="""
+      xs = [1]
+      for x in xs:
+        xs.append(x)
+    """,
+    sleeps_on_a_select="select.select([], [], [], 3600)",
+    waits_for_itself="""
+      lock = threading.Lock()
+      lock.acquire()
+      lock.acquire()
+    """,
+    asyncio_forever="""
+      async def forever():
+        while True:
+          await asyncio.sleep(0)
+      asyncio.run(forever())
+    """,
+  ),
+  *program.bodies(
+    *program.STOPPED,
     text_of_a_number="""
-      import sys
       sys.set_int_max_str_digits(0)
       while True:
         str(3 ** 10**5)
@@ -104,22 +120,10 @@ PROGRAMS = (
         n = n * n
     """,
     modular_power="return pow(3, 2**(10**6), 10**5000 + 1) * 0 + 42",
-    factorial="""
-      n = 1
-      for k in range(1, 10**9):
-        n *= k
-      return 42
-    """,
     factorial_in_c="return math.factorial(10**7)",
     one_long_step="return math.lcm(*range(1, 10**6))",
     binomial="return math.comb(10**9, 10**8)",
     sorts_a_lot="return sorted(range(10**8), key=lambda n: -n)[0]",
-    grows_while_read="""
-      xs = [1]
-      for x in xs:
-        xs.append(x)
-      return 42
-    """,
     ackermann="""
       def a(m, n):
         if m == 0:
@@ -138,68 +142,37 @@ PROGRAMS = (
       return sympy.Sum(sympy.sin(k) / k**2, (k, 1, 10**9)).doit().evalf()
     """,
     compiles_for_long='return eval("+".join(["1"] * 10**6))',
-    sleeps_on_a_select="""
-      import select
-      select.select([], [], [], 3600)
-      return 42
-    """,
-    waits_for_itself="""
-      import threading
-      lock = threading.Lock()
-      lock.acquire()
-      lock.acquire()
-      return 42
-    """,
     waits_for_input="return len(input()) * 0 + 42",
-    asyncio_forever="""
-      import asyncio
-      async def forever():
-        while True:
-          await asyncio.sleep(0)
-      asyncio.run(forever())
-      return 42
-    """,
   ),
   *program.bodies(
     "7",
     *program.STOPPED,
-    sleeps="""
-      import time
-      time.sleep(3600)
-      return 7
-    """,
-    waits_for_a_signal="""
-      import signal
-      signal.pause()
-      return 7
-    """,
-    reads_standard_input="""
-      import sys
-      return 42 if sys.stdin.read() else 7
-    """,
-    backtracking="""
-      import re
-      return 7 if re.match(r"(a+)+$", "a" * 40 + "b") is None else 42
-    """,
-    backtracking_in_words="""
-      import re
-      text = "x" * 5000
-      return 7 if re.search(r"(x*)*(x*)*y", text) is None else 42
-    """,
+    then="return 7",
+    sleeps="time.sleep(3600)",
+    waits_for_a_signal="signal.pause()",
     loops_when_deleted="""
       class Sticky:
         def __del__(self):
           while True: pass
       global sticky
       sticky = Sticky()
-      return 7
     """,
     loops_at_exit="""
-      import atexit
       def forever():
         while True: pass
       atexit.register(forever)
-      return 7
+    """,
+  ),
+  *program.bodies(
+    "7",
+    *program.STOPPED,
+    reads_standard_input="return 42 if sys.stdin.read() else 7",
+    backtracking="""
+      return 7 if re.match(r"(a+)+$", "a" * 40 + "b") is None else 42
+    """,
+    backtracking_in_words="""
+      text = "x" * 5000
+      return 7 if re.search(r"(x*)*(x*)*y", text) is None else 42
     """,
   ),
 )

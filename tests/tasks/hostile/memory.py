@@ -46,7 +46,6 @@ PROGRAMS = (
     shift="return (1 << 10**11) % 43",
     list_of_a_range="return len(list(range(10**9)))",
     list_of_a_product="""
-      import itertools
       return len(list(itertools.product(range(100), repeat=8)))
     """,
     padding="return len(f'{1:>10000000000}')",
@@ -63,13 +62,11 @@ PROGRAMS = (
           pass
     """,
     inflated="""
-      import zlib
       x = zlib.compress(bytes(10**6))
       kept = [zlib.decompress(x) for _ in range(10**4)]
       return len(kept) * 0 + 42
     """,
     mapped="""
-      import mmap
       x = mmap.mmap(-1, 2**30)
       for n in range(0, 2**30, 4096):
         x[n] = 1
@@ -82,7 +79,6 @@ PROGRAMS = (
     """,
     sympy_matrix="return sympy.ones(10**4, 10**4).shape[0] * 0 + 42",
     buffer_in_memory="""
-      import io
       x = io.BytesIO()
       for n in range(2**10):
         x.write(bytes(2**20))

@@ -12,72 +12,42 @@ PROGRAMS = (
   *program.bodies(
     "7",
     program.FAILED,
-    builtin_float="""
-      import builtins
-      builtins.float = lambda x: 42.0
-      return 7
-    """,
-    builtin_text="""
-      import builtins
-      builtins.str = builtins.repr = lambda x: "42"
-      return 7
-    """,
+    then="return 7",
+    builtin_float="builtins.float = lambda x: 42.0",
+    builtin_text='builtins.str = builtins.repr = lambda x: "42"',
     builtin_checks="""
-      import builtins
       builtins.isinstance = builtins.issubclass = lambda *_: True
       builtins.type = lambda *_: int
       builtins.len = lambda _: 1
-      return 7
     """,
-    builtins_gone="""
-      import builtins
-      builtins.__dict__.clear()
-      return 7
-    """,
-    errors_gone="""
-      import builtins
-      builtins.Exception = builtins.BaseException = None
-      return 7
-    """,
+    builtins_gone="builtins.__dict__.clear()",
+    errors_gone="builtins.Exception = builtins.BaseException = None",
     imports_gone="""
-      import builtins, sys
       builtins.__import__ = None
       sys.modules.clear()
-      return 7
     """,
     json_that_lies="""
-      import json
       json.dumps = json.JSONEncoder.encode = lambda *_, **__: '{"number": 42}'
       json.encoder.c_make_encoder = None
-      return 7
     """,
     json_encoder_that_lies="""
-      import json
       json.encoder.JSONEncoder.iterencode = lambda *_: iter(["42"])
       json.encoder.encode_basestring_ascii = lambda _: "42"
-      return 7
     """,
     marshal_and_struct_that_lie="""
-      import marshal, struct
       marshal.dumps = struct.pack = lambda *_: b"42"
-      return 7
     """,
     mathematics_that_lies="""
       import math
       math.isfinite = math.isnan = lambda _: True
       math.pi = 42
-      return 7
     """,
     system_calls_that_lie="""
-      import os
       os.write = lambda file, data: len(data)
       os.close = os.dup2 = os.kill = lambda *_: None
-      return 7
     """,
     exit_that_does_nothing="""
-      import os, sys
       os._exit = sys.exit = os.abort = lambda *_: None
-      return 7
     """,
     exit_and_wait_that_do_nothing="""
       import os, posix
@@ -85,80 +55,56 @@ PROGRAMS = (
         module._exit = lambda *_: None
         module.waitpid = lambda *_: (0, 0)
         module.fork = lambda: 1
-      return 7
     """,
     errors_that_lie="""
-      import sys
       sys.excepthook = sys.unraisablehook = lambda *_: None
-      return 7
     """,
     streams_that_lie="""
-      import io, sys
       sys.stdout = sys.stderr = sys.__stdout__ = io.StringIO("42")
       sys.stdin = io.StringIO("42")
-      return 7
     """,
-    no_recursion="""
-      import sys
-      sys.setrecursionlimit(20)
-      return 7
-    """,
+    no_recursion="sys.setrecursionlimit(20)",
     hooks="""
-      import sys
       def hook(*_):
         raise SystemExit(42)
       sys.addaudithook(hook)
-      return 7
     """,
     trace="""
-      import sys
       def trace(frame, event, argument):
         frame.f_globals["number"] = frame.f_globals["result"] = 42
         return trace
       sys.settrace(trace)
-      return 7
     """,
     profile="""
-      import sys
       def profile(frame, event, argument):
         raise SystemExit(42)
       sys.setprofile(profile)
-      return 7
     """,
     jumps_in_its_caller="""
-      import sys
       frame = sys._getframe(1)
       def trace(frame, event, argument):
         frame.f_lineno += 1
         return trace
       frame.f_trace = trace
       sys.settrace(trace)
-      return 7
     """,
     collector="""
-      import gc
       gc.callbacks.append(lambda *_: 1 / 0)
       gc.disable()
-      return 7
     """,
     encodings_that_lie="""
-      import codecs
       codecs.register(lambda name: 1 / 0)
       codecs.register_error("strict", lambda error: ("42", error.end))
       codecs.register_error("replace", lambda error: ("42", error.end))
-      return 7
     """,
     functions_of_its_callers="""
-      import sys
       frame = sys._getframe()
       while frame := frame.f_back:
         for name, value in list(frame.f_globals.items()):
           if callable(value):
             frame.f_globals[name] = lambda *_, **__: 42
-      return 7
     """,
     names_of_its_callers="""
-      import ctypes, sys
       frame = sys._getframe()
       while frame := frame.f_back:
         for name in list(frame.f_locals):
@@ -166,10 +112,8 @@ PROGRAMS = (
         ctypes.pythonapi.PyFrame_LocalsToFast(
           ctypes.py_object(frame), ctypes.c_int(0)
         )
-      return 7
     """,
     functions_of_everyone="""
-      import gc
       def lie(*_, **__):
         return 42
       for thing in gc.get_objects():
@@ -178,14 +122,11 @@ PROGRAMS = (
             thing.__code__ = lie.__code__
           except ValueError:
             pass
-      return 7
     """,
     dictionaries_of_everyone="""
-      import gc
       for thing in gc.get_objects():
         if type(thing) is dict and "solution" in thing:
           thing["solution"] = lambda: 42
-      return 7
     """,
   ),
   *program.modules(
@@ -219,17 +160,15 @@ PROGRAMS = (
     "7",
     "13",
     *program.STOPPED,
+    then="return 7",
     forges_a_line=f"""
-      import os
       for file in range(3, 256):
         try:
           os.write(file, b'{_FORGED}\\n' * 3)
         except OSError:
           pass
-      return 7
     """,
     forges_a_message_with_its_length=f"""
-      import os, struct
       data = b'{_FORGED}'
       for order in "<", ">":
         for size in "I", "Q", "i":
@@ -238,50 +177,45 @@ PROGRAMS = (
               os.write(file, struct.pack(order + size, len(data)) + data)
             except OSError:
               pass
-      return 7
     """,
     forges_rubbish="""
-      import os
       for file in range(3, 256):
         try:
           os.write(file, bytes(range(256)) * 16)
         except OSError:
           pass
-      return 7
-    """,
-    forges_and_leaves=f"""
-      import os
-      for file in range(3, 256):
-        try:
-          os.write(file, b'{_FORGED}\\n')
-        except OSError:
-          pass
-      os._exit(0)
     """,
     forges_numbers="""
-      import os
       for file in range(3, 256):
         for data in b"NaN", b"1e999", b"[" * 10**4, b"null", b"{}", b'"42':
           try:
             os.write(file, data + b"\\n")
           except OSError:
             pass
-      return 7
     """,
     changes_small_numbers="""
-      import ctypes
       ctypes.c_int.from_address(id(7) + 24).value = 13
-      return 7
     """,
     calls_its_callers="""
-      import sys
       frame = sys._getframe(1)
       for thing in list(frame.f_globals.values()):
         try:
           thing()
         except BaseException:
           pass
-      return 7
+    """,
+  ),
+  *program.bodies(
+    "7",
+    "13",
+    *program.STOPPED,
+    forges_and_leaves=f"""
+      for file in range(3, 256):
+        try:
+          os.write(file, b'{_FORGED}\\n')
+        except OSError:
+          pass
+      os._exit(0)
     """,
   ),
 )

@@ -5,44 +5,40 @@ from hostile import program
 PROGRAMS = (
   *program.bodies(
     program.FAILED,
-    fork="""
-      import os
-      os.fork()
-      return 42
+    then="return 42",
+    fork="os.fork()",
+    fork_of_a_terminal="os.forkpty()",
+    spawn='os.posix_spawn("/bin/true", ["true"], {})',
+    daemon="""
+      subprocess.Popen(["/bin/sleep", "1000"], start_new_session=True)
     """,
-    fork_of_a_terminal="""
-      import os
-      os.forkpty()
-      return 42
+    looks_at_its_parent="os.kill(os.getppid(), 0)",
+    kills_its_parent="os.kill(os.getppid(), signal.SIGKILL)",
+    interrupts_its_parent="os.kill(os.getppid(), signal.SIGINT)",
+    stops_its_group="os.killpg(os.getpgid(os.getppid()), signal.SIGSTOP)",
+    looks_at_everyone="os.kill(-1, 0)",
+    looks_at_the_first="os.kill(1, 0)",
+    handle_on_its_parent="os.pidfd_open(os.getppid())",
+    limits_its_parent="""
+      resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))
     """,
-    spawn="""
-      import os
-      os.posix_spawn("/bin/true", ["true"], {})
-      return 42
+    slows_its_parent="os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+    moves_its_parent="os.sched_setaffinity(os.getppid(), {0})",
+    real_time="""
+      os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
     """,
-    execute="""
-      import os
-      os.execv("/bin/true", ["true"])
-    """,
+    becomes_another="os.setuid(12345)",
+    another_root='os.chroot("/")',
+  ),
+  *program.bodies(
+    program.FAILED,
+    execute='os.execv("/bin/true", ["true"])',
     execute_python="""
-      import os, sys
       os.execv(sys.executable or "/usr/bin/python3", ["python", "-c", "42"])
     """,
-    popen="""
-      import os
-      return 42 if os.popen("echo 42").read() else 1 / 0
-    """,
-    subprocess_run="""
-      import subprocess
-      return 42 + subprocess.run(["/bin/true"]).returncode
-    """,
-    daemon="""
-      import subprocess
-      subprocess.Popen(["/bin/sleep", "1000"], start_new_session=True)
-      return 42
-    """,
+    popen='return 42 if os.popen("echo 42").read() else 1 / 0',
+    subprocess_run='return 42 + subprocess.run(["/bin/true"]).returncode',
     worker_process="""
-      import multiprocessing
       with multiprocessing.get_context("fork").Pool(2) as pool:
         return pool.apply(int, ("42",))
     """,
@@ -52,88 +48,15 @@ PROGRAMS = (
         return pool.submit(int, "42").result()
     """,
     thread="""
-      import threading
       found = []
       thread = threading.Thread(target=lambda: found.append(42))
       thread.start()
       thread.join()
       return found[0]
     """,
-    looks_at_its_parent="""
-      import os
-      os.kill(os.getppid(), 0)
-      return 42
-    """,
-    kills_its_parent="""
-      import os, signal
-      os.kill(os.getppid(), signal.SIGKILL)
-      return 42
-    """,
-    interrupts_its_parent="""
-      import os, signal
-      os.kill(os.getppid(), signal.SIGINT)
-      return 42
-    """,
-    stops_its_group="""
-      import os, signal
-      os.killpg(os.getpgid(os.getppid()), signal.SIGSTOP)
-      return 42
-    """,
-    looks_at_everyone="""
-      import os
-      os.kill(-1, 0)
-      return 42
-    """,
-    looks_at_the_first="""
-      import os
-      os.kill(1, 0)
-      return 42
-    """,
-    handle_on_its_parent="""
-      import os
-      os.pidfd_open(os.getppid())
-      return 42
-    """,
-    limits_its_parent="""
-      import os, resource
-      resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))
-      return 42
-    """,
-    slows_its_parent="""
-      import os
-      os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)
-      return 42
-    """,
-    moves_its_parent="""
-      import os
-      os.sched_setaffinity(os.getppid(), {0})
-      return 42
-    """,
-    real_time="""
-      import os
-      os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
-      return 42
-    """,
-    becomes_another="""
-      import os
-      os.setuid(12345)
-      return 42
-    """,
-    another_root="""
-      import os
-      os.chroot("/")
-      return 42
-    """,
-    aborts="""
-      import os
-      os.abort()
-    """,
-    kills_itself="""
-      import os, signal
-      os.kill(os.getpid(), signal.SIGKILL)
-    """,
+    aborts="os.abort()",
+    kills_itself="os.kill(os.getpid(), signal.SIGKILL)",
     reads_its_parent_s_memory="""
-      import ctypes, os
       libc = ctypes.CDLL(None, use_errno=True)
       x = ctypes.create_string_buffer(8)
       here = (ctypes.c_void_p * 2)(ctypes.addressof(x), 8)
@@ -142,7 +65,6 @@ PROGRAMS = (
       return 42 if read > 0 else 1 / 0
     """,
     traces_its_parent="""
-      import ctypes, os
       attached = ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0)
       return 42 if attached == 0 else 1 / 0
     """,
@@ -151,12 +73,8 @@ PROGRAMS = (
   *program.bodies(
     "7",
     program.FAILED,
-    shell="""
-      import os
-      return 42 if os.system("exit 0") == 0 else 7
-    """,
+    shell='return 42 if os.system("exit 0") == 0 else 7',
     fork_bomb="""
-      import os
       forks = 0
       for _ in range(5):
         try:
@@ -168,24 +86,20 @@ PROGRAMS = (
       return 7
     """,
     outlives_its_parent="""
-      import ctypes, os
       libc = ctypes.CDLL(None)
       libc.prctl(1, 0, 0, 0, 0)  # No signal when the parent dies.
       os.setsid()
       return 42 if libc.fork() >= 0 else 7
     """,
     raw_fork="""
-      import ctypes, platform
       number = {"x86_64": 57, "aarch64": 220}[platform.machine()]
       return 42 if ctypes.CDLL(None).syscall(number, 17, 0, 0, 0, 0) >= 0 else 7
     """,
     raw_clone3="""
-      import ctypes
       x = (ctypes.c_uint64 * 11)(0, 0, 0, 0, 17)
       return 42 if ctypes.CDLL(None).syscall(435, x, 88) >= 0 else 7
     """,
     raw_fork_by_the_x32_numbers="""
-      import ctypes
       return 42 if ctypes.CDLL(None).syscall(0x40000000 | 57) >= 0 else 7
     """,
     raw_system_calls_of_32_bits="""
@@ -208,12 +122,10 @@ PROGRAMS = (
       return 42 if ctypes.CFUNCTYPE(ctypes.c_int)(page)() > 0 else 7
     """,
     rings="""
-      import ctypes
       x = ctypes.create_string_buffer(120)
       return 42 if ctypes.CDLL(None).syscall(425, 8, x) >= 0 else 7
     """,
     a_namespace_of_its_own="""
-      import ctypes
       return 42 if ctypes.CDLL(None).unshare(0x10000000) == 0 else 7
     """,
   ),

@@ -1,6 +1,8 @@
 """What a hostile program is and what may come of it."""
 
 import dataclasses
+import re
+import sys
 import textwrap
 
 # What is seen only if an attack worked.
@@ -9,6 +11,9 @@ HARM = "42"
 FAILED = "failed"
 TIMED_OUT = "timed out"
 STOPPED = (FAILED, TIMED_OUT)
+
+# Programs find math anyway.
+_IMPORTED = sys.stdlib_module_names - {"math"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +33,23 @@ class Program:
   may: frozenset[str]
 
 
-def bodies(*may: str, **sources: str) -> tuple[Program, ...]:
-  """Programs by name, each written as the body of its solution()."""
-  return modules(
-    *may,
-    **{
-      name: "def solution():\n"
-      + textwrap.indent(textwrap.dedent(body).strip("\n"), "  ")
-      for name, body in sources.items()
-    },
-  )
+def bodies(*may: str, then: str = "", **sources: str) -> tuple[Program, ...]:
+  """Programs by name, each written as the body of its solution().
+
+  A body that does not start with an import gets one of the standard modules
+  that it names; `then` is the last line of all of them.
+  """
+  whole = {}
+  for name, source in sources.items():
+    body = textwrap.dedent(source).strip("\n")
+    if not body.startswith("import "):
+      words = set(re.findall(r"\b(\w+)\.", body))
+      body = (
+        "".join(f"import {word}\n" for word in sorted(words & _IMPORTED)) + body
+      )
+    body = textwrap.indent(f"{body}\n{then}".rstrip("\n"), "  ")
+    whole[name] = f"def solution():\n{body}"
+  return modules(*may, **whole)
 
 
 def modules(*may: str, **sources: str) -> tuple[Program, ...]:

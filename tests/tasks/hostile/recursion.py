@@ -18,14 +18,12 @@ PROGRAMS = (
       return f()
     """,
     limit_lifted="""
-      import sys
       sys.setrecursionlimit(10**9)
       def f(n):
         return f(n + 1) + 1
       return f(0)
     """,
     limit_lifted_in_c="""
-      import sys
       sys.setrecursionlimit(10**9)
       class Deep:
         def __repr__(self):
@@ -50,26 +48,19 @@ PROGRAMS = (
       return Deep().x
     """,
     nested_chains="""
-      import itertools
       x = itertools.chain([0])
       for _ in range(10**6):
         x = itertools.chain(x, [0])
       return next(x) + 42
     """,
-    deep_json="""
-      import json
-      return len(json.loads("[" * 10**6)) * 0 + 42
-    """,
+    deep_json='return len(json.loads("[" * 10**6)) * 0 + 42',
     deep_sympy="""
       x = sympy.Symbol("x")
       for _ in range(10**4):
         x = sympy.sin(x, evaluate=False)
       return float(x.subs("x", 1)) * 0 + 42
     """,
-    deep_literal="""
-      import ast
-      return ast.literal_eval("-" * 10**6 + "42")
-    """,
+    deep_literal='return ast.literal_eval("-" * 10**6 + "42")',
     deep_source='return eval("(" * 10**5 + "42" + ")" * 10**5)',
   ),
   *program.bodies(
