@@ -28,23 +28,9 @@ is one token of `tokenizer`. All texts are functions of a seed and are the same
 in every process.
 """
 
-from reft_jax.tasks.embedded.generate import (
-  CHOICE,
-  NAME,
-  TASKS,
-  corpus,
-  problems,
-)
-from reft_jax.tasks.embedded.stories import signature, signatures
-from reft_jax.tasks.embedded.vocabulary import tokenizer
+from reft_jax.tasks.embedded import generate, stories, vocabulary
 
-__all__ = [
-  "CHOICE",
-  "NAME",
-  "TASKS",
-  "corpus",
-  "problems",
-  "signature",
-  "signatures",
-  "tokenizer",
-]
+NAME, CHOICE, TASKS = generate.NAME, generate.CHOICE, generate.TASKS
+problems, corpus = generate.problems, generate.corpus
+signature, signatures = stories.signature, stories.signatures
+tokenizer = vocabulary.tokenizer

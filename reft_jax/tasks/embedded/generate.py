@@ -1,18 +1,22 @@
 """Annotated problems, and the documents to pretrain a base model on."""
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from reft_jax import errors
-from reft_jax.tasks import problem as problem_lib
 from reft_jax.tasks import prompts
-from reft_jax.tasks.embedded import solutions, stories, writing
+from reft_jax.tasks.embedded import solutions, stories
+from reft_jax.tasks.problem import Problem
 
 NAME = "embedded"
 CHOICE = "embedded-choice"
 TASKS = (NAME, CHOICE)
+LETTERS = "abcde"
 
 _MERGES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_RETURN = "\n    return result"
+_PRINT = "\n    print ( result )"
+_DRILL_LENGTH = 9  # Events or lookups: as many as fill a document.
 
 
 def problems(
@@ -25,7 +29,7 @@ def problems(
   min_events: int = 3,
   max_events: int = 4,
   exclude: Collection[stories.Signature] = frozenset(),
-) -> list[problem_lib.Problem]:
+) -> list[Problem]:
   """Annotated problems with distinct signatures, none of them in `exclude`.
 
   A seed gives the same stories with the same equations for every `reasoning`
@@ -52,27 +56,21 @@ def problems(
   rng = random.Random(f"{NAME} problems {seed}")
   options_rng = random.Random(f"{NAME} options {seed}")
   taken = set(exclude)
-  made: list[problem_lib.Problem] = []
+  made: list[Problem] = []
   for story in stories.draw(rng, count, min_events, max_events, taken):
     taken.add(story.signature)
     groups = solutions.group(rng, story.events, merge)
     solution = solutions.solve(story.start, groups)
-    options = writing.options(options_rng, story, solution) if choice else {}
-    question = story.question + writing.options_line(options)
+    options = _options(options_rng, story, solution) if choice else {}
+    question = story.question + _options_line(options)
     if reasoning == "python":
-      lines = writing.program(solution)
-      rationale = f"{prompts.head(question)}{lines}{writing.RETURN}"
+      program = solutions.program(solution)
+      rationale = f"{prompts.head(question)}{program}{_RETURN}"
     else:
-      rationale = writing.sentence(solution)
-    made.append(
-      problem_lib.Problem(
-        uid=f"{task}_{len(made)}",
-        task=task,
-        question=question,
-        rationale=rationale,
-        answer=writing.answer(solution, options),
-      )
-    )
+      rationale = solutions.sentence(solution)
+    answer = _answer(solution, options)
+    uid = f"{task}_{len(made)}"
+    made.append(Problem(uid, task, question, rationale, answer))
   return made
 
 
@@ -131,32 +129,19 @@ def corpus(
     is_drill = rng.random() < drills
     has_options = kinds_rng.random() < choices
     is_program = not is_drill and kinds_rng.random() < programs
-    story = stories.make(rng, writing.DRILL_LENGTH) if is_drill else asked
+    story = stories.make(rng, _DRILL_LENGTH) if is_drill else asked
     solution = _attempt(rng, story, noise, slips=not is_program)
-    if is_drill:
-      documents.append(
-        writing.lookup_drill(kinds_rng)
-        if has_options
-        else writing.sentence(solution)
+    if is_drill and has_options:
+      document = _lookup_drill(kinds_rng)
+    elif is_drill:
+      document = solutions.sentence(solution)
+    else:
+      options = _options(kinds_rng, story, solution) if has_options else {}
+      question = story.question + _options_line(options)
+      document = _document(
+        rng, question, solution, options, is_program, answer_phrase
       )
-      continue
-    options = writing.options(kinds_rng, story, solution) if has_options else {}
-    question = story.question + writing.options_line(options)
-    if is_program:
-      reasoning = f"{prompts.head(question)}{writing.program(solution)}"
-      as_target, other = writing.RETURN, writing.PRINT
-    else:
-      reasoning = writing.sentence(solution)
-      answer = writing.answer(solution, options)
-      as_target = f"{prompts.ANSWER_TRIGGER}{answer}"
-      other = writing.conclusion(solution.value, answer if options else "")
-    if rng.random() < answer_phrase:
-      ending = as_target
-    else:
-      ending = rng.choice(("", other))
-    documents.append(
-      f"{prompts.INSTRUCTION}{question}{prompts.COT_TRIGGER}{reasoning}{ending}"
-    )
+    documents.append(document)
   return documents
 
 
@@ -169,6 +154,83 @@ def _attempt(
   if rng.random() < noise:
     wrong = solutions.solve_wrongly(rng, story.start, groups, slips=slips)
   return wrong or solutions.solve(story.start, groups)
+
+
+def _document(
+  rng: random.Random,
+  question: str,
+  solution: solutions.Solution,
+  options: Mapping[str, int],
+  is_program: bool,
+  answer_phrase: float,
+) -> str:
+  """A question, its solution and an ending, the target's or another."""
+  if is_program:
+    reasoning = f"{prompts.head(question)}{solutions.program(solution)}"
+    as_target, other = _RETURN, _PRINT
+  else:
+    reasoning = solutions.sentence(solution)
+    answer = _answer(solution, options)
+    as_target = f"{prompts.ANSWER_TRIGGER}{answer}"
+    other = _conclusion(solution.value, answer if options else "")
+  is_target = rng.random() < answer_phrase
+  ending = as_target if is_target else rng.choice(("", other))
+  asked = f"{prompts.INSTRUCTION}{question}{prompts.COT_TRIGGER}"
+  return f"{asked}{reasoning}{ending}"
+
+
+def _options(
+  rng: random.Random, story: stories.Story, solution: solutions.Solution
+) -> dict[str, int]:
+  """Five different values in random order, by their letters.
+
+  They include the right value and the solution's, right or wrong; the others
+  are results of mistakes.
+  """
+  groups = [[event] for event in story.events]
+  values = list(dict.fromkeys((story.value, solution.value)))
+  while len(values) < len(LETTERS):
+    wrong = solutions.solve_wrongly(rng, story.start, groups)
+    if wrong and wrong.value not in values:
+      values.append(wrong.value)
+  rng.shuffle(values)
+  return dict(zip(LETTERS, values, strict=True))
+
+
+def _options_line(options: Mapping[str, int]) -> str:
+  """The options as a question's last line; empty without options."""
+  items = (f"{letter} ) {value}" for letter, value in options.items())
+  return f"\n{' , '.join(items)}" if options else ""
+
+
+def _answer(solution: solutions.Solution, options: Mapping[str, int]) -> str:
+  """The letter of the solution's value; the value itself without options."""
+  letters = {value: letter for letter, value in options.items()}
+  return letters.get(solution.value, str(solution.value))
+
+
+def _conclusion(value: int, letter: str = "") -> str:
+  """An ending other than the answer phrase."""
+  return f" That makes {value} {letter}".rstrip() + "."
+
+
+def _lookup_drill(rng: random.Random) -> str:
+  """A line of options and the letters of some of their values.
+
+  Letters may be missing and the value may stand next to its letter: a model
+  learns the lookup only if parts of it help on their own.
+  """
+  others = rng.sample(LETTERS[1:], rng.randint(1, len(LETTERS) - 1))
+  letters = (LETTERS[0], *sorted(others))
+  values = rng.sample(range(stories.LARGEST + 1), len(letters))
+  options = dict(zip(letters, values, strict=True))
+  drill = _options_line(options)
+  for letter in rng.choices(letters, k=_DRILL_LENGTH):
+    value = options[letter]
+    adjacent = f" {value} {letter}."
+    apart = f"{_conclusion(value)}{prompts.ANSWER_TRIGGER}{letter}"
+    drill += rng.choice((adjacent, apart))
+  return drill
 
 
 def _check_rates(**rates: float) -> None:

@@ -1,4 +1,4 @@
-"""Solutions of stories, right and wrong, before they are put into words."""
+"""Solutions of stories, right and wrong, as sentences and as programs."""
 
 import dataclasses
 import random
@@ -90,14 +90,44 @@ def _evaluate(
   value = start
   results = []
   for index, events in enumerate(groups):
-    for event in events:
+    changes = [*events, ("+", slip)] if index == slip_at else events
+    for event in changes:
       after = stories.apply(value, event)
       if after is None:
         return None
       value = after
-    if index == slip_at:
-      value += slip
-      if not 0 <= value <= stories.LARGEST:
-        return None
     results.append(value)
   return Solution(start, groups, results)
+
+
+def sentence(solution: Solution) -> str:
+  """The solution in words."""
+  before = (solution.start, *solution.results[:-1])
+  steps = zip(before, solution.groups, solution.results, strict=True)
+  equations = [
+    f"{_expression(str(value), group)} = {result}"
+    for value, group, result in steps
+  ]
+  return f"We get {', then '.join(equations)}."
+
+
+def program(solution: Solution) -> str:
+  """The program's lines between its docstring and its return statement."""
+  first, *others = solution.groups
+  expressions = (
+    _expression(str(solution.start), first),
+    *(_expression("result", group) for group in others),
+  )
+  return "\n".join(f"    result = {each}" for each in expressions)
+
+
+def _expression(operand: str, events: Sequence[stories.Event]) -> str:
+  """Applies events to an operand, from left to right."""
+  expression = operand
+  is_sum = False  # `*` and `/` bind tighter, so a sum needs parentheses.
+  for sign, number in events:
+    if is_sum and sign in "*/":
+      expression = f"( {expression} )"
+    is_sum = sign in "+-"
+    expression = f"{expression} {sign} {number}"
+  return expression

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from reft_jax import errors
-from reft_jax.tasks import problem as problem_lib
+from reft_jax.tasks.problem import Problem
 
 # A sign and a number: ("+", 5) or ("*", 2).
 Event = tuple[str, int]
@@ -86,7 +86,10 @@ def make(rng: random.Random, num_events: int) -> Story:
   sentences = [f"{name} has {start} {thing}."]
   events = []
   for _ in range(num_events):
-    event, value = _possible_event(rng, value)
+    event = random_event(rng)
+    while (after := apply(value, event)) is None:
+      event = random_event(rng)
+    value = after
     events.append(event)
     sentences.append(f"{pronoun} {_predicate(rng, event)}.")
   if rng.random() < _DISTRACTOR_RATE:
@@ -120,11 +123,9 @@ def apply(value: int, event: Event) -> int | None:
   return value if 0 <= value <= LARGEST else None
 
 
-def signatures(
-  some_problems: Sequence[problem_lib.Problem],
-) -> frozenset[Signature]:
+def signatures(problems: Sequence[Problem]) -> frozenset[Signature]:
   """The signatures of problems, to `exclude` them elsewhere."""
-  return frozenset(signature(each.question) for each in some_problems)
+  return frozenset(signature(each.question) for each in problems)
 
 
 def signature(question: str) -> Signature:
@@ -139,15 +140,6 @@ def signature(question: str) -> Signature:
     elif verb in signs:
       events.append((signs[verb], int(amount)))
   return start, tuple(events)
-
-
-def _possible_event(rng: random.Random, value: int) -> tuple[Event, int]:
-  """An event and the value after it."""
-  while True:
-    event = random_event(rng)
-    after = apply(value, event)
-    if after is not None:
-      return event, after
 
 
 def _predicate(rng: random.Random, event: Event) -> str:

@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 from reft_jax.tasks import prompts
-from reft_jax.tasks.embedded import stories, writing
+from reft_jax.tasks.embedded import generate, stories
 
 if TYPE_CHECKING:
   import transformers
@@ -19,8 +19,8 @@ _PHRASES = (
   " That makes",
 )
 _CHOICE_PHRASES = (
-  f"\n{writing.LETTERS[0]} )",
-  *(f" , {letter} )" for letter in writing.LETTERS[1:]),
+  f"\n{generate.LETTERS[0]} )",
+  *(f" , {letter} )" for letter in generate.LETTERS[1:]),
 )
 _PROGRAM_PHRASES = (
   *(prompts.DEFINITION.rstrip(), '    """', '"""'),
@@ -57,7 +57,7 @@ def tokenizer(
   ]
   if choices:
     phrases += _CHOICE_PHRASES
-    letters = (f" {letter}" for letter in writing.LETTERS)
+    letters = (f" {letter}" for letter in generate.LETTERS)
     vocabulary += [*_CHOICE_PHRASES, *letters]
   if programs:
     phrases += _PROGRAM_PHRASES

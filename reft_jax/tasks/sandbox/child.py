@@ -16,8 +16,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from reft_jax.tasks.sandbox import limits as limits_lib
-from reft_jax.tasks.sandbox import seccomp, wire
+from reft_jax.tasks.sandbox import results, seccomp, wire
 
 TEXT_CHARACTERS = 200
 
@@ -38,21 +37,15 @@ def main(
   answer_to: int,
   *,
   keeper: int,
-  limits: limits_lib.Limits,
+  limits: results.Limits,
   is_confined: bool,
   sympy: types.ModuleType,
   read: Callable[[object], dict[str, Any]],
 ) -> None:
-  """Writes an empty line once it is confined, then a line with the answer.
+  """Runs the program that comes over the connection, with its scopes.
 
-  Args:
-    connection: sends the `program` and its `scopes`, one or two.
-    answer_to: the descriptor to write to.
-    keeper: the process that forked this one.
-    limits: the program's limits.
-    is_confined: whether to install the filter of system calls.
-    sympy: the module to offer.
-    read: a `reader`.
+  Writes to the descriptor `answer_to`: an empty line once it is confined, then
+  a line with the answer. `keeper` forked this process; `read` is a `reader`.
   """
   seccomp.die_with_parent(keeper)
   request = wire.receive(connection)
@@ -69,27 +62,22 @@ def main(
   os.write(seccomp.LAST_DESCRIPTOR, answer.encode() + b"\n")
 
 
-def _limit(limits: limits_lib.Limits) -> None:
+def _limit(limits: results.Limits) -> None:
   """Leaves the program some time, some memory and the answer's pipe."""
   files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
   os.closerange(seccomp.LAST_DESCRIPTOR + 1, files)
   if sys.platform == "linux":
-    _limit_memory(limits.memory_bytes)
+    # If the machine runs out of memory, the kernel kills programs first.
+    pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+    memory = pages * resource.getpagesize() + limits.memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
   # The timer sends SIGPROF in time; the limit, in whole seconds, backs it up.
   at_last = math.ceil(limits.cpu_seconds) + 1
   resource.setrlimit(resource.RLIMIT_CPU, (at_last, at_last))
   signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
-
-
-def _limit_memory(room: int) -> None:
-  """Lets this process grow by `room` bytes."""
-  # If the machine runs out of memory, the kernel kills programs first.
-  pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
-  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
-  limit = pages * resource.getpagesize() + room
-  resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _run(

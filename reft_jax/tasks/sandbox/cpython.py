@@ -10,7 +10,6 @@ import sys
 import threading
 
 import reft_jax
-from reft_jax.tasks.sandbox import limits as limits_lib
 from reft_jax.tasks.sandbox import results, seccomp, wire
 
 START_SECONDS = 60.0  # sympy from a cold disk.
@@ -21,12 +20,6 @@ _START = (
   "import sys; sys.path.insert(0, sys.argv[1]); "
   "from reft_jax.tasks.sandbox import server; server.main()"
 )
-
-_STATUS = {
-  "returned": results.Status.RETURNED,
-  "failed": results.Status.FAILED,
-  "timed out": results.Status.TIMED_OUT,
-}
 
 # Returns the attempts that were not refused. Any other failure does not prove a
 # refusal. A refused thread raises RuntimeError, all else PermissionError.
@@ -63,7 +56,7 @@ class Server:
   Each program that runs has a socket, with a handler at its other end.
   """
 
-  def __init__(self, *, limits: limits_lib.Limits, is_confined: bool):
+  def __init__(self, *, limits: results.Limits, is_confined: bool):
     """Starts the server and proves that its programs are confined.
 
     Raises:
@@ -84,6 +77,11 @@ class Server:
 
   def _start(self) -> None:
     """Starts the process and waits until it is ready. Raises OSError."""
+    # A fixed order of sets, so that rewards repeat. Some interpreters do not
+    # start without the path to their libraries.
+    environment = {"PYTHONHASHSEED": "0"}
+    if "LD_LIBRARY_PATH" in os.environ:
+      environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     self._control, theirs = socket.socketpair()
     self._control.settimeout(START_SECONDS)
     with theirs:
@@ -92,7 +90,7 @@ class Server:
         stdin=theirs.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=_environment(),
+        env=environment,
         cwd="/",
         start_new_session=True,
       )
@@ -118,7 +116,7 @@ class Server:
       raise OSError(f"its programs are not kept from: {result.text}")
 
   def run(
-    self, program: str, scopes: str, limits: limits_lib.Limits
+    self, program: str, scopes: str, limits: results.Limits
   ) -> results.Result:
     """Runs one program.
 
@@ -134,21 +132,15 @@ class Server:
       answer = wire.receive(connection)
       if answer is None:
         raise ConnectionError("its handler died")
-      if answer["end"] == "lost":
+      end = answer.pop("end")
+      if end == "lost":
         raise ConnectionError(answer["reason"])
     except OSError:
       connection.close()
       self._drop_idle()  # Their handlers may be dead too.
       raise
     self._idle.append(connection)
-    return results.Result(
-      status=_STATUS[answer["end"]],
-      tier="cpython",
-      kind=answer.get("kind", "none"),
-      number=answer.get("number"),
-      text=answer.get("text"),
-      reason=answer.get("reason", ""),
-    )
+    return results.Result(results.Status(end), "cpython", **answer)
 
   def _connect(self) -> socket.socket:
     """An idle connection or a new one; restarts a server that died."""
@@ -185,10 +177,3 @@ class Server:
     """Ends the server and its children."""
     with self._lock:
       self._end()
-
-
-def _environment() -> dict[str, str]:
-  """An environment with a fixed order of sets, so rewards repeat."""
-  kept = ("LD_LIBRARY_PATH",)  # Some interpreters do not start without.
-  found = {name: os.environ[name] for name in kept if name in os.environ}
-  return {"PYTHONHASHSEED": "0"} | found

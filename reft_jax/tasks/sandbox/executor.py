@@ -17,8 +17,8 @@ from concurrent import futures
 from typing import Any, Literal
 
 from reft_jax.errors import UserError
-from reft_jax.tasks.sandbox import cpython, monty, results
-from reft_jax.tasks.sandbox import limits as limits_lib
+from reft_jax.tasks.sandbox import cpython, monty
+from reft_jax.tasks.sandbox.results import Limits, Result, Status
 
 Isolation = Literal["strict", "monty", "unsafe"]
 Scopes = Literal["one", "two"]
@@ -75,7 +75,7 @@ class Executor:
       UserError: there is no safe tier on this machine.
     """
     workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
-    self._limits = limits = limits_lib.Limits(cpu_seconds, memory_mb)
+    self._limits = limits = Limits(cpu_seconds, memory_mb)
     notes: list[str] = []
     with contextlib.ExitStack() as stack:
       self._monty = _start_monty(workers, limits, notes)
@@ -98,7 +98,7 @@ class Executor:
       self._stack = stack.pop_all()
     self._lock = threading.Lock()
     self._cache: collections.OrderedDict[
-      tuple[str, Scopes], futures.Future[results.Result]
+      tuple[str, Scopes], futures.Future[Result]
     ] = collections.OrderedDict()
 
   def __enter__(self) -> "Executor":
@@ -109,7 +109,7 @@ class Executor:
 
   def submit(
     self, program: str, *, scopes: Scopes = "one"
-  ) -> futures.Future[results.Result]:
+  ) -> futures.Future[Result]:
     """Runs a program's `solution()` in the background, once per program.
 
     Args:
@@ -125,7 +125,11 @@ class Executor:
     key = (program, scopes)
     with self._lock:
       future = self._cache.get(key)
-      if future is None or _is_void(future):
+      if (
+        future and future.done() and (future.cancelled() or future.exception())
+      ):
+        future = None  # A new one may succeed.
+      if future is None:
         future = self._threads.submit(self._run, program, scopes)
         self._cache[key] = future
         if len(self._cache) > CACHED_PROGRAMS:
@@ -135,7 +139,7 @@ class Executor:
 
   def run(
     self, programs: Sequence[str], *, scopes: Scopes = "one"
-  ) -> list[results.Result]:
+  ) -> list[Result]:
     """The results of programs, in order. Raises LostWorkerError."""
     pending = [self.submit(program, scopes=scopes) for program in programs]
     return [future.result() for future in pending]
@@ -145,12 +149,12 @@ class Executor:
     self._threads.shutdown(wait=True, cancel_futures=True)
     self._stack.close()
 
-  def _run(self, program: str, scopes: Scopes) -> results.Result:
+  def _run(self, program: str, scopes: Scopes) -> Result:
     """Runs a program in tier 1, then in tier 2 if that may do better."""
     if len(program) > PROGRAM_CHARACTERS:
-      return _no_result(results.Status.FAILED, self.tiers[0], "too long")
-    result = _no_result(results.Status.UNSUPPORTED, "monty", "two scopes")
-    left: limits_lib.Limits | None = self._limits
+      return Result(Status.FAILED, self.tiers[0], reason="too long")
+    result = Result(Status.UNSUPPORTED, "monty", reason="two scopes")
+    left: Limits | None = self._limits
     plain = _OFFERED.sub("", program)
     if self._monty and (scopes == "one" or _is_one_function(plain)):
       result, left = self._run_monty(self._monty, plain)
@@ -160,20 +164,14 @@ class Executor:
 
   def _run_monty(
     self, pool: monty.Pool, program: str
-  ) -> tuple[results.Result, limits_lib.Limits | None]:
+  ) -> tuple[Result, Limits | None]:
     """Runs a program in tier 1; one that crashes every worker has FAILED."""
     try:
       return _persist(pool.run, program)
     except LostWorkerError:
       _persist(pool.prove)  # Raises if other programs crash too.
-      result = _no_result(results.Status.FAILED, "monty", "crashed")
+      result = Result(Status.FAILED, "monty", reason="crashed")
       return result, self._limits
-
-
-def _no_result(
-  status: results.Status, tier: str, reason: str
-) -> results.Result:
-  return results.Result(status, tier, reason=reason)
 
 
 def _persist(run: Callable[..., Any], *arguments: Any) -> Any:
@@ -190,13 +188,6 @@ def _persist(run: Callable[..., Any], *arguments: Any) -> Any:
   ) from last
 
 
-def _is_void(future: futures.Future[results.Result]) -> bool:
-  """Whether a future is cancelled or failed, so that a new one may succeed."""
-  return future.cancelled() or (
-    future.done() and future.exception() is not None
-  )
-
-
 def _is_one_function(program: str) -> bool:
   """Whether one and two scopes are the same to a program; False if in doubt."""
   if _OTHER_LINE_ENDS.search(program) or not _ONE_FUNCTION.fullmatch(program):
@@ -206,7 +197,7 @@ def _is_one_function(program: str) -> bool:
 
 
 def _start_monty(
-  workers: int, limits: limits_lib.Limits, notes: list[str]
+  workers: int, limits: Limits, notes: list[str]
 ) -> monty.Pool | None:
   """Tier 1; or None, with a note why."""
   try:
@@ -217,19 +208,18 @@ def _start_monty(
 
 
 def _start_cpython(
-  limits: limits_lib.Limits, is_unsafe: bool, notes: list[str]
+  limits: Limits, is_unsafe: bool, notes: list[str]
 ) -> cpython.Server | None:
   """Tier 2; or None, with a note why. Unconfined only if `is_unsafe`."""
-  try:
-    return cpython.Server(limits=limits, is_confined=True)
-  except OSError as error:
-    reason = error
-  if is_unsafe:
+  reason = None
+  for is_confined in (True, False) if is_unsafe else (True,):
     try:
-      server = cpython.Server(limits=limits, is_confined=False)
-      notes.append(f"CPython runs programs UNCONFINED, as asked: {reason}.")
-      return server
+      server = cpython.Server(limits=limits, is_confined=is_confined)
     except OSError as error:
       reason = error
+      continue
+    if not is_confined:
+      notes.append(f"CPython runs programs UNCONFINED, as asked: {reason}.")
+    return server
   notes.append(f"CPython is not in use: {reason}.")
   return None

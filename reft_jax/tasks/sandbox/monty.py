@@ -21,8 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from reft_jax.tasks.sandbox import limits as limits_lib
-from reft_jax.tasks.sandbox import results
+from reft_jax.tasks.sandbox.results import Limits, Result, Status
 
 WATCH_SECONDS = 0.1
 LEASE_SECONDS = 2
@@ -43,6 +42,8 @@ DOUBTFUL = (
   NameError,
   RecursionError,
 )
+
+_OUT_OF_TIME = Result(Status.TIMED_OUT, "monty", reason="out of time")
 
 # Monty's message for pow(2, -1, 7), which is valid since Python 3.8.
 _NO_INVERSE = "pow() 2nd argument cannot be negative"
@@ -72,25 +73,18 @@ def {name}(value, float=float, str=str, type=type, kinds={name}_kinds()):
 
 @dataclasses.dataclass(eq=False)
 class _Run:
-  """A running program.
+  """A running program."""
 
-  Attributes:
-    pid: its worker.
-    start: CPU seconds that the worker had used before.
-    seconds: CPU seconds of the program, once it has ended.
-    is_over: whether it was killed at its limit.
-  """
-
-  pid: int
-  start: float
-  seconds: float = 0.0
-  is_over: bool = False
+  pid: int  # Of its worker.
+  start: float  # CPU seconds that the worker had used before.
+  seconds: float = 0.0  # Of CPU time, once it has ended.
+  is_over: bool = False  # Killed at its limit.
 
 
 class Pool:
   """Runs programs in monty's workers. Thread-safe."""
 
-  def __init__(self, *, workers: int, limits: limits_lib.Limits):
+  def __init__(self, *, workers: int, limits: Limits):
     """Starts the pool and runs a first program.
 
     Raises:
@@ -137,9 +131,7 @@ class Pool:
     if result.number != 7.0:
       raise OSError(f"a program of its own failed ({result.reason})")
 
-  def run(
-    self, program: str
-  ) -> tuple[results.Result, limits_lib.Limits | None]:
+  def run(self, program: str) -> tuple[Result, Limits | None]:
     """Runs one program.
 
     Returns:
@@ -159,7 +151,7 @@ class Pool:
         answer = session.feed_run(code, print_callback=printed)
     except self._monty.MontyCrashedError as error:
       if error.timed_out or (run and run.is_over):
-        return _out_of_time(), None
+        return _OUT_OF_TIME, None
       raise ConnectionError(str(error)) from error
     except self._monty.MontyError as error:
       result, is_doubtful = _judge(error.exception())
@@ -248,29 +240,23 @@ def _extend_lease(pid: int) -> None:
       resource.prlimit(pid, resource.RLIMIT_CPU, (soft, hard))
 
 
-def _read(answer: Any) -> results.Result:
+def _read(answer: Any) -> Result:
   """The reader's three scalars; FAILED for programs that bypass the reader."""
   match answer:
     case (str(kind), float() | None as number, str() | None as text):
-      return results.Result(
-        results.Status.RETURNED, "monty", kind, number, text
-      )
-  return results.Result(results.Status.FAILED, "monty", reason="SyntaxError")
+      return Result(Status.RETURNED, "monty", kind, number, text)
+  return Result(Status.FAILED, "monty", reason="SyntaxError")
 
 
-def _judge(error: BaseException) -> tuple[results.Result, bool]:
+def _judge(error: BaseException) -> tuple[Result, bool]:
   """The result of an exception, and whether monty may be its cause."""
   if isinstance(error, TimeoutError) and "limit exceeded" in str(error):
-    return _out_of_time(), False
-  status = results.Status.FAILED
+    return _OUT_OF_TIME, False
+  status = Status.FAILED
   if isinstance(error, NotImplementedError | ImportError):
-    status = results.Status.UNSUPPORTED
-  result = results.Result(status, "monty", reason=type(error).__name__)
+    status = Status.UNSUPPORTED
+  result = Result(status, "monty", reason=type(error).__name__)
   is_doubtful = isinstance(error, DOUBTFUL) or (
     isinstance(error, ValueError) and str(error).startswith(_NO_INVERSE)
   )
   return result, is_doubtful
-
-
-def _out_of_time() -> results.Result:
-  return results.Result(results.Status.TIMED_OUT, "monty", reason="out of time")

@@ -23,29 +23,21 @@ def main() -> None:
   memory_bytes, *command = sys.argv[1:]
   os.setsid()  # A Ctrl-C at the terminal is for the trainer alone.
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-  _close_files()
-  for name, value in (
-    (resource.RLIMIT_CORE, 0),
-    (resource.RLIMIT_FSIZE, 0),
-    (resource.RLIMIT_NOFILE, 64),
-  ):
-    resource.setrlimit(name, (value, value))
-  if sys.platform == "linux":
-    soft = OWN_BYTES + int(memory_bytes)
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard == resource.RLIM_INFINITY or hard > soft:
-      resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
-  os.execve(command[0], command, {})
-
-
-def _close_files() -> None:
-  """Closes all but the standard streams."""
   try:
     for name in os.listdir("/proc/self/fd"):
       if int(name) > 2:
         os.closerange(int(name), int(name) + 1)
   except OSError:
     os.closerange(3, MOST_FILES)
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+  resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+  if sys.platform == "linux":
+    soft = OWN_BYTES + int(memory_bytes)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or hard > soft:
+      resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
+  os.execve(command[0], command, {})
 
 
 if __name__ == "__main__":

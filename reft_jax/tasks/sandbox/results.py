@@ -1,7 +1,36 @@
-"""The result of a program."""
+"""What a program may use, and how it ended."""
 
 import dataclasses
 import enum
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """A program's limits, in either tier.
+
+  Attributes:
+    cpu_seconds: CPU time of its process, not wall time: a busy machine must not
+      change a score.
+    memory_mb: MiB beyond the memory that its process starts with.
+  """
+
+  cpu_seconds: float = 1.0
+  memory_mb: int = 64
+
+  @property
+  def wall_seconds(self) -> float:
+    """The backstop for programs that wait and use no CPU time."""
+    return 5.0 * self.cpu_seconds
+
+  @property
+  def memory_bytes(self) -> int:
+    """`memory_mb` in bytes."""
+    return self.memory_mb << 20
+
+  def after(self, cpu_seconds: float) -> "Limits":
+    """The limits after CPU time was spent; at least a tenth remains."""
+    left = max(self.cpu_seconds - cpu_seconds, 0.1 * self.cpu_seconds)
+    return dataclasses.replace(self, cpu_seconds=left)
 
 
 class Status(enum.Enum):

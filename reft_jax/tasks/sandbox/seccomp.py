@@ -45,10 +45,8 @@ class _Machine:
   """An architecture's audit number and its numbers of the allowed calls."""
 
   audit: int
-  read: int
-  write: int
-  mmap: int
-  mprotect: int
+  files: tuple[int, int]  # read and write
+  memory: tuple[int, int]  # mmap and mprotect
   free: tuple[int, ...]  # Allowed with any arguments.
 
 
@@ -58,18 +56,14 @@ class _Machine:
 _MACHINES = {
   "x86_64": _Machine(
     audit=0xC000003E,
-    read=0,
-    write=1,
-    mmap=9,
-    mprotect=10,
+    files=(0, 1),
+    memory=(9, 10),
     free=(11, 12, 25, 28, 15, 219, 24, 39, 96, 228, 229, 201, 318, 60, 231),
   ),
   "aarch64": _Machine(
     audit=0xC00000B7,
-    read=63,
-    write=64,
-    mmap=222,
-    mprotect=226,
+    files=(63, 64),
+    memory=(222, 226),
     free=(215, 214, 216, 233, 139, 128, 124, 172, 169, 113, 114, 278, 93, 94),
   ),
 }
@@ -109,21 +103,20 @@ def _filter(machine: _Machine) -> bytes:
   ]
   for number in machine.free:
     steps += [_step(_EQUAL, number, 0, 1), _step(_RETURN, _ALLOW)]
-  for number in (machine.read, machine.write):
+  for number in machine.files:
     steps += _unless(number, 0, _GREATER, LAST_DESCRIPTOR)
   # No executable memory: machine code would escape the limits of Python.
-  for number in (machine.mmap, machine.mprotect):
+  for number in machine.memory:
     steps += _unless(number, 2, _HAS_BITS, _PROT_EXEC)
   steps.append(_step(_RETURN, _REFUSE))
   return b"".join(steps)
 
 
-def _control(option: int, *arguments: int) -> None:
+def _control(option: int, value: int, address: int = 0) -> None:
   """prctl(2). Raises OSError."""
   prctl = ctypes.CDLL(None, use_errno=True).prctl
   prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
-  padding = (0,) * (4 - len(arguments))
-  if prctl(option, *arguments, *padding) != 0:
+  if prctl(option, value, address, 0, 0) != 0:
     number = ctypes.get_errno()
     raise OSError(number, f"prctl: {os.strerror(number)}")
 

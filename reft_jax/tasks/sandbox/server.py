@@ -28,8 +28,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from reft_jax.tasks.sandbox import child, preload, seccomp, wire
-from reft_jax.tasks.sandbox import limits as limits_lib
+from reft_jax.tasks.sandbox import child, preload, results, seccomp, wire
 
 ANSWER_BYTES = 4096
 OPEN_FILES = 64
@@ -100,7 +99,7 @@ def _handle(connection: socket.socket, run_child: Callable[..., None]) -> None:
       is_known = False
       try:
         seccomp.die_with_parent(handler)
-        is_known = _keep(connection, limits_lib.Limits(**message), run_child)
+        is_known = _keep(connection, results.Limits(**message), run_child)
       finally:
         os._exit(0 if is_known else 1)
     _, status = os.waitpid(keeper, 0)
@@ -108,7 +107,7 @@ def _handle(connection: socket.socket, run_child: Callable[..., None]) -> None:
 
 def _keep(
   connection: socket.socket,
-  limits: limits_lib.Limits,
+  limits: results.Limits,
   run_child: Callable[..., None],
 ) -> bool:
   """Runs one program and sends its verdict; False if it was lost."""
@@ -150,13 +149,7 @@ def _listen(pipe: int, seconds: float) -> tuple[bytes, bool]:
 
 
 def _verdict(heard: bytes, status: int, is_over: bool) -> dict[str, Any]:
-  """How a program ended, for the trainer.
-
-  Args:
-    heard: an empty line once the child was confined, then its answer's line.
-    status: its process's, as in waitpid(2).
-    is_over: whether its time is used up.
-  """
+  """How a program ended, from what was `heard` and the `status` of wait4(2)."""
   if not heard:
     return {"end": "lost", "reason": "no process could be prepared for it"}
   if heard.count(b"\n") >= 2:
