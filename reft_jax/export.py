@@ -22,26 +22,21 @@ from reft_jax.models.hf import write as writer
 from reft_jax.run import export_model, model_paths, setup
 from reft_jax.runtime import console as console_lib
 
+_DTYPE = cli.Value(
+  "TYPE", f"one of {', '.join(writer.DTYPES)}", choices=writer.DTYPES
+)
+_SIZE = cli.Value("SIZE", "a number above 0", cli.positive(float))
 PROGRAM = cli.Program(
   "reft_jax.export",
   about=__doc__,
   paths=("SOURCE", "OUTPUT"),
   options=(
-    cli.Option(
-      "--dtype",
-      "type of the weights (float32)",
-      metavar="TYPE",
-      wanted=f"one of {', '.join(writer.DTYPES)}",
-      choices=tuple(writer.DTYPES),
-      default="float32",
-    ),
+    cli.Option("--dtype", "type of the weights (float32)", _DTYPE, "float32"),
     cli.Option(
       "--max-shard-gb",
       "larger models are written in several files (5)",
-      metavar="SIZE",
-      wanted="a number above 0",
-      read=cli.positive(float),
-      default=5.0,
+      _SIZE,
+      5.0,
     ),
     cli.Option(
       "--force",

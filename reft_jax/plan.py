@@ -32,17 +32,14 @@ PROGRAM = cli.Program(
       "hardware, may be repeated: cpu, cpu x8, a100-80g x8, a100-40g x8, h100"
       " x8, h200, l4, t4, v5e-8, v5p-8 (v4 and v5p count cores), v6e-8 ..."
       " (cpu)",
-      metavar="NAME",
-      wanted="a name",
-      default=("cpu",),
-      repeated=True,
+      cli.NAME,
+      ("cpu",),
     ),
     cli.Option(
       "--model",
       "the shape of a published model, such as codellama-7b, without weights"
       " (that of model.path)",
-      metavar="NAME",
-      wanted="a name",
+      cli.NAME,
     ),
     cli.Option("--json", "print the plan as JSON, and nothing else"),
     cli.Option("--arithmetic", "compile nothing: formulas only, in seconds"),

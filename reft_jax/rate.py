@@ -25,32 +25,16 @@ PROGRAMS = {
     " completions.\n",
     paths=("SOURCE...",),
     options=(
-      cli.Option(
-        "--questions",
-        "number of questions (50)",
-        metavar="N",
-        wanted="a whole number",
-        read=int,
-        default=50,
-      ),
-      cli.Option(
-        "--seed",
-        "seed of the draw (0)",
-        metavar="N",
-        wanted="a whole number",
-        read=int,
-        default=0,
-      ),
+      cli.Option("--questions", "number of questions (50)", cli.INTEGER, 50),
+      cli.Option("--seed", "seed of the draw (0)", cli.INTEGER, 0),
       cli.Option(
         "--right", "draw only questions that all sources answered correctly"
       ),
       cli.Option(
         "--output",
         "folder of the page (rating)",
-        metavar="FOLDER",
-        wanted="a folder",
-        read=files.expand_user,
-        default=pathlib.Path("rating"),
+        cli.FOLDER,
+        pathlib.Path("rating"),
       ),
     ),
     overrides=False,
@@ -63,9 +47,7 @@ PROGRAMS = {
       cli.Option(
         "--output",
         "folder of ratings.json and ratings.csv (that of KEY)",
-        metavar="FOLDER",
-        wanted="a folder",
-        read=files.expand_user,
+        cli.FOLDER,
       ),
     ),
     overrides=False,

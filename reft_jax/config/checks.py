@@ -15,7 +15,7 @@ def validate(config: schema.Config) -> None:
     UserError: one line with every problem.
   """
   # Sizes are only compared if each of them is in its range.
-  problems = list(_out_of_range(config)) or list(cross_field_errors(config))
+  problems = list(_out_of_range(config)) or list(_cross_field_errors(config))
   if not re.fullmatch(r"auto|off|\S+:\d+", config.distributed):
     problems.append(
       f"distributed={config.distributed} is none of auto, off and HOST:PORT"
@@ -36,21 +36,28 @@ def _out_of_range(config: schema.Config) -> Iterator[str]:
         yield f"{key}={loading.show(number)} must be {allowed.text}"
 
 
-def cross_field_errors(config: schema.Config) -> Iterator[str]:
+def _cross_field_errors(config: schema.Config) -> Iterator[str]:
   """Settings that do not fit each other."""
-  for group in (
-    _stage_errors,
-    _base_errors,
-    _data_errors,
-    _start_errors,
-    _learning_rate_errors,
-    _lora_errors,
-    _reft_errors,
-    _embedded_errors,
-    _mesh_errors,
-    _size_errors,
-  ):
-    yield from group(config)
+  yield from _stage_errors(config)
+  yield from _base_errors(config)
+  yield from _data_errors(config)
+  yield from _start_errors(config)
+  yield from _learning_rate_errors(config)
+  if config.lora.rank and not config.lora.targets:
+    yield "lora.targets=[] must name at least one projection, or all"
+  if "reft" in config.stages:
+    yield from _reft_errors(config)
+  embedded = config.embedded
+  if embedded.min_events > embedded.max_events:
+    yield (
+      f"embedded.min_events={embedded.min_events} must not exceed"
+      f" embedded.max_events={embedded.max_events}"
+    )
+  if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
+    yield "mesh: only one axis can be -1, the rest of the devices"
+  for key, size, of, part in _sizes(config):
+    if part is not None and size % part:
+      yield f"{key}={size} must be a multiple of {of}={part}"
 
 
 def _stage_errors(config: schema.Config) -> Iterator[str]:
@@ -145,9 +152,10 @@ def _learning_rate_errors(config: schema.Config) -> Iterator[str]:
   """Learning rates that cannot be compared."""
   for name in stages.TABLE:
     rates = getattr(getattr(config, name), "learning_rates", None)
-    if rates == ():
+    if rates is None:
+      continue
+    if not rates:
       yield f"{name}.learning_rates=[] must hold a number, or be null"
-    rates = rates or ()
     if len(rates) > 1 and name in config.stages and not config.data.dev_size:
       yield (
         f"{name}.learning_rates are chosen on dev: data.dev_size=0 leaves"
@@ -161,15 +169,8 @@ def _learning_rate_errors(config: schema.Config) -> Iterator[str]:
       )
 
 
-def _lora_errors(config: schema.Config) -> Iterator[str]:
-  if config.lora.rank and not config.lora.targets:
-    yield "lora.targets=[] must name at least one projection, or all"
-
-
 def _reft_errors(config: schema.Config) -> Iterator[str]:
   """What PPO cannot do, or would do for nothing."""
-  if "reft" not in config.stages:
-    return
   reft = config.reft
   yield from (
     _critic_errors(config) if reft.has_critic else _group_errors(config)
@@ -202,42 +203,16 @@ def _critic_errors(config: schema.Config) -> Iterator[str]:
 def _group_errors(config: schema.Config) -> Iterator[str]:
   """Group-relative advantages without a group, or with a critic."""
   reft = config.reft
+  given = f"reft.advantages={reft.advantages}"
   if reft.samples_per_question < 2:
     yield (
-      f"reft.advantages={reft.advantages} compares rollouts of one question:"
-      f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
-      " more"
+      f"{given} compares rollouts of one question: reft.samples_per_question"
+      f"={reft.samples_per_question} must be 2 or more"
     )
   if reft.value_warmup_steps:
-    yield (
-      f"reft.advantages={reft.advantages} has no critic to warm up; set"
-      " reft.value_warmup_steps=0"
-    )
+    yield f"{given} has no critic to warm up; set reft.value_warmup_steps=0"
   if config.model.value == "separate":
-    yield (
-      f"reft.advantages={reft.advantages} has no critic; set model.value=shared"
-    )
-
-
-def _embedded_errors(config: schema.Config) -> Iterator[str]:
-  embedded = config.embedded
-  if embedded.min_events > embedded.max_events:
-    yield (
-      f"embedded.min_events={embedded.min_events} must not exceed"
-      f" embedded.max_events={embedded.max_events}"
-    )
-
-
-def _mesh_errors(config: schema.Config) -> Iterator[str]:
-  if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
-    yield "mesh: only one axis can be -1, the rest of the devices"
-
-
-def _size_errors(config: schema.Config) -> Iterator[str]:
-  """Sizes of which one must divide another."""
-  for key, size, of, part in _sizes(config):
-    if part is not None and size % part:
-      yield f"{key}={size} must be a multiple of {of}={part}"
+    yield f"{given} has no critic; set model.value=shared"
 
 
 def _sizes(

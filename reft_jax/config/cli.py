@@ -5,56 +5,17 @@ import collections
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from reft_jax import errors
+from reft_jax import errors, files
 from reft_jax.config import loading, schema
 
 _REAL_EXPERIMENT = "gsm8k_nl_codellama_7b"
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
-  """An option of a command.
-
-  Attributes:
-    flag: such as `--target`.
-    text: the line of help.
-    metavar: the value's name in the usage; "" for a switch without a value.
-    wanted: the value in words, for errors: "a name".
-    read: converts the value; raises ValueError for a bad one.
-    choices: the values that are possible; None: all that `read` accepts.
-    default: the value without the option; False for a switch.
-    action: what a switch sets `Command.action` to, if it does.
-    repeated: whether the option may be repeated; its value is a tuple.
-    listed: whether it is followed by several whole numbers, as `--seeds 1 2`.
-  """
-
-  flag: str
-  text: str
-  metavar: str = ""
-  wanted: str = ""
-  read: Callable[[str], Any] = str
-  choices: tuple[str, ...] | None = None
-  default: Any = None
-  action: str = ""
-  repeated: bool = False
-  listed: bool = False
-
-  @property
-  def name(self) -> str:
-    """The key in `Command.options`."""
-    return self.flag.removeprefix("--").replace("-", "_")
-
-  @property
-  def usage(self) -> str:
-    """The option with the name of its value."""
-    return f"{self.flag} {self.metavar}{'...' * self.listed}".rstrip()
-
-
 def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-  """An `Option.read` for numbers above 0."""
+  """A `Value.read` for numbers above 0."""
 
   def read(text: str) -> Any:
     number = kind(text)
@@ -65,23 +26,72 @@ def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
   return read
 
 
+@dataclasses.dataclass(frozen=True)
+class Value:
+  """What follows an option: its name in the usage, and in errors ("a name").
+
+  `read` converts the text and raises ValueError for a bad one; `choices` are
+  all values that are possible, if they can be listed.
+  """
+
+  name: str
+  wanted: str
+  read: Callable[[str], Any] = str
+  choices: Collection[str] | None = None
+
+
+FOLDER = Value("FOLDER", "a folder", files.expand_user)
+NAME = Value("NAME", "a name")
+INTEGER = Value("N", "a whole number", int)
+COUNT = Value("N", "a whole number above 0", positive(int))
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """An option of a command.
+
+  Attributes:
+    flag: such as `--target`.
+    text: the line of help.
+    value: what follows it; None for a switch.
+    default: the value without the option; a tuple if it may be repeated.
+    listed: whether several numbers may follow it, as in `--seeds 1 2`.
+    action: what a switch sets `Command.action` to, if it does.
+  """
+
+  flag: str
+  text: str
+  value: Value | None = None
+  default: Any = None
+  listed: bool = False
+  action: str = ""
+
+  @property
+  def repeated(self) -> bool:
+    """Whether it may be repeated."""
+    return isinstance(self.default, tuple)
+
+  @property
+  def usage(self) -> str:
+    """The option with the name of its value."""
+    if self.value is None:
+      return self.flag
+    return f"{self.flag} {self.value.name}{'...' * self.listed}"
+
+
 CONFIG = Option(
-  flag="--config",
-  text="read settings from a file; later files win, then key=value",
-  metavar="FILE",
-  wanted="a file",
-  default=(),
-  repeated=True,
+  "--config",
+  "read settings from a file; later files win, then key=value",
+  Value("FILE", "a file"),
+  (),
 )
 PRINT_CONFIG = Option(
-  flag="--print-config",
-  text="print all settings as YAML, and do nothing else",
+  "--print-config",
+  "print all settings as YAML, and do nothing else",
   action="print-config",
 )
 DRY_RUN = Option(
-  flag="--dry-run",
-  text="check everything, and do nothing else",
-  action="dry-run",
+  "--dry-run", "check everything, and do nothing else", action="dry-run"
 )
 RUN_OPTIONS = (CONFIG, PRINT_CONFIG, DRY_RUN)
 
@@ -110,12 +120,12 @@ class Program:
   @property
   def usage(self) -> str:
     """The arguments in one line."""
-    words = [
+    options = [
       f"[{option.usage}]{'...' * (option.repeated and not option.listed)}"
       for option in self.options
     ]
-    settings = ["[key=value]..."] if self.overrides else []
-    return " ".join([*self.paths, *words, *settings, "[--help]"])
+    settings = ["[key=value]..."] * self.overrides
+    return " ".join([*self.paths, *options, *settings, "[--help]"])
 
 
 TRAIN = Program("reft_jax.train")
@@ -126,11 +136,11 @@ class Command:
   """A command line that was parsed.
 
   Attributes:
-    action: "run", "help", or what a switch says: "print-config", "dry-run".
+    action: "run", "help", "print-config" or "dry-run".
     paths: the positional arguments.
     files: the values of `--config`.
     overrides: each `key=value`.
-    options: the values of the program's other options, by `Option.name`.
+    options: the values of the program's other options, by flag: `max_shard_gb`.
   """
 
   action: str = "run"
@@ -170,18 +180,17 @@ def parse(argv: Sequence[str], program: Program = TRAIN) -> Command:
   paths: list[str] = []
   overrides: list[str] = []
   for argument in others:
-    key, equals, _ = argument.partition("=")
-    setting = (
-      equals and program.overrides and not (program.paths and "/" in key)
-    )
-    (overrides if setting else paths).append(argument)
     if argument.startswith("-"):
       raise _unknown(argument, program)
+    key, equals, _ = argument.partition("=")
+    is_path = not equals or (program.paths and "/" in key)
+    known = paths if is_path or not program.overrides else overrides
+    known.append(argument)
   _check_paths(paths, program)
   return Command(
     action=values.pop("action"),
     paths=tuple(paths),
-    files=values.pop(CONFIG.name, ()),
+    files=values.pop("config", ()),
     overrides=tuple(overrides),
     options=values,
   )
@@ -200,52 +209,39 @@ def _parse_options(
     add_help=False, allow_abbrev=False, exit_on_error=False
   )
   parser.set_defaults(action="run")
-  options = {option.flag: option for option in program.options}
-  for flag, option in options.items():
-    how: dict[str, Any] = {"dest": option.name, "default": None}
-    if option.action:
-      how = {"dest": "action", "action": "store_const", "const": option.action}
-    elif not option.metavar:
-      how = {"action": "store_true"}
-    elif option.repeated:
-      how |= {"type": option.read, "action": "append"}
-    else:
-      how |= {"type": option.read, "choices": option.choices}
-    parser.add_argument(flag, **how)
+  options: dict[str, Option] = {}
+  for option in program.options:
+    how: dict[str, Any] = {"action": "store_true"}
+    if value := option.value:
+      how = {"action": "append" if option.repeated else "store"}
+      how |= {"type": value.read, "choices": value.choices}
+    elif option.action:
+      how = {"action": "store_const", "const": option.action, "dest": "action"}
+    options[parser.add_argument(option.flag, **how).dest] = option
   try:
-    known, others = parser.parse_known_args([*_unlisted(argv, options)])
+    known, others = parser.parse_known_args(argv)
   except argparse.ArgumentError as error:
-    option = options[str(error.argument_name)]
-    if not option.metavar:
-      raise errors.UserError(f"{option.flag} takes no value") from error
+    (option,) = (o for o in program.options if o.flag == error.argument_name)
+    wanted = option.value and f"needs {option.value.wanted} after it"
     raise errors.UserError(
-      f"{option.flag} needs {option.wanted} after it"
+      f"{option.flag} {wanted or 'takes no value'}"
     ) from error
   values = vars(known)
-  for option in options.values():
-    if option.metavar and values[option.name] is None:
-      values[option.name] = option.default
-    elif option.repeated:
-      values[option.name] = tuple(values[option.name])
+  for name, option in options.items():
+    if option.value and values[name] is None:
+      values[name] = option.default
+      continue
+    if option.listed:  # argparse reads the first number after each flag.
+      values[name] += [int(word) for word in others if word.isdecimal()]
+      others = [word for word in others if not word.isdecimal()]
+    if option.repeated:
+      values[name] = tuple(values[name])
   return values, others
 
 
-def _unlisted(
-  argv: Sequence[str], options: Mapping[str, Option]
-) -> Iterator[str]:
-  """Arguments with `--seeds 1 2` as `--seeds 1 --seeds 2`.
-
-  Otherwise argparse would also take the settings and paths that follow.
-  """
-  flag = ""
-  for before, argument in zip(("", *argv), argv, strict=False):
-    if argument in options:
-      flag = argument if options[argument].listed else ""
-    elif not argument.isdecimal():
-      flag = ""
-    elif flag and before != flag:
-      yield flag
-    yield argument
+def _unknown(argument: str, program: Program) -> errors.UserError:
+  expected = f"expected {program.usage}"
+  return errors.UserError(f"unknown argument {argument!r}; {expected}")
 
 
 def _check_paths(paths: Sequence[str], program: Program) -> None:
@@ -258,12 +254,6 @@ def _check_paths(paths: Sequence[str], program: Program) -> None:
     )
   if len(paths) > len(names) and not "".join(names[-1:]).endswith("..."):
     raise _unknown(paths[len(names)], program)
-
-
-def _unknown(argument: str, program: Program) -> errors.UserError:
-  return errors.UserError(
-    f"unknown argument {argument!r}; expected {program.usage}"
-  )
 
 
 def _check_generated(config: schema.Config) -> None:

@@ -25,6 +25,8 @@ EXPERIMENTS = files_lib.packaged("experiments")
 
 DEFAULT_EXPERIMENT = "embedded"
 _COMMAND_LINE = "command line"
+# The nested mapping of a file or an override.
+Layer = dict[Any, Any]
 _logger = logging.getLogger(__name__)
 _type_hints = functools.cache(typing.get_type_hints)
 
@@ -44,7 +46,8 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> schema.Config:
     for where, layer in _layers(file):
       _overlay(tree, _leaves(layer), where)
   layers = [_read_override(override) for override in overrides]
-  _overlay(tree, [leaf for layer in layers for leaf in _leaves(layer)])
+  leaves = [leaf for layer in layers for leaf in _leaves(layer)]
+  _overlay(tree, leaves, _COMMAND_LINE)
   try:
     return typing.cast(schema.Config, omegaconf.OmegaConf.to_object(tree))
   except omegaconf.errors.OmegaConfBaseException as error:
@@ -72,36 +75,16 @@ def identity(config: schema.Config) -> dict[str, Any]:
 
 def to_yaml(config: schema.Config) -> str:
   """The whole tree as YAML that `load` reads back to an equal config."""
-  return yaml.safe_dump(_plain(config), sort_keys=False)
-
-
-def differences(old: schema.Config, new: schema.Config) -> list[str]:
-  """What changed, one `key: old -> new` for each setting."""
-  pairs = zip(settings(old), settings(new), strict=True)
-  return [
-    f"{key}: {show(was)} -> {show(now)}"
-    for (key, _, was), (_, _, now) in pairs
-    if was != now
-  ]
-
-
-def _plain(value: Any) -> Any:
-  """Dataclasses and tuples as the dicts and lists of YAML."""
-  if dataclasses.is_dataclass(value):
-    return {
-      field.name: _plain(getattr(value, field.name))
-      for field in dataclasses.fields(value)
-    }
-  return list(value) if isinstance(value, tuple) else value
+  return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
 def show(value: Any) -> str:
   """A setting's value as it is written in an override."""
   if isinstance(value, tuple | list):
     return f"[{', '.join(map(show, value))}]"
-  if value is None or isinstance(value, bool):
-    return {None: "null", True: "true", False: "false"}[value]
-  return str(value)
+  if value is None:
+    return "null"
+  return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def experiments() -> list[str]:
@@ -111,35 +94,28 @@ def experiments() -> list[str]:
 
 def _layers(
   file: str, below: tuple[str, ...] = ()
-) -> Iterator[tuple[str, omegaconf.DictConfig]]:
-  """A file's settings after those of the files that it `extends`.
-
-  Args:
-    file: a YAML file, or the name of a packaged experiment.
-    below: the files that extend this one.
-  """
+) -> Iterator[tuple[str, Layer]]:
+  """A file's settings after those it `extends`; those `below` extend it."""
   if file in below:
     raise errors.UserError(f"{' extends '.join((*below, file))}: a circle")
   path = _found(file, below)
-  layer = read_file(file, path)
-  parents = layer.pop("extends", None)
-  if not isinstance(parents, omegaconf.ListConfig):
-    parents = [] if parents is None else [parents]
+  layer = _plain(read_file(file, path))
+  parents = layer.pop("extends", None) or []
+  if not isinstance(parents, list):
+    parents = [parents]
   for parent in map(str, parents):
     beside = path.parent / parent
-    yield from _layers(
-      str(beside) if beside.is_file() else parent, (*below, file)
-    )
+    known = str(beside) if beside.is_file() else parent
+    yield from _layers(known, (*below, file))
   yield file, layer
 
 
 def _found(file: str, below: Sequence[str]) -> pathlib.Path:
   """Where a file lies that a command line or another file names."""
-  path = files_lib.expand_user(file)
-  if path.is_file():
-    return path
-  packaged = [EXPERIMENTS / f"{file}.yaml", EXPERIMENTS / f"parts/{file}.yaml"]
-  for path in packaged[: 2 if below else 1]:
+  paths = [files_lib.expand_user(file), EXPERIMENTS / f"{file}.yaml"]
+  if below:
+    paths.append(EXPERIMENTS / f"parts/{file}.yaml")
+  for path in paths:
     if path.is_file():
       return path
   raise errors.UserError(
@@ -169,10 +145,14 @@ def read_file(file: str, path: pathlib.Path) -> omegaconf.DictConfig:
   return layer
 
 
-def _read_override(override: str) -> omegaconf.DictConfig:
+def _plain(layer: omegaconf.DictConfig) -> Layer:
+  return typing.cast(Layer, omegaconf.OmegaConf.to_container(layer))
+
+
+def _read_override(override: str) -> Layer:
   """The mapping that a `key=value` stands for."""
   try:
-    return omegaconf.OmegaConf.from_dotlist([override])
+    return _plain(omegaconf.OmegaConf.from_dotlist([override]))
   except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
     raise errors.UserError(
       f"{_COMMAND_LINE}: cannot read {override!r}; quote its value"
@@ -190,7 +170,7 @@ def _unlock(node: omegaconf.DictConfig) -> None:
 def _overlay(
   tree: omegaconf.DictConfig,
   leaves: Iterable[tuple[str, Any]],
-  where: str = _COMMAND_LINE,
+  where: str,
 ) -> None:
   """Lays one file, or all overrides, over the tree, setting by setting."""
   for key, value in _renamed(leaves, where):
@@ -213,18 +193,11 @@ def _overlay(
       ) from error
 
 
-def _leaves(layer: omegaconf.DictConfig) -> Iterator[tuple[str, Any]]:
+def _leaves(layer: Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
   """Dotted keys and values of a nested mapping."""
-  mapping = omegaconf.OmegaConf.to_container(layer, resolve=False)
-  return _dotted(typing.cast(dict[Any, Any], mapping))
-
-
-def _dotted(
-  mapping: dict[Any, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-  for key, value in mapping.items():
+  for key, value in layer.items():
     if isinstance(value, dict) and value:
-      yield from _dotted(value, f"{prefix}{key}.")
+      yield from _leaves(value, f"{prefix}{key}.")
     else:
       yield f"{prefix}{key}", value
 
@@ -299,12 +272,8 @@ def _expected(kind: Any) -> str:
   if typing.get_origin(kind) in (types.UnionType, typing.Union):
     members = (k for k in typing.get_args(kind) if k is not types.NoneType)
     return " or ".join([*map(_expected, members), "null"])
-  return {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-  }[kind]
+  words = {bool: "true or false", int: "a whole number", float: "a number"}
+  return words.get(kind, "text")
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ change when a run is resumed.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -14,13 +15,7 @@ from reft_jax import files
 
 # `stages.TABLE` has what is known of each.
 Stage = Literal[
-  "base",
-  "warmup",
-  "sft",
-  "offline_st",
-  "online_st",
-  "reft",
-  "reward_model",
+  "base", "warmup", "sft", "offline_st", "online_st", "reft", "reward_model"
 ]
 
 
@@ -32,8 +27,8 @@ class Range:
   holds: Callable[[float], bool]
 
 
-_POSITIVE = Range("above 0", lambda x: x > 0)
-_NOT_NEGATIVE = Range("0 or more", lambda x: x >= 0)
+_ABOVE_0 = Range("above 0", lambda x: x > 0)
+_FROM_0 = Range("0 or more", lambda x: x >= 0)
 _SHARE = Range("between 0 and 1", lambda x: 0 <= x <= 1)
 _DECAY = Range("at least 0 and below 1", lambda x: 0 <= x < 1)
 _SEED = Range("between 0 and 2**32 - 1", lambda x: 0 <= x < 2**32)
@@ -50,76 +45,73 @@ ALIASES = {
 }
 
 
-def _setting(
+def _field(
   default: Any,
   text: str,
   allowed: Range | None = None,
   *,
   may_change: bool = False,
 ) -> Any:
-  """A field with what is known of its setting.
+  """A field with its setting's line of help and range of numbers.
 
-  Args:
-    default: the default value.
-    text: the line of help.
-    allowed: the range of its numbers.
-    may_change: whether a run can be resumed with another value: it does not
-      change what the models learn.
+  If it `may_change`, a run can be resumed with another value: it does not
+  change what the models learn.
   """
-  return dataclasses.field(
-    default=default,
-    metadata={"help": text, "range": allowed, "may_change": may_change},
-  )
+  metadata = {"help": text, "range": allowed, "may_change": may_change}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+_adjustable = functools.partial(_field, may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   """The problems, and how they become tokens."""
 
-  train: str = _setting(
+  train: str = _field(
     "embedded", "training problems: embedded, a file, or hub:owner/name[:split]"
   )
-  test: str | None = _setting(
+  test: str | None = _field(
     None, "held-out problems, as for train (embedded brings its own)"
   )
-  task: str | None = _setting(
+  task: str | None = _field(
     None, "gsm8k, mathqa-numeric ...; null: read from the problems' ids"
   )
-  dev_size: int = _setting(
-    200, "training problems set aside to choose models on", _NOT_NEGATIVE
+  dev_size: int = _field(
+    200, "training problems set aside to choose models on", _FROM_0
   )
-  train_limit: int | None = _setting(
-    None, "use only this many training problems", _POSITIVE
+  train_limit: int | None = _field(
+    None, "use only this many training problems", _ABOVE_0
   )
-  test_limit: int | None = _setting(
-    None, "use only this many test problems", _POSITIVE
+  test_limit: int | None = _field(
+    None, "use only this many test problems", _ABOVE_0
   )
-  reasoning: Literal["nl", "python"] = _setting(
+  reasoning: Literal["nl", "python"] = _field(
     "nl", "chains of thought: nl, natural language, or python, programs"
   )
-  answers: Literal["strict", "official"] = _setting(
+  answers: Literal["strict", "official"] = _field(
     "strict", "answer matching; official repeats the released code's rules"
   )
-  calculator_marks: bool = _setting(
+  calculator_marks: bool = _field(
     False, "keep the calculator marks <<48/2=24>> of GSM8K's files"
   )
-  add_bos: bool = _setting(
+  add_bos: bool = _field(
     False, "start prompts with the beginning-of-sequence token"
   )
-  chat_template: bool = _setting(
+  chat_template: bool = _field(
     False, "put questions into the chat template of an instruct model"
   )
-  system_prompt: str | None = _setting(
+  system_prompt: str | None = _field(
     None, "system message of that chat; null: the template's"
   )
-  max_prompt_tokens: int = _setting(
-    300, "tokens of a prompt; problems with longer ones are left out", _POSITIVE
+  max_prompt_tokens: int = _field(
+    300, "tokens of a prompt; problems with longer ones are left out", _ABOVE_0
   )
-  max_response_tokens: int = _setting(
-    400, "tokens of a response; sampling stops there", _POSITIVE
+  max_response_tokens: int = _field(
+    400, "tokens of a response; sampling stops there", _ABOVE_0
   )
-  length_bucket: int = _setting(
-    128, "training rows are padded to a multiple of this many tokens", _POSITIVE
+  length_bucket: int = _field(
+    128, "training rows are padded to a multiple of this many tokens", _ABOVE_0
   )
 
 
@@ -127,65 +119,64 @@ class DataConfig:
 class EmbeddedConfig:
   """The generated word problems, for runs that need no files."""
 
-  questions: int = _setting(500, "training questions", _POSITIVE)
-  test: int = _setting(1000, "held-out questions", _POSITIVE)
-  merge: float = _setting(
+  questions: int = _field(500, "training questions", _ABOVE_0)
+  test: int = _field(1000, "held-out questions", _ABOVE_0)
+  merge: float = _field(
     0.7, "chance that an annotation merges two steps into one", _SHARE
   )
-  documents: int = _setting(
-    89_600, "documents the base model is trained on", _POSITIVE
+  documents: int = _field(
+    89_600, "documents the base model is trained on", _ABOVE_0
   )
-  noise: float = _setting(0.4, "share of documents with a mistake", _SHARE)
-  answer_phrase: float = _setting(
+  noise: float = _field(0.4, "share of documents with a mistake", _SHARE)
+  answer_phrase: float = _field(
     0.15,
     "share of documents with a question that end like the annotations",
     _SHARE,
   )
-  drills: float = _setting(
+  drills: float = _field(
     0.5, "share of documents without a question: equations, lookups", _SHARE
   )
-  choices: float = _setting(
+  choices: float = _field(
     0.0, "share of documents that offer options, drills included", _SHARE
   )
-  programs: float = _setting(
+  programs: float = _field(
     0.0, "share of documents with a question solved by a program", _SHARE
   )
-  min_events: int = _setting(3, "fewest events in a question", _POSITIVE)
-  max_events: int = _setting(4, "most events in a question", _POSITIVE)
+  min_events: int = _field(3, "fewest events in a question", _ABOVE_0)
+  max_events: int = _field(4, "most events in a question", _ABOVE_0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """The pretrained model, and how it is computed."""
 
-  path: str | None = _setting(
+  path: str | None = _field(
     None,
     "Hugging Face folder, or owner/name[@revision] on the hub; null: the base"
     " stage trains one",
   )
-  compute_dtype: Literal["float32", "bfloat16"] = _setting(
+  compute_dtype: Literal["float32", "bfloat16"] = _field(
     "float32", "type of activations; weights and losses stay float32"
   )
-  remat: Literal["none", "block", "dots"] = _setting(
+  remat: Literal["none", "block", "dots"] = _field(
     "none", "what the backward pass computes again to save memory"
   )
-  warmup: str | None = _setting(
-    None,
-    "a warmed-up model, like path; null: the warmup stage trains one",
+  warmup: str | None = _field(
+    None, "a warmed-up model, like path; null: the warmup stage trains one"
   )
-  value: Literal["shared", "separate"] = _setting(
+  value: Literal["shared", "separate"] = _field(
     "shared", "the critic's trunk: the policy's, or its own"
   )
-  logit_chunk: int = _setting(
-    1024, "tokens whose logits a device computes at a time", _POSITIVE
+  logit_chunk: int = _field(
+    1024, "tokens whose logits a device computes at a time", _ABOVE_0
   )
-  eos_token: str | None = _setting(
+  eos_token: str | None = _field(
     None, "token that ends responses; null: from the model's files"
   )
-  pad_token: str | None = _setting(
+  pad_token: str | None = _field(
     None, "padding token; null: from the model's files, or eos_token"
   )
-  resize_vocab: bool = _setting(
+  resize_vocab: bool = _field(
     False, "grow an embedding that has fewer rows than the tokenizer has ids"
   )
 
@@ -194,17 +185,15 @@ class ModelConfig:
 class LoraConfig:
   """Low-rank adapters: all stages but base train these, not the weights."""
 
-  rank: int = _setting(
-    0,
-    "rank of the adapters; 0: no adapters, all weights are trained",
-    _NOT_NEGATIVE,
+  rank: int = _field(
+    0, "rank of the adapters; 0: no adapters, all weights are trained", _FROM_0
   )
-  alpha: float = _setting(
-    16.0, "adapters' outputs are scaled by alpha / rank", _POSITIVE
+  alpha: float = _field(
+    16.0, "adapters' outputs are scaled by alpha / rank", _ABOVE_0
   )
   targets: tuple[
     Literal["all", "q", "k", "v", "o", "gate", "up", "down"], ...
-  ] = _setting(("all",), "projections that get an adapter")
+  ] = _field(("all",), "projections that get an adapter")
 
   @property
   def scale(self) -> float:
@@ -216,31 +205,20 @@ class LoraConfig:
 class MeshConfig:
   """Axes of the device mesh; -1: all remaining devices; null: automatic."""
 
-  data: int | None = _setting(
-    None,
-    "replicas of the weights; the batch is split over them",
-    _AXIS,
-    may_change=True,
+  data: int | None = _adjustable(
+    None, "replicas of the weights; the batch is split over them", _AXIS
   )
-  fsdp: int | None = _setting(
-    None,
-    "shards of the weights; the batch is split over them too",
-    _AXIS,
-    may_change=True,
+  fsdp: int | None = _adjustable(
+    None, "shards of the weights; the batch is split over them too", _AXIS
   )
-  tensor: int | None = _setting(
-    None, "shards of heads and hidden units", _AXIS, may_change=True
+  tensor: int | None = _adjustable(
+    None, "shards of heads and hidden units", _AXIS
   )
-  gather: Literal["auto", "step", "layer"] = _setting(
-    "auto",
-    "all-gather of weights: once an optimizer step, or layer by layer",
-    may_change=True,
+  gather: Literal["auto", "step", "layer"] = _adjustable(
+    "auto", "all-gather of weights: once an optimizer step, or layer by layer"
   )
-  sampler_tensor: int | None = _setting(
-    None,
-    "shards of heads and hidden units while sampling",
-    _POSITIVE,
-    may_change=True,
+  sampler_tensor: int | None = _adjustable(
+    None, "shards of heads and hidden units while sampling", _ABOVE_0
   )
 
 
@@ -248,30 +226,28 @@ class MeshConfig:
 class OptimizerConfig:
   """One optimizer and its schedule."""
 
-  kind: Literal["adamw", "muon"] = _setting(
+  kind: Literal["adamw", "muon"] = _field(
     "adamw", "muon: Muon for the blocks' matrices, NAdamW for the rest"
   )
-  learning_rate: float = _setting(
-    1e-5, "peak; with muon, the peak for matrices", _POSITIVE
+  learning_rate: float = _field(
+    1e-5, "peak; with muon, the peak for matrices", _ABOVE_0
   )
-  adam_learning_rate: float = _setting(
-    3e-3, "with muon, the peak for everything else", _POSITIVE
+  adam_learning_rate: float = _field(
+    3e-3, "with muon, the peak for everything else", _ABOVE_0
   )
-  schedule: Literal["constant", "linear", "cosine"] = _setting(
+  schedule: Literal["constant", "linear", "cosine"] = _field(
     "linear", "decay from the peak"
   )
-  warmup_fraction: float = _setting(
+  warmup_fraction: float = _field(
     0.1, "share of the steps that rise to the peak", _SHARE
   )
-  final_fraction: float = _setting(0.0, "share of the peak at the end", _SHARE)
-  weight_decay: float = _setting(0.0, "decoupled weight decay", _NOT_NEGATIVE)
-  b1: float = _setting(0.9, "decay of the first moment", _DECAY)
-  b2: float = _setting(0.999, "decay of the second moment", _DECAY)
-  eps: float = _setting(
-    1e-8, "added to the root of the second moment", _POSITIVE
-  )
-  clip_norm: float | None = _setting(
-    1.0, "clip gradients to this global norm; null: no clipping", _POSITIVE
+  final_fraction: float = _field(0.0, "share of the peak at the end", _SHARE)
+  weight_decay: float = _field(0.0, "decoupled weight decay", _FROM_0)
+  b1: float = _field(0.9, "decay of the first moment", _DECAY)
+  b2: float = _field(0.999, "decay of the second moment", _DECAY)
+  eps: float = _field(1e-8, "added to the root of the second moment", _ABOVE_0)
+  clip_norm: float | None = _field(
+    1.0, "clip gradients to this global norm; null: no clipping", _ABOVE_0
   )
 
 
@@ -296,15 +272,15 @@ class BaseConfig:
     "qwen2",
     "qwen3",
     "smollm3",
-  ] = _setting("llama", "architecture, by its model_type")
-  layers: int = _setting(2, "transformer blocks", _POSITIVE)
-  width: int = _setting(64, "size of the residual stream", _POSITIVE)
-  heads: int = _setting(4, "query heads", _POSITIVE)
-  kv_heads: int = _setting(4, "key and value heads", _POSITIVE)
-  ffn: int = _setting(172, "hidden units of a feed-forward layer", _POSITIVE)
-  steps: int = _setting(1400, "optimizer steps", _POSITIVE)
-  batch_size: int = _setting(64, "documents in a step", _POSITIVE)
-  cache: str | None = _setting(
+  ] = _field("llama", "architecture, by its model_type")
+  layers: int = _field(2, "transformer blocks", _ABOVE_0)
+  width: int = _field(64, "size of the residual stream", _ABOVE_0)
+  heads: int = _field(4, "query heads", _ABOVE_0)
+  kv_heads: int = _field(4, "key and value heads", _ABOVE_0)
+  ffn: int = _field(172, "hidden units of a feed-forward layer", _ABOVE_0)
+  steps: int = _field(1400, "optimizer steps", _ABOVE_0)
+  batch_size: int = _field(64, "documents in a step", _ABOVE_0)
+  cache: str | None = _field(
     None, "folder of trained base models; null: ~/.cache/reft_jax"
   )
   optimizer: OptimizerConfig = OptimizerConfig(
@@ -320,18 +296,16 @@ _TRIED = "learning rates to try; the best on dev is kept; null: the optimizer's"
 class SupervisedConfig:
   """Fine-tuning on the annotated chains of thought."""
 
-  epochs: int = _setting(40, "passes over the training problems", _POSITIVE)
-  batch_size: int = _setting(
-    48, "problems in a step, over all devices", _POSITIVE
+  epochs: int = _field(40, "passes over the training problems", _ABOVE_0)
+  batch_size: int = _field(48, "problems in a step, over all devices", _ABOVE_0)
+  micro_batch_size: int | None = _field(
+    None, "problems in memory at once; null: the batch", _ABOVE_0
   )
-  micro_batch_size: int | None = _setting(
-    None, "problems in memory at once; null: the batch", _POSITIVE
-  )
-  learning_rates: tuple[float, ...] | None = _setting(None, _TRIED, _POSITIVE)
-  start: Literal["base", "warmup"] = _setting(
+  learning_rates: tuple[float, ...] | None = _field(None, _TRIED, _ABOVE_0)
+  start: Literal["base", "warmup"] = _field(
     "base", "model to start from: base is model.path or the base stage's"
   )
-  evaluate_every: int = _setting(1, "epochs between evaluations", _POSITIVE)
+  evaluate_every: int = _field(1, "epochs between evaluations", _ABOVE_0)
   optimizer: OptimizerConfig = OptimizerConfig()
 
   @property
@@ -344,22 +318,22 @@ class SupervisedConfig:
 class CollectConfig:
   """Samples collected once from the warmed-up model, to imitate or to judge."""
 
-  per_question: int = _setting(
-    100, "solutions sampled for a training question", _POSITIVE
+  per_question: int = _field(
+    100, "solutions sampled for a training question", _ABOVE_0
   )
-  temperature: float = _setting(1.0, "sampling temperature", _POSITIVE)
-  top_k: int = _setting(0, _TOP_K, _NOT_NEGATIVE)
+  temperature: float = _field(1.0, "sampling temperature", _ABOVE_0)
+  top_k: int = _field(0, _TOP_K, _FROM_0)
 
 
 @dataclasses.dataclass(frozen=True)
 class OfflineConfig(SupervisedConfig):
   """Offline self-training: fine-tuning on collected samples that are right."""
 
-  epochs: int = _setting(
-    20, "passes over collected samples and annotations", _POSITIVE
+  epochs: int = _field(
+    20, "passes over collected samples and annotations", _ABOVE_0
   )
-  keep: int = _setting(10, "right samples of a question, at most", _POSITIVE)
-  choose: Literal["random", "official"] = _setting(
+  keep: int = _field(10, "right samples of a question, at most", _ABOVE_0)
+  choose: Literal["random", "official"] = _field(
     "random", "official: the first ones, and the annotation twice"
   )
 
@@ -368,27 +342,25 @@ class OfflineConfig(SupervisedConfig):
 class RolloutsConfig:
   """A stage that samples as it learns."""
 
-  steps: int | None = _setting(
-    None, "steps of sampling and learning; null: from epochs", _POSITIVE
+  steps: int | None = _field(
+    None, "steps of sampling and learning; null: from epochs", _ABOVE_0
   )
-  epochs: int = _setting(
-    300, "passes over the training problems, if steps is null", _POSITIVE
+  epochs: int = _field(
+    300, "passes over the training problems, if steps is null", _ABOVE_0
   )
-  batch_size: int = _setting(
-    32, "rollouts in a step, over all devices", _POSITIVE
+  batch_size: int = _field(32, "rollouts in a step, over all devices", _ABOVE_0)
+  samples_per_question: int = _field(
+    1, "rollouts of one question in a step", _ABOVE_0
   )
-  samples_per_question: int = _setting(
-    1, "rollouts of one question in a step", _POSITIVE
+  minibatch_size: int | None = _field(
+    None, "rollouts in an update; null: the batch", _ABOVE_0
   )
-  minibatch_size: int | None = _setting(
-    None, "rollouts in an update; null: the batch", _POSITIVE
+  micro_batch_size: int | None = _field(
+    None, "rollouts in memory at once; null: the minibatch", _ABOVE_0
   )
-  micro_batch_size: int | None = _setting(
-    None, "rollouts in memory at once; null: the minibatch", _POSITIVE
-  )
-  temperature: float = _setting(1.0, "sampling temperature", _POSITIVE)
-  learning_rates: tuple[float, ...] | None = _setting(None, _TRIED, _POSITIVE)
-  evaluate_every: int = _setting(100, "steps between evaluations", _POSITIVE)
+  temperature: float = _field(1.0, "sampling temperature", _ABOVE_0)
+  learning_rates: tuple[float, ...] | None = _field(None, _TRIED, _ABOVE_0)
+  evaluate_every: int = _field(100, "steps between evaluations", _ABOVE_0)
   optimizer: OptimizerConfig = OptimizerConfig(
     learning_rate=3e-7, schedule="constant", warmup_fraction=0.0
   )
@@ -408,8 +380,8 @@ class RolloutsConfig:
 class OnlineConfig(RolloutsConfig):
   """Online self-training: imitation of right samples of the policy itself."""
 
-  passes: int = _setting(2, "passes over the rollouts of a step", _POSITIVE)
-  gold_share: float = _setting(
+  passes: int = _field(2, "passes over the rollouts of a step", _ABOVE_0)
+  gold_share: float = _field(
     0.5, "weight of the annotations' loss; 0: right samples only", _SHARE
   )
 
@@ -418,58 +390,56 @@ class OnlineConfig(RolloutsConfig):
 class ReftConfig(RolloutsConfig):
   """Reinforced fine-tuning by PPO."""
 
-  ppo_epochs: int = _setting(2, "passes over the rollouts of a step", _POSITIVE)
-  gamma: float = _setting(1.0, "discount of rewards", _SHARE)
-  lam: float = _setting(0.95, "lambda of the advantages", _SHARE)
-  kl_coef: float = _setting(
-    0.05, "weight of the KL to the starting model", _NOT_NEGATIVE
+  ppo_epochs: int = _field(2, "passes over the rollouts of a step", _ABOVE_0)
+  gamma: float = _field(1.0, "discount of rewards", _SHARE)
+  lam: float = _field(0.95, "lambda of the advantages", _SHARE)
+  kl_coef: float = _field(
+    0.05, "weight of the KL to the starting model", _FROM_0
   )
-  kl_in: Literal["reward", "loss"] = _setting(
+  kl_in: Literal["reward", "loss"] = _field(
     "reward", "where it counts: in each action's reward, or as a loss"
   )
-  kl_estimator: Literal["k1", "k2", "k3"] | None = _setting(
+  kl_estimator: Literal["k1", "k2", "k3"] | None = _field(
     None,
     "of x = log p - log p_ref: x (useless as a loss), x^2/2, exp(-x)-1+x;"
     " null: k1 in the reward, k3 in the loss",
   )
-  kl_target: float | None = _setting(
-    None, "adapt kl_coef to this KL of a response; null: fixed", _POSITIVE
+  kl_target: float | None = _field(
+    None, "adapt kl_coef to this KL of a response; null: fixed", _ABOVE_0
   )
-  kl_horizon: int = _setting(
-    10_000, "rollouts in which kl_coef changes by a fifth at most", _POSITIVE
+  kl_horizon: int = _field(
+    10_000, "rollouts in which kl_coef changes by a fifth at most", _ABOVE_0
   )
-  entropy_coef: float = _setting(
-    0.0, "weight of the entropy bonus", _NOT_NEGATIVE
-  )
-  advantages: Literal["gae", "grpo", "dr_grpo", "rloo"] = _setting(
+  entropy_coef: float = _field(0.0, "weight of the entropy bonus", _FROM_0)
+  advantages: Literal["gae", "grpo", "dr_grpo", "rloo"] = _field(
     "gae",
     "gae: from a critic; others: compare a question's rollouts, no critic",
   )
-  aggregation: Literal["sequence_mean", "token_mean", "constant"] = _setting(
+  aggregation: Literal["sequence_mean", "token_mean", "constant"] = _field(
     "sequence_mean",
     "of the loss: mean of rows' means; mean of tokens; sum over all slots",
   )
-  filter_zero_variance_groups: bool = _setting(
+  filter_zero_variance_groups: bool = _field(
     False, "leave out questions whose rollouts all have the same reward"
   )
-  clip: float = _setting(0.2, "clip range of the ratio", _POSITIVE)
-  clip_high: float | None = _setting(
-    None, "clip range above 1; null: the same as clip", _POSITIVE
+  clip: float = _field(0.2, "clip range of the ratio", _ABOVE_0)
+  clip_high: float | None = _field(
+    None, "clip range above 1; null: the same as clip", _ABOVE_0
   )
-  value_clip: float = _setting(0.2, "clip range of the values", _POSITIVE)
-  vf_coef: float = _setting(5.0, "weight of the value loss", _NOT_NEGATIVE)
-  value_warmup_steps: int = _setting(
-    0, "first steps, in which only the critic learns", _NOT_NEGATIVE
+  value_clip: float = _field(0.2, "clip range of the values", _ABOVE_0)
+  vf_coef: float = _field(5.0, "weight of the value loss", _FROM_0)
+  value_warmup_steps: int = _field(
+    0, "first steps, in which only the critic learns", _FROM_0
   )
-  whiten: bool = _setting(True, "whiten the advantages of a step (gae)")
-  partial_reward: float = _setting(
+  whiten: bool = _field(True, "whiten the advantages of a step (gae)")
+  partial_reward: float = _field(
     0.1, "reward of a wrong answer; a right one earns 1, none 0", _SHARE
   )
-  choice_reward: Literal["letter", "value"] = _setting(
+  choice_reward: Literal["letter", "value"] = _field(
     "letter",
     "multiple choice; value: a letter counts only if the reasoning reaches it",
   )
-  unreached_limit: float = _setting(
+  unreached_limit: float = _field(
     0.2,
     "warn if a larger share of right letters comes from another value",
     _SHARE,
@@ -490,58 +460,47 @@ class ReftConfig(RolloutsConfig):
 class ProgramsConfig:
   """How the programs of data.reasoning=python are run."""
 
-  isolation: Literal["strict", "monty", "unsafe"] = _setting(
+  isolation: Literal["strict", "monty", "unsafe"] = _field(
     "strict",
     "strict: monty, then CPython under seccomp; monty: the first alone;"
     " unsafe: CPython too where it cannot be confined",
   )
-  workers: int | None = _setting(
-    None,
-    "programs run at once; null: one per CPU core, at most 32",
-    _POSITIVE,
-    may_change=True,
+  workers: int | None = _adjustable(
+    None, "programs run at once; null: one per CPU core, at most 32", _ABOVE_0
   )
-  cpu_seconds: float = _setting(
-    1.0, "CPU time of a program (released code: 10 s of wall time)", _POSITIVE
+  cpu_seconds: float = _field(
+    1.0, "CPU time of a program (released code: 10 s of wall time)", _ABOVE_0
   )
-  memory_mb: int = _setting(64, "memory of a program, in MB", _POSITIVE)
+  memory_mb: int = _field(64, "memory of a program, in MB", _ABOVE_0)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
   """How models are compared."""
 
-  batch_size: int = _setting(64, "problems answered at once", _POSITIVE)
-  dev_limit: int | None = _setting(
-    None, "dev problems in an evaluation during training", _POSITIVE
+  batch_size: int = _field(64, "problems answered at once", _ABOVE_0)
+  dev_limit: int | None = _field(
+    None, "dev problems in an evaluation during training", _ABOVE_0
   )
-  majority_samples: int = _setting(
-    16, "samples of the vote at the end of a stage; 0: no vote", _NOT_NEGATIVE
+  majority_samples: int = _field(
+    16, "samples of the vote at the end of a stage; 0: no vote", _FROM_0
   )
-  temperature: float = _setting(1.0, "sampling temperature", _POSITIVE)
-  top_k: int = _setting(0, _TOP_K, _NOT_NEGATIVE)
-  split: Literal["test", "dev", "train"] = _setting(
-    "test", "problems that reft_jax.evaluate uses", may_change=True
+  temperature: float = _field(1.0, "sampling temperature", _ABOVE_0)
+  top_k: int = _field(0, _TOP_K, _FROM_0)
+  split: Literal["test", "dev", "train"] = _adjustable(
+    "test", "problems that reft_jax.evaluate uses"
   )
-  samples: int = _setting(
-    100,
-    "samples per problem in reft_jax.evaluate; 0: none",
-    _NOT_NEGATIVE,
-    may_change=True,
+  samples: int = _adjustable(
+    100, "samples per problem in reft_jax.evaluate; 0: none", _FROM_0
   )
-  at: tuple[int, ...] | None = _setting(
-    None,
-    "numbers of samples in a vote; null: 1, 10, ... up to all",
-    _POSITIVE,
-    may_change=True,
+  at: tuple[int, ...] | None = _adjustable(
+    None, "numbers of samples in a vote; null: 1, 10, ... up to all", _ABOVE_0
   )
-  reward_model: str | None = _setting(
-    None,
-    "reward model for reranking: a folder, or owner/name on the hub",
-    may_change=True,
+  reward_model: str | None = _adjustable(
+    None, "reward model for reranking: a folder, or owner/name on the hub"
   )
-  resamples: int = _setting(
-    1000, "bootstrap resamples of an interval", _POSITIVE, may_change=True
+  resamples: int = _adjustable(
+    1000, "bootstrap resamples of an interval", _ABOVE_0
   )
 
 
@@ -549,61 +508,41 @@ class EvaluationConfig:
 class LoggingConfig:
   """What is logged."""
 
-  every: int | None = _setting(
-    None,
-    "steps between rows of metrics; null: about 50 rows a stage",
-    _POSITIVE,
-    may_change=True,
+  every: int | None = _adjustable(
+    None, "steps between rows of metrics; null: about 50 rows a stage", _ABOVE_0
   )
-  sample_every: int = _setting(
-    10,
-    "steps between printed samples; 0: never",
-    _NOT_NEGATIVE,
-    may_change=True,
+  sample_every: int = _adjustable(
+    10, "steps between printed samples; 0: never", _FROM_0
   )
-  tensorboard: bool = _setting(
-    True, "also write TensorBoard files", may_change=True
-  )
+  tensorboard: bool = _adjustable(True, "also write TensorBoard files")
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """What is saved for resuming."""
 
-  every: int = _setting(
-    50, "steps between checkpoints", _POSITIVE, may_change=True
-  )
-  keep: int = _setting(2, "newest checkpoints kept", _POSITIVE, may_change=True)
+  every: int = _adjustable(50, "steps between checkpoints", _ABOVE_0)
+  keep: int = _adjustable(2, "newest checkpoints kept", _ABOVE_0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Everything that defines a run."""
 
-  name: str = _setting("embedded", "name of the run")
-  seed: int = _setting(0, "seed of every random choice", _SEED)
-  output: str | None = _setting(
-    None, "run folder; null: runs/NAME-seedSEED", may_change=True
+  name: str = _field("embedded", "name of the run")
+  seed: int = _field(0, "seed of every random choice", _SEED)
+  output: str | None = _adjustable(None, "run folder; null: runs/NAME-seedSEED")
+  resume: Literal["auto", "never"] = _adjustable(
+    "auto", "auto: resume from the last checkpoint in the run folder"
   )
-  resume: Literal["auto", "never"] = _setting(
-    "auto",
-    "auto: resume from the last checkpoint in the run folder",
-    may_change=True,
+  distributed: str = _adjustable(
+    "auto", "processes of one run: auto joins those it detects; off; HOST:PORT"
   )
-  distributed: str = _setting(
-    "auto",
-    "processes of one run: auto joins those it detects; off; HOST:PORT",
-    may_change=True,
+  xla_flags: Literal["none", "fast"] = _adjustable(
+    "none", "fast: compiler flags for GPUs and TPUs that overlap collectives"
   )
-  xla_flags: Literal["none", "fast"] = _setting(
-    "none",
-    "fast: compiler flags for GPUs and TPUs that overlap collectives",
-    may_change=True,
-  )
-  stages: tuple[Stage, ...] = _setting(
-    ("base", "warmup", "sft", "reft"),
-    "stages to run, in this order",
-    may_change=True,
+  stages: tuple[Stage, ...] = _adjustable(
+    ("base", "warmup", "sft", "reft"), "stages to run, in this order"
   )
   data: DataConfig = DataConfig()
   embedded: EmbeddedConfig = EmbeddedConfig()

@@ -19,24 +19,19 @@ MANIFEST = "manifest.json"
 _REMEDY = "set output to another folder, or resume=never to put that run aside."
 
 
-def describe(
-  config: schema.Config, inputs: Mapping[str, str]
-) -> manifest.Manifest:
-  """What makes two runs the same: settings, and what they only point to.
-
-  Args:
-    config: the settings; those that may change are left out.
-    inputs: fingerprints by name, such as those of the problems.
-  """
-  return manifest.Manifest("run", {**loading.identity(config), **dict(inputs)})
-
-
 def claim(
   directory: pathlib.Path,
   config: schema.Config,
   inputs: Mapping[str, str],
 ) -> None:
   """Makes the run's folder, or takes up the run that lies there.
+
+  Settings and inputs are what makes two runs the same.
+
+  Args:
+    directory: the folder.
+    config: the settings; those that may change need not be the same.
+    inputs: fingerprints by name of what settings only point to.
 
   Raises:
     UserError: the folder holds a run with other settings or inputs, or one of
@@ -49,7 +44,7 @@ def claim(
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     directory.rename(directory.with_name(f"{directory.name}.until-{now}"))
     held = False
-  described = describe(config, inputs)
+  described = manifest.Manifest("run", loading.identity(config) | dict(inputs))
   before = manifest.read(file, _REMEDY)
   if before is None and held:
     raise UserError(

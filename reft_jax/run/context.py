@@ -116,9 +116,5 @@ class Trained:
 
   def metadata(self) -> dict[str, Any]:
     """Everything but the model, and whether it was cached."""
-    fields = (field.name for field in dataclasses.fields(self))
-    return {
-      name: getattr(self, name)
-      for name in fields
-      if name not in ("model", "cached")
-    }
+    left_out = ("model", "cached")
+    return {k: v for k, v in vars(self).items() if k not in left_out}

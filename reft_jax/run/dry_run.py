@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,12 +17,12 @@ from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.huggingface import hub
 from reft_jax.models import lora as lora_lib
 from reft_jax.models import networks
-from reft_jax.run import preflight, reference_check, setup
+from reft_jax.run import files_check, preflight, reference_check, setup
 from reft_jax.runtime import console as console_lib
 from reft_jax.runtime import layout
 from reft_jax.runtime import mesh as mesh_lib
-from reft_jax.tasks import embedded, sources
 from reft_jax.tasks import grader as grader_lib
+from reft_jax.tasks import sources
 
 # Where the packaged experiments' data are from, by their names.
 _DATA = "the folder data of github.com/lqtrung1998/mwp_ReFT"
@@ -31,12 +31,9 @@ _PUBLISHED = ("gsm8k", "svamp", "mathqa")
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """What there is to learn from.
+  """The training problems, and those of them with a chain of thought.
 
-  Attributes:
-    questions: training problems.
-    annotated: those with a chain of thought.
-    exact: False where a tokenizer may yet leave out what is too long.
+  Not `exact` where a tokenizer may yet leave out what is too long.
   """
 
   questions: int
@@ -50,7 +47,7 @@ def show(config: schema.Config, screen: console_lib.Console) -> None:
   Raises:
     UserError: the run would not start, even if nothing were missing.
   """
-  lacking = dict(missing(config))
+  lacking = files_check.missing(config)
   with contextlib.ExitStack() as exits:
     # First: its processes are started before jax has threads and devices.
     grader = setup.open_grader(config, exits)
@@ -69,7 +66,10 @@ def show(config: schema.Config, screen: console_lib.Console) -> None:
         )
       if "model.warmup" not in lacking:
         preflight.check_warmup(config, tokenizer, network)
-      facts.append(_describe_model(network))
+      facts.append(
+        f"model: {network.parameters:,} parameters, context of"
+        f" {network.config.max_positions:,} tokens"
+      )
       if config.lora.rank:
         facts.append(_describe_lora(config.lora, network))
     if not {"data.train", "data.test"} & lacking.keys():
@@ -86,9 +86,14 @@ def show(config: schema.Config, screen: console_lib.Console) -> None:
     [list(row.values()) for row in rows],
   )
   if table.collected_splits(config):
-    screen.line(_describe_collecting(config.collect))
-  for setting, origin in lacking.items():
-    screen.line(f"missing: {setting}={_value(config, setting)}, {origin}")
+    settings = config.collect
+    likeliest = f" from the {settings.top_k} likeliest tokens"
+    screen.line(
+      f"draws: {settings.per_question} solutions to each training question, at"
+      f" temperature {settings.temperature:g}{likeliest * bool(settings.top_k)}"
+    )
+  for setting, name in lacking.items():
+    screen.line(f"missing: {setting}={name}, {_origin(setting, name)}")
   screen.line(
     "the settings fit; what is missing was not checked"
     if lacking
@@ -123,29 +128,17 @@ def _read_problems(
   ]
 
 
-def missing(config: schema.Config) -> Iterator[tuple[str, str]]:
-  """Settings that name what is not here, and where it is from."""
-  for setting in ("data.train", "data.test"):
-    source = _value(config, setting)
-    if source is None or source == embedded.NAME:
-      continue
-    file = files.expand_user(source)
-    if source.startswith(sources.HUB):
-      yield setting, "to be read from the hub"
-    elif not file.is_file():
-      published = file.name.startswith(_PUBLISHED)
-      yield setting, f"from {_DATA}" if published else "a file of problems"
-  for setting in ("model.path", "model.warmup"):
-    name = _value(config, setting)
-    if name and hub.is_id(name) and hub.find(name) is None:
-      yield setting, f"to be downloaded from {hub.page(name)}"
-    elif name and hub.find(name) is None:
-      yield setting, "a Hugging Face folder"
-
-
-def _value(config: schema.Config, setting: str) -> str | None:
-  group, name = setting.split(".")
-  return getattr(getattr(config, group), name)
+def _origin(setting: str, name: str) -> str:
+  """Where the problems or the model that a setting names are from."""
+  if setting.startswith("model."):
+    if hub.is_id(name):
+      return f"to be downloaded from {hub.page(name)}"
+    return "a Hugging Face folder"
+  if name.startswith(sources.HUB):
+    return "to be read from the hub"
+  if files.expand_user(name).name.startswith(_PUBLISHED):
+    return f"from {_DATA}"
+  return "a file of problems"
 
 
 def stage_row(
@@ -186,43 +179,36 @@ def _steps(
     return settings.steps, False
   if counts is None:
     return None, False
+  batch = settings.batch_size
   match stage:
     case "warmup" | "sft":
-      rows, batch = counts.annotated, settings.batch_size
+      rows = counts.annotated
     case "offline_st":
       again = settings.choose == "official"  # The annotation counts twice.
       kept = counts.questions * min(settings.keep, draws)
       rows = counts.annotated * (1 + again) + kept
-      batch = settings.batch_size
     case "reward_model":
-      rows, batch = counts.questions * draws, settings.batch_size
+      rows = counts.questions * draws
     case "online_st" | "reft":
       rows = counts.questions
-      batch = settings.batch_size // settings.samples_per_question
+      batch //= settings.samples_per_question
   collects = bool(table.TABLE[stage].collects)
   return settings.epochs * -(-rows // batch), collects or not counts.exact
 
 
 def describe_problems(splits: Mapping[str, encode.Encoded]) -> str:
   """The splits' sizes, and what of them is not used."""
-  return "problems: " + ", ".join(
-    _describe(name, split) for name, split in splits.items()
-  )
-
-
-def _describe(name: str, split: encode.Encoded) -> str:
-  text = f"{len(split.examples)} {name}"
-  left_out = [
-    f"{count} {what}"
-    for count, what in (
-      (split.left_out, "left out, their answers are not of this task"),
-      (split.long_prompts, "left out, their prompts are too long"),
-      (split.long_targets, "with an annotation too long to be learnt"),
-      (len(split.unusable_targets), "with an annotation of another kind"),
-    )
-    if count
-  ]
-  return f"{text} ({'; '.join(left_out)})" if left_out else text
+  texts = []
+  for name, split in splits.items():
+    unused = {
+      "left out, their answers are not of this task": split.left_out,
+      "left out, their prompts are too long": split.long_prompts,
+      "with an annotation too long to be learnt": split.long_targets,
+      "with an annotation of another kind": len(split.unusable_targets),
+    }
+    told = "; ".join(f"{count} {why}" for why, count in unused.items() if count)
+    texts.append(f"{len(split.examples)} {name}" + (f" ({told})" * bool(told)))
+  return f"problems: {', '.join(texts)}"
 
 
 def describe_devices(laid_out: layout.Layout) -> str:
@@ -239,13 +225,6 @@ def describe_devices(laid_out: layout.Layout) -> str:
   return text
 
 
-def _describe_model(network: networks.Networks) -> str:
-  context = network.config.max_positions
-  return (
-    f"model: {network.parameters:,} parameters, context of {context:,} tokens"
-  )
-
-
 def _describe_lora(lora: schema.LoraConfig, network: networks.Networks) -> str:
   init = functools.partial(
     lora_lib.init, network.config, rank=lora.rank, targets=lora.targets
@@ -254,16 +233,6 @@ def _describe_lora(lora: schema.LoraConfig, network: networks.Networks) -> str:
   size = sum(leaf.size for leaf in jax.tree.leaves(adapter))
   targets = ", ".join(lora_lib.selected_targets(network.config, lora.targets))
   return f"lora: {size:,} parameters of rank {lora.rank} beside {targets}"
-
-
-def _describe_collecting(settings: schema.CollectConfig) -> str:
-  likeliest = (
-    f" from the {settings.top_k} likeliest tokens" if settings.top_k else ""
-  )
-  return (
-    f"draws: {settings.per_question} solutions to each training question, at"
-    f" temperature {settings.temperature:g}{likeliest}"
-  )
 
 
 def describe_padding(

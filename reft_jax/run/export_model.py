@@ -19,15 +19,7 @@ from reft_jax.runtime import mesh as mesh_lib
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-  """A model in memory, with all that is written of it.
-
-  Attributes:
-    shape: the architecture.
-    tokenizer: the model's.
-    model: a policy or a classifier, on the devices.
-    classifier: whether it is one.
-    value: its value function, if it has one.
-  """
+  """A policy or a classifier on the devices, with all that is written of it."""
 
   shape: configs.ModelConfig
   tokenizer: tokenizer_lib.Tokenizer
@@ -94,27 +86,29 @@ def export(
 
 def _open(model: model_paths.Model) -> Opened:
   """Reads a model onto all devices."""
-  config = None
-  if model.run is not None:
-    config = loading.load([str(model.run / "config.yaml")])
   mesh = mesh_lib.make_mesh(data=1, fsdp=-1, tensor=1)
-  if config is not None and model.checkpoint:
-    return _open_checkpoint(model, config, mesh)
+  if model.checkpoint:
+    return _open_checkpoint(model, mesh)
   folder = hub.folder(str(model.folder))
-  if config is None:
+  if model.run is None:
     tokenizer = tokenizer_lib.load(folder)
   else:
-    tokenizer = tokenizer_lib.for_run(config, folder)
+    tokenizer = tokenizer_lib.for_run(_settings(model), folder)
   classifier = reader.is_classifier(folder)
   load = reader.load_classifier if classifier else reader.load
   shape, params = load(folder, mesh_lib.placement(mesh))
   return Opened(shape, tokenizer, params, classifier)
 
 
+def _settings(model: model_paths.Model) -> schema.Config:
+  """Of the run that a model lies in."""
+  return loading.load([f"{model.run}/config.yaml"])
+
+
 def _open_checkpoint(
-  model: model_paths.Model, config: schema.Config, mesh: jax.sharding.Mesh
+  model: model_paths.Model, mesh: jax.sharding.Mesh
 ) -> Opened:
-  tokenizer, networks = setup.open_model(config)
+  tokenizer, networks = setup.open_model(_settings(model))
   parts = model_paths.parts(model.folder, networks)
   classifier = "scorer" in parts
   wanted = "scorer" if classifier else "policy"

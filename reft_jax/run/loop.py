@@ -109,7 +109,8 @@ class Loop:
     )
     self._kept = checkpoints.Checkpoints(folder / "best", keep=1)
     self._samples = samples.Samples(run, self._name)
-    self.best_step, self.best_accuracy = self._kept_notes()
+    kept = self._kept.notes() or {"step": 0, "accuracy": -1.0}
+    self.best_step, self.best_accuracy = kept["step"], kept["accuracy"]
     self._seconds_before = 0.0
     self._started = time.monotonic()
     self._pending: dict[str, types.Mean] = {}
@@ -159,10 +160,9 @@ class Loop:
     values = None
     if last or done % self._log_every == 0:
       values = self._read()
-      self._log(done, values)
+      self._run.recorder.log(done, values, stage=self._name)
       self._warn(done, values)
-      trained = not last or jax.device_get(self._learner.state.step) > 0
-      self._check_finite(trained=trained)
+      self._check_finite(last=last)
     self._progress.step(done, values)
     self._sampled = bool(answers)
     every = self._run.config.logging.sample_every
@@ -209,16 +209,11 @@ class Loop:
     next_step = step + 1 if step else 0
     self._run.recorder.rewind(self._name, next_step)
     self._samples.rewind(next_step)
-    self._progress = self._exit.enter_context(
-      self._run.console.stage(self._name, self._steps, step)
-    )
+    progress = self._run.console.stage(self._name, self._steps, step)
+    self._progress = self._exit.enter_context(progress)
     if step == 0:
       self._evaluate(0)
     return step
-
-  def _kept_notes(self) -> tuple[int, float]:
-    notes = self._kept.notes() or {"step": 0, "accuracy": -1.0}
-    return notes["step"], notes["accuracy"]
 
   def _read(self) -> dict[str, float]:
     """The metrics since they were last read, as numbers."""
@@ -230,24 +225,21 @@ class Loop:
       self._skipped = self._skipped + int(skipped.total) if everything else 0
     return {name: mean.value() for name, mean in read.items()}
 
-  def _check_finite(self, *, trained: bool) -> None:
-    if self._skipped >= _MOST_SKIPPED or (self._skipped and not trained):
+  def _check_finite(self, *, last: bool) -> None:
+    untrained = last and jax.device_get(self._learner.state.step) == 0
+    if self._skipped >= _MOST_SKIPPED or (self._skipped and untrained):
       raise DivergedError(
         f"{self._name}: the last {self._skipped} updates were not finite and "
         "were skipped; lower the learning rate, or raise kl_coef."
       )
-
-  def _log(self, step: int, values: Mapping[str, float]) -> None:
-    self._run.recorder.log(step, values, stage=self._name)
 
   def _warn(self, step: int, values: Mapping[str, float]) -> None:
     """Says so when the policy begins to name letters without reaching them."""
     share = values.get(grading.UNREACHED, 0.0)
     limit = self._run.config.reft.unreached_limit
     if share > limit and not self._warned:
-      letter, constant = choices.constant_letter(
-        [example.problem for example in self._run.train]
-      )
+      problems = [example.problem for example in self._run.train]
+      letter, constant = choices.constant_letter(problems)
       self._progress.note(
         f"step {step}: warning: {share:.0%} of the right letters come with a "
         f"value that is not theirs (limit {limit:.0%}); always answering "
@@ -262,11 +254,9 @@ class Loop:
     graded = self._evaluate_fn(self._learner.model())
     accuracy = grading.accuracy(graded)
     shares = grading.verdict_metrics(graded, self._run.config.reft)
-    self._log(
-      step,
-      {"dev/accuracy": accuracy}
-      | {f"dev/{name}": mean.value() for name, mean in shares.items()},
-    )
+    values = {"dev/accuracy": accuracy}
+    values |= {f"dev/{name}": mean.value() for name, mean in shares.items()}
+    self._run.recorder.log(step, values, stage=self._name)
     self._progress.note(f"step {step}: {accuracy:.1%} of dev correct")
     # A loop that samples shows what it samples; another shows this.
     last = step == self._steps and not self._sampled
@@ -274,11 +264,8 @@ class Loop:
     self._samples.write(step, graded[:8], show=show)
     if accuracy > self.best_accuracy or not self._keep_best:
       self.best_accuracy, self.best_step = accuracy, step
-      self._kept.save(
-        self._kept.newest + 1,
-        self._learner.trained,
-        {"step": step, "accuracy": accuracy},
-      )
+      notes = {"step": step, "accuracy": accuracy}
+      self._kept.save(self._kept.newest + 1, self._learner.trained, notes)
 
   def _save(self, step: int) -> None:
     self._kept.wait()

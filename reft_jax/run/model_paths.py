@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -59,15 +59,11 @@ def find(path: str) -> list[Model]:
     raise UserError(f"{path}: no such folder{beside}.")
   if (folder / "config.json").is_file():
     return [Model(folder.name, folder, _run_of(folder.parent))]
-  stages = [
-    folder / "models" / name
-    for name, stage in table.TABLE.items()
-    if not stage.classifier
-  ]
+  models = folder / "models"
   found = [
-    Model(stage.name, stage, _run_of(stage.parent))
-    for stage in stages
-    if (stage / "config.json").is_file()
+    Model(name, models / name, _run_of(models))
+    for name, stage in table.TABLE.items()
+    if not stage.classifier and (models / name / "config.json").is_file()
   ]
   return found or [_checkpoint(path, folder)]
 
@@ -161,26 +157,15 @@ def read(
   else:
     (name,) = names
     held = {name: checkpoints.read(state, like[name])}
-  return {
-    name: _whole(state, networks, mesh, {name: part})
-    for name, part in held.items()
-  }
-
-
-def _whole(
-  state: pathlib.Path,
-  networks: networks_lib.Networks,
-  mesh: jax.sharding.Mesh,
-  held: Mapping[str, Any],
-) -> Any:
-  """The one part held, merged into the model it adapts if it is an adapter."""
-  (name,) = held
-  if not lora_lib.split(held)[1]:
-    return held[name]
   vocab_size = networks.config.vocab_size
-  base = setup.read_policy(_origin(state), mesh, vocab_size)
-  joined = lora_lib.join(lora_lib.frozen_base(base, held), held)
-  return lora_lib.merge_in_place(joined[name], _settings(state).lora.scale)
+  for name, part in held.items():
+    adapter = {name: part}
+    if lora_lib.split(adapter)[1]:
+      base = setup.read_policy(_origin(state), mesh, vocab_size)
+      joined = lora_lib.join(lora_lib.frozen_base(base, adapter), adapter)
+      scale = _settings(state).lora.scale
+      held[name] = lora_lib.merge_in_place(joined[name], scale)
+  return held
 
 
 def _settings(state: pathlib.Path) -> schema.Config:
@@ -197,10 +182,8 @@ def _origin(state: pathlib.Path) -> pathlib.Path:
   run, config = state.parents[4], _settings(state)
   stage = state.parents[2].name.partition("-lr")[0]  # Without a sweep's rate.
   report = run / "stages" / stage / "result.json"
-  start = (
-    json.loads(report.read_text())["start"]
-    if report.exists()
-    else table.starts_from(config, stage)
-  )
+  start = table.starts_from(config, stage)
+  if report.exists():
+    start = json.loads(report.read_text())["start"]
   origin = stages_lib.origin(config, run, start or "base")
   return hub.folder(origin, f"{state} adapts")

@@ -70,11 +70,11 @@ def check_warmup(
       " language model."
     )
   shape = with_room_for(config, reader.read_config(folder), tokenizer)
+  ours = vars(network.config)
   different = [
-    f"{field.name} {getattr(shape, field.name)!r}, not"
-    f" {getattr(network.config, field.name)!r}"
-    for field in dataclasses.fields(shape)
-    if getattr(shape, field.name) != getattr(network.config, field.name)
+    f"{name} {value!r}, not {ours[name]!r}"
+    for name, value in vars(shape).items()
+    if value != ours[name]
   ]
   theirs = tokenizer_lib.for_run(config, folder)
   if theirs.fingerprint != tokenizer.fingerprint:

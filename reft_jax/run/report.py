@@ -1,8 +1,7 @@
 """What a run tells a person: at its start, and when its stages are done."""
 
 import json
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reft_jax import files
@@ -19,21 +18,18 @@ _SOLUTIONS_SHOWN = 3
 _FAILURES_SHOWN = 5
 
 
-def _share(metric: str) -> Callable[[Result], float | None]:
-  return lambda result: result.shares.get(metric)
-
-
-# The closing table, a row a stage: what a column is called and holds.
-_COLUMNS: dict[str, Callable[[Result], Any]] = {
-  "test": operator.attrgetter("test_accuracy"),
-  "wrong": _share("verdict/wrong"),
-  "none": _share("verdict/none"),
-  "partial": _share("reward/partial"),
-  "unreached": _share(grading.UNREACHED),
-  "vote": operator.attrgetter("majority_accuracy"),
-  "dev": operator.attrgetter("dev_accuracy"),
-  "best": operator.attrgetter("best_step"),
-  "seconds": operator.attrgetter("seconds"),
+# The closing table, a row a stage: what a column is called, and which field of
+# the stage's result, or which of its shares, it holds.
+_COLUMNS = {
+  "test": "test_accuracy",
+  "wrong": "verdict/wrong",
+  "none": "verdict/none",
+  "partial": "reward/partial",
+  "unreached": grading.UNREACHED,
+  "vote": "majority_accuracy",
+  "dev": "dev_accuracy",
+  "best": "best_step",
+  "seconds": "seconds",
 }
 _NOTES = {
   "test": "share of greedy answers that are right, beside wrong and none",
@@ -89,8 +85,14 @@ def conclude(
   _write_summary(run, results, splits)
   rows = _chosen_rows(metrics.read(run.directory), results)
   plots.learning_curves(rows, run.directory / "learning_curves.png")
-  # The solutions of the first and the last are shown side by side.
-  compared = [name for name in results if _is_compared(name)]
+  # Solutions of the first and the last whose model is a result, and not where
+  # others start from, are shown side by side.
+  known = {name: table.TABLE[name] for name in results}
+  compared = [
+    name
+    for name, stage in known.items()
+    if stage.keeps == "best" and not stage.classifier
+  ]
   _show_solutions(run, compared[:1] + compared[1:][-1:])
   _show_table(run, results)
   for what, where in (
@@ -102,12 +104,6 @@ def conclude(
   ):
     if (run.directory / where).exists():
       run.console.line(f"{what}: {run.directory / where}")
-
-
-def _is_compared(stage: str) -> bool:
-  """Whether a stage's model is a result, and not where others start from."""
-  row = table.TABLE[stage]
-  return row.keeps == "best" and not row.classifier
 
 
 def _write_summary(
@@ -137,16 +133,13 @@ def _write_summary(
 def _show_table(run: context.Run, results: Mapping[str, Result]) -> None:
   console = run.console
   votes = run.config.evaluation.majority_samples
-  columns = {"stage": list(results)} | {
-    title: [read(result) for result in results.values()]
-    for title, read in _COLUMNS.items()
-  }
-  # What no stage has, such as letters where there is no choice, has no column.
-  columns = {
-    title: column
-    for title, column in columns.items()
-    if any(cell is not None for cell in column)
-  }
+  columns: dict[str, list[Any]] = {"stage": list(results)}
+  known = [result.shares | vars(result) for result in results.values()]
+  for title, name in _COLUMNS.items():
+    column = [values.get(name) for values in known]
+    # What no stage has, such as letters where there is no choice, is left out.
+    if any(cell is not None for cell in column):
+      columns[title] = column
   console.table(
     f"Accuracy on {len(run.test)} test problems"
     + (f" (vote: of {votes} samples)" if votes else ""),
@@ -184,23 +177,17 @@ def _chosen_rows(
 
 def _show_solutions(run: context.Run, stages: Sequence[str]) -> None:
   """What stages sampled for the same test problems, side by side."""
-  paths = {
-    name: run.directory / "samples" / f"test-{name}-sampled.jsonl"
-    for name in stages
-  }
-  if not paths or not all(path.exists() for path in paths.values()):
+  folder = run.directory / "samples"
+  paths = [folder / f"test-{name}-sampled.jsonl" for name in stages]
+  if not all(path.exists() for path in paths):
     return
-  rows = {
-    name: [json.loads(line) for line in path.read_text().splitlines()]
-    for name, path in paths.items()
-  }
-  for group in list(zip(*rows.values(), strict=True))[:_SOLUTIONS_SHOWN]:
+  lines = [path.read_text().splitlines() for path in paths]
+  for group in list(zip(*lines, strict=True))[:_SOLUTIONS_SHOWN]:
+    rows = [json.loads(line) for line in group]
     solutions = {
       name: [
         console_lib.Solution(row["completion"], row["verdict"], row["value"])
       ]
-      for name, row in zip(rows, group, strict=True)
+      for name, row in zip(stages, rows, strict=True)
     }
-    run.console.side_by_side(
-      group[0]["question"], group[0]["answer"], solutions
-    )
+    run.console.side_by_side(rows[0]["question"], rows[0]["answer"], solutions)

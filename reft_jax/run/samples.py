@@ -31,13 +31,9 @@ class Samples:
         json.dumps({"step": step, **answer.row()}) + "\n" for answer in answers
       )
     if show:
-      first = answers[0]
+      problem, solution = answers[0].example.problem, answers[0].solution()
       self._run.console.sample(
-        self._name,
-        step,
-        first.example.problem.question,
-        first.solution(),
-        first.example.problem.answer,
+        self._name, step, problem.question, solution, problem.answer
       )
 
   def replace(self, answers: Sequence[grading.Answer]) -> None:

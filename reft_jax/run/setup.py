@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,25 +35,20 @@ class Prepared:
   """What a run of settings needs, checked, without weights.
 
   Attributes:
-    tokenizer: the model's.
-    networks: the pure functions of the model.
-    layout: how the devices are laid out.
-    grader: completions to grades.
+    engine: what samples and grades.
+    layout: how its devices are laid out.
     splits: the problems as ids.
     failures: reference answers that do not earn 1.
     policies: what reads the models that lie in folders, by stage.
     inputs: fingerprints of what the settings only point to.
   """
 
-  tokenizer: tokenizer_lib.Tokenizer
-  networks: networks.Networks
+  engine: engine_lib.Engine
   layout: layout_lib.Layout
-  grader: grader_lib.Grader
   splits: Mapping[str, encode.Encoded]
   failures: Sequence[reference_check.Failure]
   policies: Mapping[str, Callable[[], Any]]
   inputs: Mapping[str, str]
-  meshes: tuple[jax.sharding.Mesh, jax.sharding.Mesh]
 
 
 def prepare(config: schema.Config, exits: contextlib.ExitStack) -> Prepared:
@@ -82,22 +76,19 @@ def prepare(config: schema.Config, exits: contextlib.ExitStack) -> Prepared:
   failures = reference_check.check_reference_answers(
     grader, tokenizer, splits, config.reft
   )
-  policies = open_policies(config, meshes[0], network.config.vocab_size)
-  inputs = {
-    "tokenizer": tokenizer.fingerprint,
-    "problems": encode.fingerprint(splits),
-    **weights(config),
-  }
+  examples = [each for split in splits.values() for each in split.examples]
+  engine = open_engine(config, network, meshes, tokenizer, grader, examples)
   return Prepared(
-    tokenizer=tokenizer,
-    networks=network,
+    engine=engine,
     layout=laid_out,
-    grader=grader,
     splits=splits,
     failures=failures,
-    policies=policies,
-    inputs=inputs,
-    meshes=meshes,
+    policies=open_policies(config, engine.mesh, network.config.vocab_size),
+    inputs={
+      "tokenizer": tokenizer.fingerprint,
+      "problems": encode.fingerprint(splits),
+      **weights(config),
+    },
   )
 
 
@@ -122,26 +113,16 @@ def open_run(
   exits: contextlib.ExitStack,
 ) -> context.Run:
   """The run in its folder; its recorder closes with `exits`."""
-  recorder = exits.enter_context(
-    contextlib.closing(
-      metrics.Recorder(directory, tensorboard=config.logging.tensorboard)
-      if multihost.is_lead()
-      else metrics.Silent()
-    )
-  )
-  examples = {name: split.examples for name, split in ready.splits.items()}
+  recorder: metrics.Recorder | metrics.Silent = metrics.Silent()
+  if multihost.is_lead():
+    tensorboard = config.logging.tensorboard
+    recorder = metrics.Recorder(directory, tensorboard=tensorboard)
+  exits.callback(recorder.close)
   return context.Run(
     config=config,
     directory=directory,
-    engine=open_engine(
-      config,
-      ready.networks,
-      ready.meshes,
-      ready.tokenizer,
-      ready.grader,
-      [*itertools.chain(*examples.values())],
-    ),
-    **examples,
+    engine=ready.engine,
+    **{name: split.examples for name, split in ready.splits.items()},
     recorder=recorder,
     console=console,
   )
@@ -211,7 +192,7 @@ def lay_out(
   """How the devices of this run are laid out for a model, if it is known.
 
   Raises:
-    UserError: what is wanted does not use all devices.
+    UserError: the wanted layout does not use all devices.
   """
   return layout_lib.choose(
     config.mesh,
@@ -248,29 +229,24 @@ def open_policies(
 ) -> dict[str, Callable[[], Any]]:
   """What reads the policies that lie in folders, by the stages they stand for.
 
-  Those alone that a stage of this run starts from or samples with. Each is read
-  onto the mesh when it is called, and looked at without its weights here. They
+  Only those that a stage of this run starts from or samples with. Each is read
+  onto the mesh when it is called; here it is checked without its weights. They
   have `vocab_size` rows, or get them.
 
   Raises:
     UnsupportedModelError: one of them cannot be read.
   """
-  stages = set(config.stages)
-  wanted = {table.starts_from(config, stage) for stage in stages}
+  wanted = {table.starts_from(config, stage) for stage in config.stages}
   if table.collected_splits(config):
     wanted.add(table.sampling_policy_stage(config))
-  paths = {"base": config.model.path, "warmup": config.model.warmup}
-  folders = {
-    name: hub.folder(path, f"model.{'path' if name == 'base' else name}")
-    for name, path in paths.items()
-    if path and name in wanted
-  }
-  for folder in folders.values():
-    reader.check_policy(folder)
-  return {
-    name: functools.partial(read_policy, folder, mesh, vocab_size)
-    for name, folder in folders.items()
-  }
+  policies: dict[str, Callable[[], Any]] = {}
+  for name, setting in (("base", "path"), ("warmup", "warmup")):
+    path = getattr(config.model, setting)
+    if path and name in wanted:
+      folder = hub.folder(path, f"model.{setting}")
+      reader.check_policy(folder)
+      policies[name] = functools.partial(read_policy, folder, mesh, vocab_size)
+  return policies
 
 
 def read_policy(
@@ -285,11 +261,9 @@ def read_policy(
 
 def weights(config: schema.Config) -> dict[str, str]:
   """Fingerprints of the models that a run starts from."""
+  paths = {"model.path": config.model.path, "model.warmup": config.model.warmup}
   return {
     f"weights in {name}": fingerprint.of_weights(hub.folder(path, name))
-    for name, path in (
-      ("model.path", config.model.path),
-      ("model.warmup", config.model.warmup),
-    )
+    for name, path in paths.items()
     if path
   }

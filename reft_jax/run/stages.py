@@ -39,9 +39,8 @@ class Result:
       cached base model's were spent by the run that trained it.
     test_seconds: answering the test problems.
     cached: whether the model was there already.
-    shares: of the greedy test answers, by the names that training logs: each
-      verdict, partial credit in what they would be rewarded, and on multiple
-      choice right letters that come from another value; None if of nothing.
+    shares: of the greedy test answers, `grading.verdict_metrics`; None if of
+      nothing.
   """
 
   start: str | None
@@ -57,13 +56,7 @@ class Result:
 
 
 def origin(config: schema.Config, directory: pathlib.Path, start: str) -> str:
-  """The model of the stage `start`: a folder, or a name on the hub.
-
-  Args:
-    config: the run's.
-    directory: its folder.
-    start: a stage that others start from.
-  """
+  """The model of the stage `start` of a run: a folder, or a name on the hub."""
   given = {"base": config.model.path, "warmup": config.model.warmup}[start]
   if given is None:
     return str((directory / "models" / start).resolve())
@@ -90,6 +83,8 @@ class Stages:
     self._run = run
     self._policies = policies
     evaluation = run.config.evaluation
+    # The dev questions that are asked during training.
+    self._dev = run.dev[: evaluation.dev_limit]
     self._greedy = rollouts.BatchSampler(run.engine, samples=1, temperature=0.0)
     self._vote = None
     if evaluation.majority_samples:
@@ -112,13 +107,17 @@ class Stages:
     """Runs a stage unless it is finished."""
     run, start = self._run, table.starts_from(self._run.config, name)
     if finished := self._result(name):
-      self._check_start(name, finished, start)
+      if finished.start != start:
+        raise UserError(
+          f"{run.directory} holds a {name} stage that started from"
+          f" {finished.start}, and stages={list(run.config.stages)} would"
+          f" start it from {start}; set output to another folder."
+        )
       run.console.line(f"{name}: finished before, kept in {self._model(name)}")
       return
     begin = time.monotonic()
-    collected: dict[str, context.Groups] = {
-      split: self._collect(split) for split in table.TABLE[name].collects
-    }
+    splits: Sequence[str] = table.TABLE[name].collects
+    collected = {split: self._collect(split) for split in splits}
     collected_in = time.monotonic() - begin
     trained, adapter = self._merged(self._train(name, start, collected), start)
     run.save_model(
@@ -151,20 +150,9 @@ class Stages:
     if multihost.is_lead():
       report = self._report(name)
       report.parent.mkdir(parents=True, exist_ok=True)
-      text = json.dumps(dataclasses.asdict(result), indent=2)
-      files.replace(report, text + "\n")
+      files.replace(report, json.dumps(vars(result), indent=2) + "\n")
     if name in ("base", "warmup"):  # Others start from these.
       self._held = {name: trained.model}
-
-  def _check_start(
-    self, name: str, finished: Result, start: str | None
-  ) -> None:
-    if finished.start != start:
-      raise UserError(
-        f"{self._run.directory} holds a {name} stage that started from"
-        f" {finished.start}, and stages={list(self._run.config.stages)} would"
-        f" start it from {start}; set output to another folder."
-      )
 
   def _train(
     self,
@@ -184,7 +172,7 @@ class Stages:
         name=name,
         config=getattr(run.config, name),
         start_policy=start_policy,
-        evaluate_fn=self._evaluate_fn if start else None,
+        evaluate_fn=self._evaluate if start and self._dev else None,
         keep=stage.keeps,
         collected=collected,
       ),
@@ -204,7 +192,7 @@ class Stages:
       params, lora.rank, lora.alpha, base
     )
 
-  def _collect(self, split: str) -> list[list[grading.Answer]]:
+  def _collect(self, split: str) -> context.Groups:
     """Solutions sampled from the warmed-up policy, once a run."""
     run, settings = self._run, self._run.config.collect
     sampled_by = table.sampling_policy_stage(run.config)
@@ -239,17 +227,9 @@ class Stages:
     placement = mesh_lib.placement(self._run.engine.mesh)
     return reader.load(self._model(name), placement)[1]
 
-  @property
-  def _dev(self) -> Sequence[encode.Example]:
-    """The dev questions that are asked during training."""
-    return self._run.dev[: self._run.config.evaluation.dev_limit]
-
-  @property
-  def _evaluate_fn(self) -> context.EvaluateFn | None:
+  def _evaluate(self, policy: Any) -> list[grading.Answer]:
     """Greedy answers to the dev questions, during training."""
-    if not self._dev:
-      return None
-    return lambda policy: self._answer_greedily(policy, self._dev)
+    return self._answer_greedily(policy, self._dev)
 
   def _answer_greedily(
     self, policy: Any, examples: Sequence[encode.Example]

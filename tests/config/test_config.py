@@ -102,27 +102,6 @@ def test_yaml_reads_back_to_the_same_config(tmp_path_factory, changes):
   assert loading.load([write(folder, loading.to_yaml(run))]) == run
 
 
-@given(setting_st)
-def test_differences_name_the_changed_setting(setting):
-  before = schema.Config()
-  after = replaced(before, setting.key, setting.value)
-  changed = loading.differences(before, after)
-  if before == after:
-    assert not changed
-  else:
-    (line,) = changed
-    assert line.startswith(f"{setting.key}: ")
-
-
-def test_differences_show_old_and_new():
-  before = small("reft.steps=60", "sft.learning_rates=[1e-4, 1e-3]")
-  after = small("reft.steps=61", "sft.learning_rates=null")
-  assert loading.differences(before, after) == [
-    "sft.learning_rates: [0.0001, 0.001] -> null",
-    "reft.steps: 60 -> 61",
-  ]
-
-
 def test_later_files_win_and_overrides_win_over_them(tmp_path):
   first = write(tmp_path, "seed: 1\nreft: {steps: 5, clip: 0.1}", "a.yaml")
   second = write(tmp_path, "reft:\n  steps: 6\nsft:\n", "b.yaml")
