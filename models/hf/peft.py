@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from reft_jax.models import config as configs
 from reft_jax.models import layers
@@ -60,7 +61,7 @@ def save(
     adapter: the adapter.
     head_DC: the head of a classifier, which is saved whole.
   """
-  params = dict(table.walk(jax.device_get(adapter.params)))
+  params = traverse_util.flatten_dict(jax.device_get(adapter.params), sep="/")
   groups: dict[str, list[table.Tensor]] = {}
   for row in families.tensors(config):
     if len(row.letters) > 1 and layers.adapter_names(row.path)[0] in params:

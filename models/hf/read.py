@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from reft_jax.models import config as configs
 from reft_jax.models import errors
@@ -26,6 +27,9 @@ from reft_jax.models.hf.families import table
 
 # A tree of jax.ShapeDtypeStruct to the same tree of shardings.
 Place = Callable[[Any], Any]
+# From a row, its parameter (None at first), the number of a layer and that
+# layer's piece: the parameter with the piece in it.
+Put = Callable[[table.Tensor, Any, int, np.ndarray], Any]
 
 _CLASSIFIER = "ForSequenceClassification"
 _logger = logging.getLogger(__name__)
@@ -154,25 +158,21 @@ def _read(
   folder: pathlib.Path,
   config: configs.ModelConfig,
   rows: Sequence[table.Tensor],
-  place: Any,
+  place: Place | None,
 ) -> dict[str, Any]:
   """The parameters that a family's rows describe."""
   stored = _find_tensors(folder, config, rows)
-  filling = (
-    _make_placed_arrays(config, rows, place)
-    if place
-    else _make_host_arrays(config, rows)
-  )
+  put = _put_on_devices(config, rows, place) if place else _put_on_host(config)
+  params: dict[str, Any] = dict.fromkeys(row.path for row in rows)
   for group in _by_stored_name(config, rows):
     for layer, name in enumerate(group[0].names(config.layers)):
       array = stored[name].read()
       for row in group:
-        filling[row.path].put(layer, row.from_stored(array, config.sizes))
+        params[row.path] = put(
+          row, params[row.path], layer, row.from_stored(array, config.sizes)
+        )
       del array  # Free it before the next one is read.
-  params: dict[str, Any] = {}
-  for row in rows:
-    table.put(params, row.path, filling.pop(row.path).array)
-  return params
+  return traverse_util.unflatten_dict(params, sep="/")
 
 
 def _by_stored_name(
@@ -194,41 +194,51 @@ def _by_stored_name(
   )
 
 
-class _HostArray:
-  """A numpy parameter that is filled layer by layer."""
-
-  def __init__(self, config: configs.ModelConfig, row: table.Tensor):
-    layers = config.layers if row.stacked else 1
-    self._layers = np.empty((layers, *config.shape(row.path)), np.float32)
-    self._stacked = row.stacked
-
-  def put(self, layer: int, piece: np.ndarray) -> None:
-    self._layers[layer] = piece
-
-  @property
-  def array(self) -> np.ndarray:
-    return self._layers if self._stacked else self._layers[0]
+def _shape(config: configs.ModelConfig, row: table.Tensor) -> tuple[int, ...]:
+  """A parameter's shape, of all layers."""
+  shape = config.shape(row.path)
+  return (config.layers, *shape) if row.stacked else shape
 
 
-class _PlacedArray:
-  """A sharded parameter that is filled layer by layer."""
+def _put_on_host(config: configs.ModelConfig) -> Put:
+  def put(
+    row: table.Tensor, param: Any, layer: int, piece: np.ndarray
+  ) -> np.ndarray:
+    if param is None:
+      param = np.empty(_shape(config, row), np.float32)
+    param[layer if row.stacked else ...] = piece
+    return param
 
-  def __init__(self, whole: jax.ShapeDtypeStruct, sharding: Any, of_layer: Any):
-    self._shape = whole.shape
-    self._sharding = sharding
-    self._of_layer = of_layer
-    self.array: Any = None
+  return put
 
-  def put(self, layer: int, piece: np.ndarray) -> None:
+
+def _put_on_devices(
+  config: configs.ModelConfig, rows: Sequence[table.Tensor], place: Place
+) -> Put:
+  def shardings(shape_of: Callable[[table.Tensor], Any]) -> dict[str, Any]:
+    shapes = {
+      row.path: jax.ShapeDtypeStruct(shape_of(row), np.float32) for row in rows
+    }
+    tree = place(traverse_util.unflatten_dict(shapes, sep="/"))
+    return traverse_util.flatten_dict(tree, sep="/")
+
+  of_all = shardings(lambda row: _shape(config, row))
+  of_layer = shardings(lambda row: config.shape(row.path))
+
+  def put(
+    row: table.Tensor, param: Any, layer: int, piece: np.ndarray
+  ) -> jax.Array:
     made = jax.make_array_from_callback(
-      piece.shape, self._of_layer, lambda index: _widen(piece[index])
+      piece.shape, of_layer[row.path], lambda index: _widen(piece[index])
     )
-    if piece.shape == self._shape:
-      self.array = made
-      return
-    if self.array is None:  # Not earlier: all parameters would fill the memory.
-      self.array = _zeros(self._sharding, self._shape)()
-    self.array = _put_layer(self._sharding)(self.array, made, np.int32(layer))
+    if not row.stacked:
+      return made
+    sharding = of_all[row.path]
+    if param is None:  # Not earlier: all parameters would fill the memory.
+      param = _zeros(sharding, _shape(config, row))()
+    return _put_layer(sharding)(param, made, np.int32(layer))
+
+  return put
 
 
 def _widen(piece: np.ndarray) -> np.ndarray:
@@ -275,30 +285,6 @@ def _zeros(sharding: Any, shape: Sequence[int]) -> Any:
   """A jitted function that makes an array of zeros."""
   zeros = functools.partial(jnp.zeros, shape, np.float32)
   return jax.jit(zeros, out_shardings=sharding)
-
-
-def _make_host_arrays(
-  config: configs.ModelConfig, rows: Sequence[table.Tensor]
-) -> dict[str, _HostArray]:
-  return {row.path: _HostArray(config, row) for row in rows}
-
-
-def _make_placed_arrays(
-  config: configs.ModelConfig, rows: Sequence[table.Tensor], place: Any
-) -> dict[str, _PlacedArray]:
-  whole: dict[str, Any] = {}
-  layer: dict[str, Any] = {}
-  for row in rows:
-    shape = config.shape(row.path)
-    stacked = (config.layers, *shape) if row.stacked else shape
-    table.put(whole, row.path, jax.ShapeDtypeStruct(stacked, np.float32))
-    table.put(layer, row.path, jax.ShapeDtypeStruct(shape, np.float32))
-  shardings = dict(table.walk(place(whole)))
-  of_layers = dict(table.walk(place(layer)))
-  return {
-    path: _PlacedArray(struct, shardings[path], of_layers[path])
-    for path, struct in table.walk(whole)
-  }
 
 
 def _find_tensors(

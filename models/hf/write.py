@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from reft_jax.models import config as configs
@@ -202,14 +203,11 @@ def _stored_tensors(
 
   Embeddings and heads come first, then layer by layer, as readers need them.
   """
-  params = dict(table.walk(params))
+  params = traverse_util.flatten_dict(params, sep="/")
   parts: dict[str, list[tuple[table.Tensor, int | None]]] = {}
-  for row in rows:
-    if not row.stacked:
-      parts.setdefault(row.stored, []).append((row, None))
-  for layer in range(config.layers):
+  for layer in (None, *range(config.layers)):
     for row in rows:
-      if row.stacked:
+      if row.stacked == (layer is not None):
         parts.setdefault(row.stored.format(layer), []).append((row, layer))
 
   shapes = {

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 
 from reft_jax.models import errors, networks
 from reft_jax.models.hf import families, tensor_files
@@ -123,11 +124,9 @@ def moved(change, **switches):
   """With parameters changed or added: a function of flat paths does it."""
 
   def apply(config, policy):
-    flat = dict(table.walk(policy))
-    tree = {}
-    for path, leaf in {**flat, **change(flat)}.items():
-      table.put(tree, path, leaf)
-    return dataclasses.replace(config, **switches), tree
+    flat = traverse_util.flatten_dict(policy, sep="/")
+    changed = traverse_util.unflatten_dict(flat | change(flat), sep="/")
+    return dataclasses.replace(config, **switches), changed
 
   return apply
 
@@ -666,10 +665,10 @@ def test_a_module_has_all_that_a_family_needs(model_type):
     *table.Family.__annotations__,
     *(name for name in vars(table.Family) if not name.startswith("_")),
   }
-  assert needed == {"KINDS", "NAMES", "read_config", "write_config", "tensors"}
+  assert needed == {"FIELDS", "NAMES", "read_config", "write_config", "tensors"}
   assert needed <= vars(family).keys()
   kind = type(kinds.SIZE)
-  assert all(isinstance(value, kind) for value in family.KINDS.values())
+  assert all(isinstance(value, kind) for value in family.FIELDS.values())
 
 
 @pytest.mark.parametrize(

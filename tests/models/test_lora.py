@@ -18,6 +18,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from flax import traverse_util
 
 from reft_jax import train, types
 from reft_jax.algorithms import pretrain
@@ -32,7 +33,6 @@ from reft_jax.models import errors, lora, networks
 from reft_jax.models.hf import peft
 from reft_jax.models.hf import read as read_lib
 from reft_jax.models.hf import write as writer
-from reft_jax.models.hf.families import table
 from reft_jax.run import model_paths, setup
 from reft_jax.runtime import mesh as mesh_lib
 from reft_jax.runtime import metrics as metrics_lib
@@ -464,7 +464,10 @@ def start(folder, *settings):
 
 def moved(one, other):
   """The weights in which two models differ."""
-  trees = [dict(table.walk(read_lib.load(x)[1])) for x in (one, other)]
+  trees = [
+    traverse_util.flatten_dict(read_lib.load(x)[1], sep="/")
+    for x in (one, other)
+  ]
   return {
     path.rpartition("/")[2]
     for path, leaf in trees[0].items()
@@ -513,7 +516,7 @@ def test_checkpoints_hold_adapters_and_are_opened_whole(finished):
   options = loading.load([str(finished / "config.yaml")])
   _, net = setup.open_model(options)
   shapes = model_paths.parts(model.folder, net)
-  names = {path.rpartition("/")[2] for path, _ in table.walk(shapes)}
+  names = {path[-1] for path in traverse_util.flatten_dict(shapes)}
   assert names == {
     *("q_a_DR", "q_b_RNH", "v_a_DR", "v_b_RKH", "down_a_FR", "down_b_RD"),
     *("w_D", "b"),

@@ -74,7 +74,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
     )
   family = BY_TYPE[model_type]
   try:
-    config = family.read_config(kinds.check_fields(fields, family.KINDS))
+    config = family.read_config(kinds.check_fields(fields, family.FIELDS))
   except KeyError as missing:
     raise errors.UnsupportedModelError(
       f"the field {missing} is missing."
@@ -88,9 +88,16 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
 
 
 def unknown_fields(fields: Mapping[str, Any]) -> list[str]:
-  """Those of a config.json that `read_config` neither reads nor refuses."""
-  known = BY_TYPE[fields["model_type"]].KINDS.keys() | rope_fields.KINDS.keys()
-  return kinds.unknown_fields(fields, known)
+  """Those set in a config.json that `read_config` neither reads nor refuses."""
+  own = BY_TYPE[fields["model_type"]].FIELDS.keys()
+  known = own | rope_fields.KINDS.keys() | kinds.HARMLESS
+  return sorted(
+    name
+    for name, value in fields.items()
+    if value not in (None, False)
+    and name not in known
+    and not name.startswith("_")
+  )
 
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:

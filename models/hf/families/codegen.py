@@ -15,19 +15,11 @@ NAMES = table.Names(
   head="lm_head.weight",
   ignored=r".*\.attn\.(causal_mask|masked_bias|bias)",
 )
-
-KINDS = {
-  "vocab_size": kinds.SIZE,
-  "n_positions": kinds.SIZE,
-  "n_embd": kinds.SIZE,
-  "n_layer": kinds.SIZE,
-  "n_head": kinds.SIZE,
-  "n_inner": kinds.SIZE,
-  "rotary_dim": kinds.nullable(kinds.SIZE),
-  "activation_function": kinds.TEXT,
-  "layer_norm_epsilon": kinds.NUMBER,
-  "initializer_range": kinds.NUMBER,
-  "tie_word_embeddings": kinds.FLAG,
+FIELDS = {
+  **kinds.with_defaults(
+    gpt2.SHARED, n_positions=2048, tie_word_embeddings=False
+  ),
+  "rotary_dim": kinds.nullable(kinds.SIZE).field(64),
 }
 
 _BLOCKS = 4  # It was trained on 4 devices, each with a share of q, v and k.
@@ -37,8 +29,8 @@ _LAYER = "transformer.h.{}"
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a CodeGenForCausalLM's config.json."""
-  shared = gpt2.read_shared(fields, max_positions=2048, tied=False)
-  rotary = fields.get("rotary_dim", 64)
+  shared = gpt2.read_shared(fields)
+  rotary = fields["rotary_dim"]
   if shared["width"] % _BLOCKS:
     raise errors.UnsupportedModelError(
       f"the field 'n_embd' is {shared['width']} but must be a multiple of "

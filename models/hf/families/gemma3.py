@@ -19,7 +19,7 @@ NAMES = gemma3_text.NAMES._replace(
   },
 )
 
-KINDS = {
+FIELDS = {
   "text_config": kinds.GROUP,
   "vision_config": kinds.GROUP,
   "boi_token_index": kinds.COUNT,
@@ -45,4 +45,4 @@ write_config = gemma3_text.write_config
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of the language model in a config.json."""
   text = _DEFAULTS | fields["text_config"]
-  return gemma3_text.read_config(kinds.check_fields(text, gemma3_text.KINDS))
+  return gemma3_text.read_config(kinds.check_fields(text, gemma3_text.FIELDS))

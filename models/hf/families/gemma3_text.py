@@ -5,7 +5,6 @@ from typing import Any
 
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import (
-  gemma,
   gemma2,
   kinds,
   llama,
@@ -16,12 +15,17 @@ from reft_jax.models.hf.families import (
 NAMES = llama.NAMES._replace(
   model="Gemma3ForCausalLM", classifier="Gemma3TextForSequenceClassification"
 )
-
-KINDS = {
-  **gemma2.KINDS,
+FIELDS = {
+  **kinds.with_defaults(
+    gemma2.FIELDS,
+    max_position_embeddings=131072,
+    attn_logit_softcapping=None,
+    final_logit_softcapping=None,
+  ),
   "rope_parameters": kinds.GROUP,
-  "rope_local_base_freq": kinds.POSITIVE,
-  "sliding_window_pattern": kinds.SIZE,
+  "rope_theta": kinds.POSITIVE.field(1e6),
+  "rope_local_base_freq": kinds.POSITIVE.field(1e4),
+  "sliding_window_pattern": kinds.SIZE.field(6),
 }
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 
@@ -32,22 +36,17 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a Gemma3ForCausalLM's config.json."""
   own = {x: fields[x] for x in fields if x not in rope_fields.KINDS}
   full, local = _split_ropes(fields)
-  shared = gemma.read_shared(own | full, max_positions=131072, theta=1e6)
-  pattern = fields.get("sliding_window_pattern", 6)
+  shared = gemma2.read_shared(own | full)
   return configs.ModelConfig(
     family="gemma3_text",
     **shared,
-    local_rope=llama.read_rope(local, shared, theta=1e4),
-    norm_place="both",
+    local_rope=rope_fields.read(
+      local, shared["max_positions"], shared["head_size"]
+    ),
     qk_norm="head",
-    score_scale=fields.get("query_pre_attn_scalar", 256) ** -0.5,
-    score_cap=fields.get("attn_logit_softcapping"),
-    logit_cap=fields.get("final_logit_softcapping"),
     windows=windows.read(
       fields,
-      shared["layers"],
-      fields.get("sliding_window", 4096),
-      lambda layer: (layer + 1) % pattern,
+      lambda layer: bool((layer + 1) % fields["sliding_window_pattern"]),
     ),
   )
 
@@ -75,7 +74,7 @@ def _split_ropes(
   Only the first can be stretched by the older `rope_scaling`.
   """
   full = {name: fields.get(name) for name in ("rope_theta", "rope_scaling")}
-  local = {"rope_theta": fields.get("rope_local_base_freq")}
+  local = {"rope_theta": fields["rope_local_base_freq"]}
   if both := fields.get("rope_parameters"):
     full |= {"rope_parameters": both.get(_GLOBAL), "rope_scaling": None}
     local["rope_parameters"] = both.get(_LOCAL)

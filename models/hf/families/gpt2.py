@@ -13,20 +13,23 @@ NAMES = table.Names(
   head="lm_head.weight",
   ignored=r".*\.attn\.(bias|masked_bias)",  # Old versions stored the masks.
 )
-
-KINDS = {
-  "vocab_size": kinds.SIZE,
-  "n_positions": kinds.SIZE,
-  "n_embd": kinds.SIZE,
-  "n_layer": kinds.SIZE,
-  "n_head": kinds.SIZE,
-  "n_inner": kinds.SIZE,
-  "activation_function": kinds.TEXT,
-  "layer_norm_epsilon": kinds.NUMBER,
-  "initializer_range": kinds.NUMBER,
-  "scale_attn_weights": kinds.FLAG,
-  "scale_attn_by_inverse_layer_idx": kinds.FLAG,
-  "tie_word_embeddings": kinds.FLAG,
+# The fields that CodeGen has too.
+SHARED = {
+  "vocab_size": kinds.SIZE.field(ours="vocab_size"),
+  "n_positions": kinds.SIZE.field(1024, "max_positions"),
+  "n_embd": kinds.SIZE.field(ours="width"),
+  "n_layer": kinds.SIZE.field(ours="layers"),
+  "n_head": kinds.SIZE.field(ours="heads"),
+  "n_inner": kinds.SIZE.field(ours="ffn"),
+  "activation_function": kinds.TEXT.field("gelu_new", "activation"),
+  "layer_norm_epsilon": kinds.NUMBER.field(1e-5, "norm_eps"),
+  "initializer_range": kinds.NUMBER.field(0.02, "init_scale"),
+  "tie_word_embeddings": kinds.FLAG.field(True, "tied_head"),
+}
+FIELDS = {
+  **SHARED,
+  "scale_attn_weights": kinds.FLAG.field(True),
+  "scale_attn_by_inverse_layer_idx": kinds.FLAG.field(False),
   "add_cross_attention": kinds.only(False),
 }
 
@@ -38,12 +41,12 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a GPT2LMHeadModel's config.json."""
   return configs.ModelConfig(
     family="gpt2",
-    **read_shared(fields, max_positions=1024, tied=True),
+    **read_shared(fields),
     rope=None,
     qkv_bias=True,
     o_bias=True,
-    score_scale=None if fields.get("scale_attn_weights", True) else 1.0,
-    scale_by_layer=fields.get("scale_attn_by_inverse_layer_idx", False),
+    score_scale=None if fields["scale_attn_weights"] else 1.0,
+    scale_by_layer=fields["scale_attn_by_inverse_layer_idx"],
   )
 
 
@@ -56,53 +59,23 @@ def write_config(config: configs.ModelConfig) -> dict[str, Any]:
   }
 
 
-def read_shared(
-  fields: Mapping[str, Any], *, max_positions: int, tied: bool
-) -> dict[str, Any]:
-  """ModelConfig's fields that GPT-2 and CodeGen name alike.
-
-  Args:
-    fields: the config.json.
-    max_positions: the default context.
-    tied: whether the LM head is tied by default.
-  """
+def read_shared(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """ModelConfig's fields that are alike in GPT-2 and CodeGen."""
   width, heads = fields["n_embd"], fields["n_head"]
   return {
-    "vocab_size": fields["vocab_size"],
-    "width": width,
-    "layers": fields["n_layer"],
-    "heads": heads,
+    **kinds.read_ours(SHARED, {"n_inner": 4 * width, **fields}),
     "kv_heads": heads,
     "head_size": width // heads,
-    "ffn": fields.get("n_inner", 4 * width),
-    "max_positions": fields.get("n_positions", max_positions),
-    "init_scale": fields.get("initializer_range", 0.02),
-    "tied_head": fields.get("tie_word_embeddings", tied),
     "norm": "layer",
-    "norm_eps": fields.get("layer_norm_epsilon", 1e-5),
     "gated": False,
     "mlp_bias": True,
-    "activation": fields.get("activation_function", "gelu_new"),
   }
 
 
 def write_shared(config: configs.ModelConfig) -> dict[str, Any]:
   """The fields that `read_shared` reads."""
-  return {
-    "vocab_size": config.vocab_size,
-    "n_positions": config.max_positions,
-    "n_embd": config.width,
-    "n_layer": config.layers,
-    "n_head": config.heads,
-    "n_inner": config.ffn,
-    "activation_function": config.activation,
-    "layer_norm_epsilon": config.norm_eps,
-    "initializer_range": config.init_scale,
-    "tie_word_embeddings": config.tied_head,
-    "attn_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "resid_pdrop": 0.0,
-  }
+  dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+  return kinds.write_ours(SHARED, config) | dropout
 
 
 def tensors(config: configs.ModelConfig) -> list[table.Tensor]:

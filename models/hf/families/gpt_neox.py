@@ -13,42 +13,35 @@ NAMES = table.Names(
   head="embed_out.weight",
   ignored=r".*(rotary_emb\.inv_freq|attention\.(bias|masked_bias))",
 )
-
-KINDS = {
-  **llama.SHARED_KINDS,
-  "layer_norm_eps": kinds.NUMBER,
-  "use_parallel_residual": kinds.FLAG,
-  "attention_bias": kinds.FLAG,
-  "rotary_pct": kinds.POSITIVE,
-  "rotary_emb_base": kinds.POSITIVE,
+FIELDS = {
+  **kinds.with_defaults(llama.SHARED, hidden_act="gelu"),
+  "layer_norm_eps": kinds.NUMBER.field(1e-5),
+  "use_parallel_residual": kinds.FLAG.field(True),
+  "attention_bias": kinds.FLAG.field(True),
+  "rotary_pct": kinds.POSITIVE.field(0.25),
+  "rotary_emb_base": kinds.POSITIVE.field(10000.0),
 }
 
-# Of Llama's fields.
-_NOT_READ = ("rms_norm_eps", "num_key_value_heads", "head_dim")
 _BLOCK = "trunk/blocks"
 _LAYER = "gpt_neox.layers.{}"
 
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a GPTNeoXForCausalLM's config.json."""
-  own = {name: x for name, x in fields.items() if name not in _NOT_READ}
-  shared = llama.read_shared(
-    own,
-    theta=fields.get("rotary_emb_base", 10000.0),
-    share=fields.get("rotary_pct", 0.25),
-  ) | {
-    "norm_eps": fields.get("layer_norm_eps", 1e-5),
-    "activation": fields.get("hidden_act", "gelu"),
+  own = {
+    "rope_theta": fields["rotary_emb_base"],
+    "partial_rotary_factor": fields["rotary_pct"],
+    **fields,
+    "num_key_value_heads": None,
   }
-  bias = fields.get("attention_bias", True)
-  parallel = fields.get("use_parallel_residual", True)
+  own.pop("head_dim", None)
+  shared = llama.read_shared(own)
   return configs.ModelConfig(
     family="gpt_neox",
-    **shared,
+    **shared | {"norm_eps": fields["layer_norm_eps"]},
+    **llama.read_bias(fields),
     norm="layer",
-    parallel="own_norms" if parallel else "none",
-    qkv_bias=bias,
-    o_bias=bias,
+    parallel="own_norms" if fields["use_parallel_residual"] else "none",
     gated=False,
     mlp_bias=True,
   )
@@ -63,12 +56,10 @@ def write_config(config: configs.ModelConfig) -> dict[str, Any]:
     "attention_bias": config.qkv_bias,
     "rotary_emb_base": rope_fields.of(config).theta,
   }
-  for name in _NOT_READ:
+  for name in ("rms_norm_eps", "num_key_value_heads", "head_dim"):
     del fields[name]
-  share = config.turning(rope_fields.of(config)) / config.head_size
-  fields["rotary_pct"] = fields["partial_rotary_factor"] = share
-  fields["rope_parameters"]["partial_rotary_factor"] = share
-  return fields
+  rope_fields.write_share(fields, config)
+  return {**fields, "rotary_pct": fields["partial_rotary_factor"]}
 
 
 def tensors(config: configs.ModelConfig) -> list[table.Tensor]:

@@ -1,10 +1,12 @@
-"""The values that a field of a config.json may have."""
+"""The fields of a config.json: the values they may have, and their defaults."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from reft_jax.models import errors
+
+NO_DEFAULT = object()
 
 
 class Kind(NamedTuple):
@@ -16,12 +18,24 @@ class Kind(NamedTuple):
     nullable: whether null differs from a missing field: null switches
       something off, and a missing field has a default.
     error: the message about another value.
+    default: what transformers takes the field for where it is missing, if it is
+      not NO_DEFAULT.
+    ours: the field of ModelConfig that has the same value, if there is one.
   """
 
   text: str
   holds: Callable[[Any], bool]
   nullable: bool = False
   error: str = "the field {name!r} is {value!r:.40} but must be {text}."
+  default: Any = NO_DEFAULT
+  ours: str = ""
+
+  def field(self, default: Any = NO_DEFAULT, ours: str = "") -> "Kind":
+    """The kind of one field."""
+    return self._replace(default=default, ours=ours)
+
+
+Fields = Mapping[str, Kind]
 
 
 def _is_number(value: Any) -> bool:
@@ -95,42 +109,50 @@ def only(value: Any) -> Kind:
 
 
 def check_fields(
-  fields: Mapping[str, Any], kinds: Mapping[str, Kind], group: str = ""
+  fields: Mapping[str, Any], known: Fields, group: str = ""
 ) -> dict[str, Any]:
-  """Drops fields that are null, which is the same as missing unless nullable.
+  """Drops null fields, unless they are nullable, and adds defaults.
 
   Args:
     fields: a config.json, or an object within it.
-    kinds: the fields that matter; the values of others are not checked.
+    known: the fields that matter; the values of others are not checked.
     group: the field that holds the object, for the error.
 
   Raises:
     UnsupportedModelError: names the first field with another value.
   """
-  for name, kind in kinds.items():
+  checked = {
+    name: kind.default
+    for name, kind in known.items()
+    if kind.default is not NO_DEFAULT
+  }
+  for name, kind in known.items():
     value = fields.get(name)
     if value is not None and not kind.holds(value):
       full_name = f"{group}.{name}" if group else name
       raise errors.UnsupportedModelError(
         kind.error.format(name=full_name, value=value, text=kind.text)
       )
-  null = {name for name, kind in kinds.items() if kind.nullable}
-  return {
-    name: value
-    for name, value in fields.items()
-    if value is not None or name in null
+  for name, value in fields.items():
+    if value is not None or (name in known and known[name].nullable):
+      checked[name] = value
+  return checked
+
+
+def with_defaults(fields: Fields, **defaults: Any) -> dict[str, Kind]:
+  """The same fields, some of which have another default."""
+  changed = {
+    name: fields[name]._replace(default=default)
+    for name, default in defaults.items()
   }
+  return {**fields, **changed}
 
 
-def unknown_fields(
-  fields: Mapping[str, Any], known: Iterable[str]
-) -> list[str]:
-  """The fields that are set, are not known and may change the logits."""
-  known = HARMLESS | set(known)
-  return sorted(
-    name
-    for name, value in fields.items()
-    if value not in (None, False)
-    and name not in known
-    and not name.startswith("_")
-  )
+def read_ours(known: Fields, fields: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of ModelConfig whose values a config.json has."""
+  return {x.ours: fields[name] for name, x in known.items() if x.ours}
+
+
+def write_ours(known: Fields, config: Any) -> dict[str, Any]:
+  """The inverse of `read_ours`."""
+  return {name: getattr(config, x.ours) for name, x in known.items() if x.ours}

@@ -1,7 +1,7 @@
 """Llama: CodeLlama, Llama 2 and 3, TinyLlama, DeepSeek-distill-Llama.
 
 Several families store their models as Llama does, with more or fewer tensors;
-they call `read_shared`, `write_shared` and `tensors`.
+they call `names`, `read_shared`, `write_shared` and `tensors`.
 """
 
 from collections.abc import Mapping
@@ -19,39 +19,45 @@ NAMES = table.Names(
   ignored=r".*rotary_emb\.inv_freq",
 )
 
-SHARED_KINDS = {
-  "vocab_size": kinds.SIZE,
-  "hidden_size": kinds.SIZE,
-  "num_hidden_layers": kinds.SIZE,
-  "num_attention_heads": kinds.SIZE,
-  "num_key_value_heads": kinds.nullable(kinds.SIZE),
-  "head_dim": kinds.SIZE,
-  "intermediate_size": kinds.SIZE,
-  "rms_norm_eps": kinds.NUMBER,
-  "tie_word_embeddings": kinds.FLAG,
-  "hidden_act": kinds.TEXT,
-  "max_position_embeddings": kinds.SIZE,
-  "initializer_range": kinds.NUMBER,
+# The fields that its relatives have too.
+SHARED = {
+  "vocab_size": kinds.SIZE.field(ours="vocab_size"),
+  "hidden_size": kinds.SIZE.field(ours="width"),
+  "num_hidden_layers": kinds.SIZE.field(ours="layers"),
+  "num_attention_heads": kinds.SIZE.field(ours="heads"),
+  "num_key_value_heads": kinds.nullable(kinds.SIZE).field(None, "kv_heads"),
+  "head_dim": kinds.SIZE.field(ours="head_size"),
+  "intermediate_size": kinds.SIZE.field(ours="ffn"),
+  "rms_norm_eps": kinds.NUMBER.field(1e-6, "norm_eps"),
+  "tie_word_embeddings": kinds.FLAG.field(False, "tied_head"),
+  "hidden_act": kinds.TEXT.field("silu", "activation"),
+  "max_position_embeddings": kinds.SIZE.field(2048, "max_positions"),
+  "initializer_range": kinds.NUMBER.field(0.02, "init_scale"),
 }
-KINDS = {
-  **SHARED_KINDS,
-  "attention_bias": kinds.FLAG,
-  "mlp_bias": kinds.FLAG,
+FIELDS = {
+  **SHARED,
+  "attention_bias": kinds.FLAG.field(False),
+  "mlp_bias": kinds.FLAG.field(False),
 }
 
 _BLOCK = "trunk/blocks"
 _LAYER = "model.layers.{}"
 
 
+def names(start: str) -> table.Names:
+  """The names of a relative, whose classes' names start so."""
+  return NAMES._replace(
+    model=f"{start}ForCausalLM", classifier=f"{start}ForSequenceClassification"
+  )
+
+
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a LlamaForCausalLM's config.json."""
-  bias = fields.get("attention_bias", False)
   return configs.ModelConfig(
     family="llama",
     **read_shared(fields),
-    qkv_bias=bias,
-    o_bias=bias,
-    mlp_bias=fields.get("mlp_bias", False),
+    **read_bias(fields),
+    mlp_bias=fields["mlp_bias"],
   )
 
 
@@ -65,72 +71,34 @@ def write_config(config: configs.ModelConfig) -> dict[str, Any]:
 
 
 def read_shared(
-  fields: Mapping[str, Any],
-  *,
-  eps: float = 1e-6,
-  tied: bool = False,
-  max_positions: int = 2048,
-  kv_heads: int | None = None,
-  head_size: int | None = None,
-  **rope: Any,
+  fields: Mapping[str, Any], rope_kinds: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
   """ModelConfig's fields that Llama and its relatives name alike.
 
   Args:
-    fields: the config.json.
-    eps: the default of `rms_norm_eps`. The arguments that follow are defaults
-      too.
-    tied: whether the LM head is tied.
-    max_positions: the context.
-    kv_heads: None: as many as query heads.
-    head_size: None: the width, divided by the heads.
-    **rope: those of the rope, as `rope_fields.read` takes them.
+    fields: the config.json, completed by a relative's FIELDS.
+    rope_kinds: its own names of the ropes' kinds, and what we call them.
   """
-  width, heads = fields["hidden_size"], fields["num_attention_heads"]
-  shared = {
-    "vocab_size": fields["vocab_size"],
-    "width": width,
-    "layers": fields["num_hidden_layers"],
-    "heads": heads,
-    "kv_heads": fields.get("num_key_value_heads", kv_heads) or heads,
-    "head_size": fields.get("head_dim", head_size or width // heads),
-    "ffn": fields["intermediate_size"],
-    "norm_eps": fields.get("rms_norm_eps", eps),
-    "tied_head": fields.get("tie_word_embeddings", tied),
-    "activation": fields.get("hidden_act", "silu"),
-    "max_positions": fields.get("max_position_embeddings", max_positions),
-    "init_scale": fields.get("initializer_range", 0.02),
-  }
-  return shared | {"rope": read_rope(fields, shared, **rope)}
-
-
-def read_rope(
-  fields: Mapping[str, Any], shared: Mapping[str, Any], **defaults: Any
-) -> configs.RopeConfig:
-  """The rope of a model, given its context and the size of its heads."""
-  return rope_fields.read(
-    fields,
-    max_positions=shared["max_positions"],
-    head_size=shared["head_size"],
-    **defaults,
+  heads = fields["num_attention_heads"]
+  head_size = fields["hidden_size"] // heads
+  shared = kinds.read_ours(SHARED, {"head_dim": head_size, **fields})
+  shared["kv_heads"] = shared["kv_heads"] or heads
+  shared["rope"] = rope_fields.read(
+    fields, shared["max_positions"], shared["head_size"], rope_kinds
   )
+  return shared
 
 
-def write_shared(config: configs.ModelConfig) -> dict[str, Any]:
-  """The fields that `read_shared` reads."""
+def read_bias(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Whether all projections of attention have biases."""
+  return dict.fromkeys(("qkv_bias", "o_bias"), fields["attention_bias"])
+
+
+def write_shared(config: configs.ModelConfig, **own: Any) -> dict[str, Any]:
+  """The fields that `read_shared` reads; `own` ones come before the rope's."""
   return {
-    "vocab_size": config.vocab_size,
-    "hidden_size": config.width,
-    "num_hidden_layers": config.layers,
-    "num_attention_heads": config.heads,
-    "num_key_value_heads": config.kv_heads,
-    "head_dim": config.head_size,
-    "intermediate_size": config.ffn,
-    "rms_norm_eps": config.norm_eps,
-    "tie_word_embeddings": config.tied_head,
-    "hidden_act": config.activation,
-    "max_position_embeddings": config.max_positions,
-    "initializer_range": config.init_scale,
+    **kinds.write_ours(SHARED, config),
+    **own,
     **rope_fields.write(rope_fields.of(config), config.head_size),
   }
 

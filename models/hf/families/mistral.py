@@ -6,13 +6,12 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, llama
 
-NAMES = llama.NAMES._replace(
-  model="MistralForCausalLM", classifier="MistralForSequenceClassification"
-)
-
-KINDS = {
-  **llama.SHARED_KINDS,
-  "sliding_window": kinds.nullable(kinds.SIZE),
+NAMES = llama.names("Mistral")
+FIELDS = {
+  **kinds.with_defaults(
+    llama.SHARED, max_position_embeddings=131072, num_key_value_heads=8
+  ),
+  "sliding_window": kinds.nullable(kinds.SIZE).field(4096),
 }
 
 tensors = llama.tensors
@@ -20,8 +19,8 @@ tensors = llama.tensors
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a MistralForCausalLM's config.json."""
-  shared = llama.read_shared(fields, max_positions=131072, kv_heads=8)
-  window = fields.get("sliding_window", 4096)
+  shared = llama.read_shared(fields)
+  window = fields["sliding_window"]
   return configs.ModelConfig(
     family="mistral",
     **shared,

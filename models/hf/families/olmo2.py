@@ -6,13 +6,10 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, llama
 
-NAMES = llama.NAMES._replace(
-  model="Olmo2ForCausalLM", classifier="Olmo2ForSequenceClassification"
-)
-
-KINDS = {
-  **llama.SHARED_KINDS,
-  "attention_bias": kinds.FLAG,
+NAMES = llama.names("Olmo2")
+FIELDS = {
+  **kinds.with_defaults(llama.SHARED, rms_norm_eps=1e-5),
+  "attention_bias": kinds.FLAG.field(False),
   "clip_qkv": kinds.only(None),
 }
 
@@ -21,14 +18,12 @@ tensors = llama.tensors
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of an Olmo2ForCausalLM's config.json."""
-  bias = fields.get("attention_bias", False)
   return configs.ModelConfig(
     family="olmo2",
-    **llama.read_shared(fields, eps=1e-5),
+    **llama.read_shared(fields),
+    **llama.read_bias(fields),
     norm_place="post",
     qk_norm="whole",
-    qkv_bias=bias,
-    o_bias=bias,
   )
 
 

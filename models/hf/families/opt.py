@@ -12,22 +12,21 @@ NAMES = table.Names(
   prefix="model.",
   head="lm_head.weight",
 )
-
-KINDS = {
-  "vocab_size": kinds.SIZE,
-  "hidden_size": kinds.SIZE,
-  "num_hidden_layers": kinds.SIZE,
-  "num_attention_heads": kinds.SIZE,
-  "ffn_dim": kinds.SIZE,
-  "max_position_embeddings": kinds.SIZE,
+FIELDS = {
+  "vocab_size": kinds.SIZE.field(ours="vocab_size"),
+  "hidden_size": kinds.SIZE.field(ours="width"),
+  "num_hidden_layers": kinds.SIZE.field(ours="layers"),
+  "num_attention_heads": kinds.SIZE.field(ours="heads"),
+  "ffn_dim": kinds.SIZE.field(ours="ffn"),
+  "max_position_embeddings": kinds.SIZE.field(2048, "max_positions"),
   "word_embed_proj_dim": kinds.SIZE,
-  "do_layer_norm_before": kinds.FLAG,
-  "_remove_final_layer_norm": kinds.FLAG,
-  "enable_bias": kinds.FLAG,
-  "layer_norm_elementwise_affine": kinds.FLAG,
-  "activation_function": kinds.TEXT,
-  "tie_word_embeddings": kinds.FLAG,
-  "init_std": kinds.NUMBER,
+  "do_layer_norm_before": kinds.FLAG.field(True),
+  "_remove_final_layer_norm": kinds.FLAG.field(False),
+  "enable_bias": kinds.FLAG.field(True, "qkv_bias"),
+  "layer_norm_elementwise_affine": kinds.FLAG.field(True, "norm_affine"),
+  "activation_function": kinds.TEXT.field("relu", "activation"),
+  "tie_word_embeddings": kinds.FLAG.field(True, "tied_head"),
+  "init_std": kinds.NUMBER.field(0.02, "init_scale"),
 }
 
 _POSITION_OFFSET = 2  # Unused rows before the first position.
@@ -39,55 +38,34 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of an OPTForCausalLM's config.json."""
   width, heads = fields["hidden_size"], fields["num_attention_heads"]
   embed = fields.get("word_embed_proj_dim", width)
-  pre = fields.get("do_layer_norm_before", True)
-  bias = fields.get("enable_bias", True)
+  pre, bias = fields["do_layer_norm_before"], fields["enable_bias"]
   return configs.ModelConfig(
     family="opt",
-    vocab_size=fields["vocab_size"],
-    width=width,
-    layers=fields["num_hidden_layers"],
-    heads=heads,
+    **kinds.read_ours(FIELDS, fields),
     kv_heads=heads,
     head_size=width // heads,
-    ffn=fields["ffn_dim"],
-    max_positions=fields.get("max_position_embeddings", 2048),
-    init_scale=fields.get("init_std", 0.02),
     embed_size=None if embed == width else embed,
-    tied_head=fields.get("tie_word_embeddings", True),
     rope=None,
     position_offset=_POSITION_OFFSET,
     norm="layer",
-    norm_affine=fields.get("layer_norm_elementwise_affine", True),
     norm_place="pre" if pre else "sum",
-    final_norm=pre and not fields.get("_remove_final_layer_norm", False),
-    qkv_bias=bias,
+    final_norm=pre and not fields["_remove_final_layer_norm"],
     o_bias=bias,
     gated=False,
     mlp_bias=bias,
-    activation=fields.get("activation_function", "relu"),
   )
 
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:
   """The fields that `read_config` reads."""
   pre = config.norm_place == "pre"
-  return {
-    "vocab_size": config.vocab_size,
-    "hidden_size": config.width,
-    "num_hidden_layers": config.layers,
-    "num_attention_heads": config.heads,
-    "ffn_dim": config.ffn,
-    "max_position_embeddings": config.max_positions,
+  fields = {
+    **kinds.write_ours(FIELDS, config),
     "word_embed_proj_dim": config.embed_size or config.width,
     "do_layer_norm_before": pre,
     "_remove_final_layer_norm": pre and not config.final_norm,
-    "enable_bias": config.qkv_bias,
-    "layer_norm_elementwise_affine": config.norm_affine,
-    "activation_function": config.activation,
-    "tie_word_embeddings": config.tied_head,
-    "init_std": config.init_scale,
-    "dropout": 0.0,
   }
+  return {name: fields[name] for name in FIELDS} | {"dropout": 0.0}
 
 
 def tensors(config: configs.ModelConfig) -> list[table.Tensor]:

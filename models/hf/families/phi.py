@@ -6,14 +6,12 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, llama, rope_fields, table
 
-NAMES = llama.NAMES._replace(
-  model="PhiForCausalLM", classifier="PhiForSequenceClassification"
-)
-
-KINDS = {
-  **llama.SHARED_KINDS,
-  "layer_norm_eps": kinds.NUMBER,
-  "qk_layernorm": kinds.FLAG,
+NAMES = llama.names("Phi")
+FIELDS = {
+  **kinds.with_defaults(llama.SHARED, hidden_act="gelu_new"),
+  "layer_norm_eps": kinds.NUMBER.field(1e-5),
+  "qk_layernorm": kinds.FLAG.field(False),
+  "partial_rotary_factor": kinds.POSITIVE.field(0.5),
 }
 
 _BLOCK = "trunk/blocks"
@@ -22,18 +20,15 @@ _LAYER = "model.layers.{}"
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a PhiForCausalLM's config.json."""
-  shared = llama.read_shared(fields, share=0.5) | {
-    "norm_eps": fields.get("layer_norm_eps", 1e-5),
-    "activation": fields.get("hidden_act", "gelu_new"),
-  }
+  shared = llama.read_shared(fields)
   return configs.ModelConfig(
     family="phi",
-    **shared,
+    **shared | {"norm_eps": fields["layer_norm_eps"]},
     norm="layer",
     parallel="shared_norm",
     qkv_bias=True,
     o_bias=True,
-    qk_norm="head" if fields.get("qk_layernorm") else "none",
+    qk_norm="head" if fields["qk_layernorm"] else "none",
     gated=False,
     mlp_bias=True,
     head_bias=True,
@@ -48,10 +43,7 @@ def write_config(config: configs.ModelConfig) -> dict[str, Any]:
     "qk_layernorm": config.qk_norm == "head",
   }
   del fields["rms_norm_eps"]
-  share = config.turning(rope_fields.of(config)) / config.head_size
-  fields["partial_rotary_factor"] = share
-  fields["rope_parameters"]["partial_rotary_factor"] = share
-  return fields
+  return rope_fields.write_share(fields, config)
 
 
 def tensors(config: configs.ModelConfig) -> list[table.Tensor]:

@@ -1,18 +1,18 @@
 """Phi-3 and Phi-4-mini: Llama with fused q, k, v and fused gate, up."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, llama, rope_fields, table
 
-NAMES = llama.NAMES._replace(
-  model="Phi3ForCausalLM", classifier="Phi3ForSequenceClassification"
-)
-
-KINDS = {
-  **llama.SHARED_KINDS,
-  "original_max_position_embeddings": kinds.SIZE,
+NAMES = llama.names("Phi3")
+FIELDS = {
+  **kinds.with_defaults(
+    llama.SHARED, rms_norm_eps=1e-5, max_position_embeddings=4096
+  ),
+  "original_max_position_embeddings": kinds.SIZE.field(4096),
   "sliding_window": kinds.SIZE,
   "attention_bias": kinds.only(False),
 }
@@ -22,12 +22,7 @@ _RENAMED = {"su": "longrope", "yarn": "longrope"}
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a Phi3ForCausalLM's config.json."""
-  shared = llama.read_shared(
-    {"original_max_position_embeddings": 4096, **fields},
-    eps=1e-5,
-    max_positions=4096,
-    renamed=_RENAMED,
-  )
+  shared = llama.read_shared(fields, rope_kinds=_RENAMED)
   window = fields.get("sliding_window")
   return configs.ModelConfig(
     family="phi3",
@@ -51,21 +46,15 @@ def write_config(config: configs.ModelConfig) -> dict[str, Any]:
 def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
   """The tensors of a Phi3ForCausalLM."""
   N, K, H, F = config.heads, config.kv_heads, config.head_size, config.ffn
-  q, k, v = table.parts(N * H, K * H, K * H)
-  gate, up = table.parts(F, F)
-  fused = {
-    "self_attn.q_proj": ("self_attn.qkv_proj", q),
-    "self_attn.k_proj": ("self_attn.qkv_proj", k),
-    "self_attn.v_proj": ("self_attn.qkv_proj", v),
-    "mlp.gate_proj": ("mlp.gate_up_proj", gate),
-    "mlp.up_proj": ("mlp.gate_up_proj", up),
-  }
+  parts = dict(zip("qkv", table.parts(N * H, K * H, K * H), strict=True))
+  parts |= dict(zip(("gate", "up"), table.parts(F, F), strict=True))
 
-  def stored(row: table.Tensor) -> table.Tensor:
-    for apart, (together, part) in fused.items():
-      if f".{apart}." in row.stored:
-        name = row.stored.replace(apart, together)
-        return row._replace(stored=name, part=part)
-    return row
+  def fuse(row: table.Tensor) -> table.Tensor:
+    stored = re.sub(r"\.[qkv]_proj\.", ".qkv_proj.", row.stored)
+    stored = re.sub(r"\.(gate|up)_proj\.", ".gate_up_proj.", stored)
+    if stored == row.stored:
+      return row
+    name = row.path.rpartition("/")[2].partition("_")[0]
+    return row._replace(stored=stored, part=parts[name])
 
-  return [stored(row) for row in llama.tensors(config)]
+  return [fuse(row) for row in llama.tensors(config)]

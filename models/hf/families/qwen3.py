@@ -6,14 +6,16 @@ from typing import Any
 from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, llama, qwen2
 
-NAMES = llama.NAMES._replace(
-  model="Qwen3ForCausalLM", classifier="Qwen3ForSequenceClassification"
-)
-
-KINDS = {
-  **llama.SHARED_KINDS,
-  **qwen2.WINDOW_KINDS,
-  "attention_bias": kinds.FLAG,
+NAMES = llama.names("Qwen3")
+FIELDS = {
+  **kinds.with_defaults(
+    llama.SHARED,
+    max_position_embeddings=32768,
+    num_key_value_heads=32,
+    head_dim=128,
+  ),
+  **qwen2.WINDOW_FIELDS,
+  "attention_bias": kinds.FLAG.field(False),
 }
 
 tensors = llama.tensors
@@ -21,17 +23,12 @@ tensors = llama.tensors
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a Qwen3ForCausalLM's config.json."""
-  shared = llama.read_shared(
-    fields, max_positions=32768, kv_heads=32, head_size=128
-  )
-  bias = fields.get("attention_bias", False)
   return configs.ModelConfig(
     family="qwen3",
-    **shared,
-    windows=qwen2.read_windows(fields, shared["layers"]),
+    **llama.read_shared(fields),
+    **llama.read_bias(fields),
+    windows=qwen2.read_windows(fields),
     qk_norm="head",
-    qkv_bias=bias,
-    o_bias=bias,
   )
 
 

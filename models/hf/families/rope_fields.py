@@ -36,13 +36,25 @@ KINDS = {
 }
 
 
+# RopeConfig's fields of each kind, beside those that all kinds have.
+_SCALED = ("factor", "original_max_positions")
+_OWN = {
+  "default": (),
+  "linear": ("factor",),
+  "dynamic": ("factor",),
+  "llama3": (*_SCALED, "low_freq_factor", "high_freq_factor"),
+  "yarn": (*_SCALED, "attention_factor", "beta_fast", "beta_slow", "truncate"),
+  "longrope": (*_SCALED, "attention_factor", "short_factor", "long_factor"),
+}
+# Those that may be missing: RopeConfig has a default, or `read` works it out.
+_OPTIONAL = ("beta_fast", "beta_slow", "truncate")
+_ORIGINAL = "original_max_position_embeddings"
+
+
 def read(
   fields: Mapping[str, Any],
-  *,
   max_positions: int,
   head_size: int,
-  theta: float = 10000.0,
-  share: float = 1.0,
   renamed: Mapping[str, str] | None = None,
 ) -> configs.RopeConfig:
   """The RopeConfig of a config.json.
@@ -51,8 +63,6 @@ def read(
     fields: the config.json, or those of its fields that describe one rope.
     max_positions: the model's context.
     head_size: H.
-    theta: the family's default base.
-    share: the share of a head's coordinates that the family rotates by default.
     renamed: this family's own names of kinds, and what we call them.
 
   Raises:
@@ -68,54 +78,50 @@ def read(
     raise errors.UnsupportedModelError(
       f"rope type {kind!r} is not one of {', '.join(configs.ROPE_KINDS)}."
     )
-
-  def need(name: str) -> Any:
-    if name not in rope:
+  original = fields.get(_ORIGINAL) or rope.get(_ORIGINAL) or max_positions
+  given = rope | {"original_max_positions": original}
+  if kind in ("yarn", "longrope"):
+    given.setdefault("factor", max_positions / original)
+    if "attention_factor" not in given:
+      given["attention_factor"] = _attention_factor(kind, given)
+  own: dict[str, Any] = {}
+  for name in _OWN[kind]:
+    if name in given:
+      value = given[name]
+      own[name] = tuple(value) if isinstance(value, list) else value
+    elif name not in _OPTIONAL:
       raise errors.UnsupportedModelError(
         f"rope type {kind!r} needs the field {name!r}."
       )
-    return rope[name]
-
   either = fields | rope
-  original = (
-    fields.get("original_max_position_embeddings")
-    or rope.get("original_max_position_embeddings")
-    or max_positions
+  share = either.get("partial_rotary_factor", 1.0)
+  return configs.RopeConfig(
+    kind=kind,
+    theta=either.get("rope_theta", 10000.0),
+    size=None if share == 1.0 else int(head_size * share),
+    **own,
   )
-  numbers: dict[str, Any] = {}
-  match kind:
-    case "linear" | "dynamic":
-      numbers = {"factor": need("factor")}
-    case "llama3":
-      numbers = {
-        "factor": need("factor"),
-        "original_max_positions": original,
-        "low_freq_factor": need("low_freq_factor"),
-        "high_freq_factor": need("high_freq_factor"),
-      }
-    case "yarn":
-      factor = rope.get("factor") or max_positions / original
-      numbers = {
-        "factor": factor,
-        "original_max_positions": original,
-        "attention_factor": _yarn_attention_factor(rope, factor),
-        "beta_fast": rope.get("beta_fast") or 32.0,
-        "beta_slow": rope.get("beta_slow") or 1.0,
-        "truncate": rope.get("truncate", True),
-      }
-    case "longrope":
-      factor = rope.get("factor") or max_positions / original
-      numbers = {
-        "factor": factor,
-        "original_max_positions": original,
-        "attention_factor": _longrope_attention_factor(rope, factor, original),
-        "short_factor": tuple(need("short_factor")),
-        "long_factor": tuple(need("long_factor")),
-      }
-  share = either.get("partial_rotary_factor", share)
-  theta = either.get("rope_theta", theta)
-  size = None if share == 1.0 else int(head_size * share)
-  return configs.RopeConfig(kind=kind, theta=theta, size=size, **numbers)
+
+
+def _attention_factor(kind: str, rope: Mapping[str, Any]) -> float:
+  """What transformers computes where a config.json does not give it.
+
+  longrope: sqrt(1 + ln(factor) / ln(original context)); yarn:
+  0.1 m ln(factor) + 1, or a ratio of two such (DeepSeek).
+  """
+  factor = rope["factor"]
+  if factor <= 1:
+    return 1.0
+  if kind == "longrope":
+    original = rope["original_max_positions"]
+    return math.sqrt(1 + math.log(factor) / math.log(original))
+
+  def scale(m: float) -> float:
+    return 0.1 * m * math.log(factor) + 1.0
+
+  if rope.get("mscale") and rope.get("mscale_all_dim"):
+    return scale(rope["mscale"]) / scale(rope["mscale_all_dim"])
+  return scale(1.0)
 
 
 def of(config: configs.ModelConfig) -> configs.RopeConfig:
@@ -136,6 +142,16 @@ def write(rope: configs.RopeConfig, head_size: int) -> dict[str, Any]:
   return fields
 
 
+def write_share(
+  fields: dict[str, Any], config: configs.ModelConfig
+) -> dict[str, Any]:
+  """Adds the share of rotated coordinates, in both styles, even if it is 1."""
+  share = config.turning(of(config)) / config.head_size
+  fields["partial_rotary_factor"] = share
+  fields["rope_parameters"]["partial_rotary_factor"] = share
+  return fields
+
+
 def write_parameters(
   rope: configs.RopeConfig, head_size: int
 ) -> dict[str, Any]:
@@ -143,44 +159,8 @@ def write_parameters(
   fields: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
   if rope.size is not None:
     fields["partial_rotary_factor"] = rope.size / head_size
-  if rope.kind != "default":
-    fields["factor"] = rope.factor
-  if rope.kind in ("llama3", "yarn", "longrope"):
-    fields["original_max_position_embeddings"] = rope.original_max_positions
-  if rope.kind == "llama3":
-    fields["low_freq_factor"] = rope.low_freq_factor
-    fields["high_freq_factor"] = rope.high_freq_factor
-  if rope.kind in ("yarn", "longrope"):
-    fields["attention_factor"] = rope.attention_factor
-  if rope.kind == "yarn":
-    fields["beta_fast"] = rope.beta_fast
-    fields["beta_slow"] = rope.beta_slow
-    fields["truncate"] = rope.truncate
-  if rope.kind == "longrope":
-    fields["short_factor"] = list(rope.short_factor)
-    fields["long_factor"] = list(rope.long_factor)
+  for name in _OWN[rope.kind]:
+    value = getattr(rope, name)
+    stored = _ORIGINAL if name == "original_max_positions" else name
+    fields[stored] = list(value) if isinstance(value, tuple) else value
   return fields
-
-
-def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
-  """As given, or 0.1 m ln(factor) + 1, or a ratio of two such (DeepSeek)."""
-  if "attention_factor" in rope:
-    return rope["attention_factor"]
-
-  def scale(m: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0
-
-  if rope.get("mscale") and rope.get("mscale_all_dim"):
-    return scale(rope["mscale"]) / scale(rope["mscale_all_dim"])
-  return scale(1.0)
-
-
-def _longrope_attention_factor(
-  rope: Mapping[str, Any], factor: float, original: int
-) -> float:
-  """As given; or sqrt(1 + ln(factor) / ln(original context))."""
-  if "attention_factor" in rope:
-    return rope["attention_factor"]
-  if factor <= 1:
-    return 1.0
-  return math.sqrt(1 + math.log(factor) / math.log(original))

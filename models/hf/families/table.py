@@ -7,11 +7,12 @@ as a part of a larger tensor. A row of a family's table, a Tensor, has both.
 import dataclasses
 import functools
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from reft_jax.models import config as configs
 from reft_jax.models import networks
@@ -135,20 +136,18 @@ class Family(Protocol):
      that the family has: its logits are compared with transformers'.
   """
 
-  # Every field that changes what is computed, with the values it may have;
-  # `kinds.only` where a single value is implemented. The fields of the rope are
-  # known already, and so are those in `kinds.HARMLESS`.
-  KINDS: Mapping[str, kinds.Kind]
+  # Every field that changes what is computed; `kinds.only` where one value is
+  # implemented. The fields of the rope are known already, and so are those in
+  # `kinds.HARMLESS`.
+  FIELDS: kinds.Fields
   NAMES: Names
 
   def read_config(self, fields: Mapping[str, Any]) -> configs.ModelConfig:
     """The architecture that a config.json describes.
 
-    A missing field has the default that transformers gives it.
-
     Args:
-      fields: the config.json, checked by KINDS. Null fields are left out, but
-        not those that are nullable.
+      fields: the config.json, checked and completed by FIELDS. Null fields
+        count as missing, but not those that are nullable.
 
     Raises:
       KeyError: a field without a default is missing.
@@ -240,23 +239,4 @@ def _paths(config: configs.ModelConfig) -> frozenset[str]:
   """The path of every parameter, as the networks name them."""
   init = networks.Networks(config).init
   policy = jax.eval_shape(init, jax.random.key(0))
-  return frozenset(path for path, _ in walk(policy))
-
-
-def put(tree: dict[str, Any], path: str, leaf: Any) -> None:
-  """Sets the leaf at a path, and makes the dictionaries above it."""
-  *parents, name = path.split("/")
-  for parent in parents:
-    tree = tree.setdefault(parent, {})
-  tree[name] = leaf
-
-
-def walk(
-  tree: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-  """Every leaf with its path."""
-  for name, node in tree.items():
-    if isinstance(node, Mapping):
-      yield from walk(node, f"{prefix}{name}/")
-    else:
-      yield f"{prefix}{name}", node
+  return frozenset(traverse_util.flatten_dict(policy, sep="/"))
