@@ -2,20 +2,15 @@
 
 import itertools
 
-from reft_jax.tasks import problem as problem_lib
 from reft_jax.tasks import prompts
 from reft_jax.tasks.answers import quantities
+from reft_jax.tasks.problem import Problem
 from reft_jax.tasks.sandbox import results
 
 _NUMBERS = ("int", "float", "exact")
 
 
-def source(
-  completion: str,
-  problem: problem_lib.Problem,
-  *,
-  mode: str,
-) -> str:
+def source(completion: str, problem: Problem, *, mode: str) -> str:
   """The program of a completion, with or without the prompt in front of it.
 
   In both modes it ends before the first blank line (the released code's rule).
@@ -55,8 +50,6 @@ def number(result: results.Result) -> float | None:
   Bools, texts, nan, infinities and numbers above `quantities.LARGEST` do not
   count.
   """
-  if result.status is not results.Status.RETURNED:
-    return None
   if result.kind not in _NUMBERS or result.number is None:
     return None
   return quantities.sane(result.number)
@@ -64,5 +57,4 @@ def number(result: results.Result) -> float | None:
 
 def text(result: results.Result) -> str | None:
   """The text that a program returned; None if it failed or returned none."""
-  returned = result.status is results.Status.RETURNED
-  return result.text if returned and result.kind == "text" else None
+  return result.text if result.kind == "text" else None

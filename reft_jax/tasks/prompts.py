@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from reft_jax import errors
-from reft_jax.tasks import problem as problem_lib
+from reft_jax.tasks.problem import Problem
 
 INSTRUCTION = "Question:\n"
 COT_TRIGGER = "\nAnswer reasoning:\n"
@@ -28,13 +28,13 @@ def check_reasoning(reasoning: str) -> None:
     )
 
 
-def prompt(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
+def prompt(problem: Problem, reasoning: str = "nl") -> str:
   """The model's input: the question, and how its answer starts."""
   question = f"{INSTRUCTION}{problem.question.strip()}{COT_TRIGGER}"
   return question + start(problem, reasoning)
 
 
-def start(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
+def start(problem: Problem, reasoning: str = "nl") -> str:
   """How every answer starts, as the end of the prompt; empty for words."""
   check_reasoning(reasoning)
   return "" if reasoning == "nl" else head(problem.question.strip())
@@ -45,7 +45,7 @@ def head(question: str) -> str:
   return f'{DEFINITION}{_INDENT}"""{question}"""\n'
 
 
-def target(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
+def target(problem: Problem, reasoning: str = "nl") -> str:
   """The text after the prompt in supervised training.
 
   The rationale and the answer, or the part of a program that its prompt lacks.
@@ -79,7 +79,7 @@ def target(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
     ) from error
 
 
-def bare(problem: problem_lib.Problem, reasoning: str = "nl") -> str:
+def bare(problem: Problem, reasoning: str = "nl") -> str:
   """A completion that gives the reference answer without reasoning.
 
   The check of reference answers grades it for problems without a rationale.

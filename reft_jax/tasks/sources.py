@@ -24,8 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reft_jax import errors, files
-from reft_jax.tasks import problem as problem_lib
 from reft_jax.tasks.answers import choices, grade
+from reft_jax.tasks.problem import Problem
 
 HUB = "hub:"
 
@@ -42,11 +42,10 @@ class Loaded:
 
   Attributes:
     problems: in the order of the rows.
-    left_out: rows that MathQA-numeric cannot use: their correct option is not a
-      number.
+    left_out: rows that MathQA-numeric cannot use: a right option without value.
   """
 
-  problems: list[problem_lib.Problem]
+  problems: list[Problem]
   left_out: int = 0
 
 
@@ -90,8 +89,8 @@ def load(
 
 
 def carve_dev(
-  problems: Sequence[problem_lib.Problem], size: int, seed: int
-) -> tuple[list[problem_lib.Problem], list[problem_lib.Problem]]:
+  problems: Sequence[Problem], size: int, seed: int
+) -> tuple[list[Problem], list[Problem]]:
   """Splits problems into (train, dev), both in their given order.
 
   Repeated questions stay in train, so that no dev question is trained on.
@@ -116,20 +115,12 @@ def carve_dev(
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-  """A publisher's layout of a row.
+  """A publisher's layout of a row."""
 
-  Attributes:
-    fields: a row's required texts; the last is the answer, which may be a
-      number.
-    task: the task of every row, None if the rows name it.
-    read: row -> (question, rationale, answer).
-    marked: whether rationales hold calculator marks.
-  """
-
-  fields: tuple[str, ...]
-  task: str | None
-  read: Callable[[Row], tuple[str, str, str]]
-  marked: bool = False
+  fields: tuple[str, ...]  # Required texts; the last, the answer, or a number.
+  task: str | None  # Of every row; None if the rows name it.
+  read: Callable[[Row], tuple[str, str, str]]  # Question, rationale, answer.
+  marked: bool = False  # Whether rationales hold calculator marks.
 
 
 def _read_reft(row: Row) -> tuple[str, str, str]:
@@ -206,7 +197,7 @@ def _problem(
   task: str | None,
   index: int,
   calculator_marks: bool,
-) -> problem_lib.Problem | None:
+) -> Problem | None:
   """A row as a problem; None if MathQA-numeric cannot use it."""
   found = row if isinstance(row, Mapping) else {}
   for field in layout.fields:
@@ -233,7 +224,7 @@ def _problem(
     )
   if layout.marked and not calculator_marks:
     rationale = re.sub("<<.*?>>", "", rationale)
-  problem = problem_lib.Problem(
+  problem = Problem(
     uid=str(item_id or f"{task}_{index}"),
     task=task,
     question=question,
@@ -246,7 +237,7 @@ def _problem(
   return problem
 
 
-def _numeric(problem: problem_lib.Problem) -> problem_lib.Problem | None:
+def _numeric(problem: Problem) -> Problem | None:
   """Multiple choice as MathQA-numeric; None if the answer is not a number.
 
   The options leave the question, and the answer is the correct option as read

@@ -43,6 +43,10 @@ def returned(value, kind=None):
   )
 
 
+NOT_SANE = (10**13 + 1, -1e300, 10**400, math.inf, -math.inf, math.nan)
+FAILURES = [each for each in results.Status if each.value != "returned"]
+
+
 def failed(status=results.Status.FAILED):
   return results.Result(status, "cpython", reason="ZeroDivisionError")
 
@@ -75,6 +79,16 @@ def test_official_rules_of_the_released_code(shared):
     assert REWARD[grade.verdict] == case["reward"], case["why"]
 
 
+NOT_NUMBERS = """
+  1,00 1000,000 3,5 -$-5 $$5 **7 7** 2**3 7,8 $ % 1e nan inf -Infinity True
+  1_000 ３ ٧ ² 1e400 1/2 --7 <7> seven .
+"""
+NOT_A_NUMBER = [
+  *("7, 8", "7 - 8", "7 $ 8", "7 apples", "7\nThat is all.", "7 or 8", ""),
+  *("1" + "0" * 30, "9" * 5000, "7" + prompts.ANSWER_TRIGGER),
+]
+
+
 @pytest.mark.parametrize(
   ("answer", "reference", "verdict"),
   [
@@ -91,9 +105,6 @@ def test_official_rules_of_the_released_code(shared):
     ("1,000", "1,000", CORRECT),
     ("12,345,678.5", "12345678.5", CORRECT),
     ("1000", "1,000.0", CORRECT),
-    ("1,00", "100", NONE),
-    ("1000,000", "1000000", NONE),
-    ("3,5", "3.5", NONE),
     ("$5", "5", CORRECT),
     ("$ 5.50", "5.5", CORRECT),
     ("-$5", "-5", CORRECT),
@@ -101,8 +112,6 @@ def test_official_rules_of_the_released_code(shared):
     ("5 $", "5", CORRECT),
     ("$-5", "-5", CORRECT),
     ("$ - 5", "-5", CORRECT),
-    ("-$-5", "-5", NONE),
-    ("$$5", "5", NONE),
     ("€7", "7", CORRECT),
     ("£7", "7", CORRECT),
     ("−7", "-7", CORRECT),
@@ -110,23 +119,13 @@ def test_official_rules_of_the_released_code(shared):
     ("**7**", "7", CORRECT),
     ("**7.**", "7", CORRECT),
     ("**$7**.", "7", CORRECT),
-    ("**7", "7", NONE),
-    ("7**", "7", NONE),
-    ("2**3", "8", NONE),
     ("7,", "7", CORRECT),
-    ("7, 8", "7", NONE),
-    ("7,8", "7", NONE),
-    ("7 - 8", "7", NONE),
-    ("7 $ 8", "7", NONE),
-    ("$", "5", NONE),
     ("31.1%", "31.1", CORRECT),
     ("31.1 %.", "31.1", CORRECT),
     ("31.1 %", "0.311", WRONG),
-    ("%", "0", NONE),
     (".5", "0.5", CORRECT),
     ("1e3", "1000", CORRECT),
     ("1.5E-1", "0.15", CORRECT),
-    ("1e", "1", NONE),
     ("7.011", "7", WRONG),
     ("7.009", "7", CORRECT),
     ("0.33", "0.3333333", CORRECT),
@@ -139,31 +138,11 @@ def test_official_rules_of_the_released_code(shared):
     ("0.00001", "0", WRONG),
     ("0.0000001", "0", CORRECT),
     ("-1e-9", "0", CORRECT),
-    ("nan", "7", NONE),
-    ("inf", "7", NONE),
-    ("-Infinity", "7", NONE),
-    ("True", "1", NONE),
-    ("1_000", "1000", NONE),
-    ("３", "3", NONE),
-    ("٧", "7", NONE),
-    ("²", "2", NONE),
-    ("1e400", "7", NONE),
-    ("1" + "0" * 30, "7", NONE),
-    ("9" * 5000, "7", NONE),
-    ("7 apples", "7", NONE),
-    ("7\nThat is all.", "7", NONE),
-    ("7 or 8", "7", NONE),
-    ("1/2", "0.5", NONE),
     ("- 7", "-7", CORRECT),
     ("- 7", "7", WRONG),
-    ("--7", "7", NONE),
-    ("<7>", "7", NONE),
-    ("seven", "7", NONE),
-    (".", "0", NONE),
-    ("", "7", NONE),
     ("8" + prompts.ANSWER_TRIGGER + "7", "7", CORRECT),
     ("7" + prompts.ANSWER_TRIGGER + "8", "7", WRONG),
-    ("7" + prompts.ANSWER_TRIGGER, "7", NONE),
+    *((text, "7", NONE) for text in [*NOT_NUMBERS.split(), *NOT_A_NUMBER]),
   ],
 )
 def test_strict_numbers(answer, reference, verdict):
@@ -239,6 +218,14 @@ def test_where_the_modes_differ(given, task, reference, official, strict):
     assert grade.verdict == verdict
 
 
+NOT_LETTERS = "f none 30 cc ｃ с [c] optionc **c c** 1"  # с is Cyrillic.
+NOT_A_LETTER = [
+  *('"C".', "c 30", "c, d", "c ) 38", "c ) 30 or a ) 38", "c ) 3 0", ""),
+  *("c ) 30\nmore", "f ) 30", "answer : c", "c or d", "not c", "none of these"),
+  *("c" * 5000, "c" + prompts.ANSWER_TRIGGER, "c\nThat is all."),
+]
+
+
 @pytest.mark.parametrize(
   ("answer", "verdict"),
   [
@@ -246,50 +233,24 @@ def test_where_the_modes_differ(given, task, reference, official, strict):
     ("C", CORRECT),
     ("c.", CORRECT),
     ("'c'", CORRECT),
-    ('"C".', NONE),
     ("(c)", CORRECT),
     ("c )", CORRECT),
     ("b", WRONG),
-    ("f", NONE),
-    ("none", NONE),
-    ("30", NONE),
-    ("c 30", NONE),
-    ("cc", NONE),
-    ("c, d", NONE),
-    ("ｃ", NONE),
-    ("", NONE),
     ("(C).", CORRECT),
     (" c\n", CORRECT),
     ("c )  .", CORRECT),
-    ("[c]", NONE),
     ("option c", CORRECT),
     ("Option (C).", CORRECT),
-    ("optionc", NONE),
     ("c,", CORRECT),
     ("**c**", CORRECT),
     ("**C) 30**.", CORRECT),
-    ("**c", NONE),
-    ("c**", NONE),
     ("(c) 30", CORRECT),
     ("c)  30.", CORRECT),
     ("b ) 27.675", WRONG),
-    ("c ) 38", NONE),  # Another option's text.
-    ("c ) 30 or a ) 38", NONE),
-    ("c ) 3 0", NONE),
-    ("c ) 30\nmore", NONE),
-    ("f ) 30", NONE),
-    ("answer : c", NONE),
-    ("c or d", NONE),
-    ("not c", NONE),
     ("c ) 30", CORRECT),
-    ("none of these", NONE),
-    ("1", NONE),
-    ("с", NONE),  # Cyrillic
-    ("c" * 5000, NONE),
     ("b" + prompts.ANSWER_TRIGGER + "c", CORRECT),
     ("c" + prompts.ANSWER_TRIGGER + "b", WRONG),
-    ("c" + prompts.ANSWER_TRIGGER, NONE),
-    ("c\nThat is all.", NONE),
+    *((text, NONE) for text in [*NOT_LETTERS.split(), *NOT_A_LETTER]),
   ],
 )
 def test_strict_letters(answer, verdict):
@@ -332,29 +293,16 @@ def test_only_offered_letters_are_answers():
     (returned(7, "exact"), "7", CORRECT),  # Fraction(14, 2)
     (returned(0.5, "exact"), "0.5", CORRECT),
     (returned(10**13), "10000000000000", CORRECT),
-    (returned(10**13 + 1), "7", NONE),
-    (returned(-1e300), "7", NONE),
-    (returned(10**400), "7", NONE),
-    (returned(math.inf), "7", NONE),
-    (returned(-math.inf), "7", NONE),
-    (returned(math.nan), "7", NONE),
+    *((returned(number), "7", NONE) for number in NOT_SANE),
     (returned(math.nan, "exact"), "7", NONE),  # Decimal("nan")
     (returned(True), "1", NONE),
     (returned(False), "0", NONE),
-    (returned("7"), "7", NONE),
-    (returned("seven"), "7", NONE),
-    (returned("nan"), "7", NONE),
-    (returned(""), "0", NONE),
+    *((returned(text), "7", NONE) for text in ("7", "seven", "nan", "")),
     (returned(None), "0", NONE),
-    (returned([7]), "7", NONE),
-    (returned({"a": 7}), "7", NONE),
-    (returned((7,)), "7", NONE),
-    (returned(7 + 0j), "7", NONE),
+    *((returned(other), "7", NONE) for other in ([7], {"a": 7}, (7,), 7 + 0j)),
     (returned(7, "other"), "7", NONE),  # An object with __float__.
-    (failed(), "7", NONE),
     (failed(), "0", NONE),
-    (failed(results.Status.TIMED_OUT), "7", NONE),
-    (failed(results.Status.UNSUPPORTED), "7", NONE),
+    *((failed(status), "7", NONE) for status in FAILURES),
   ],
 )
 def test_strict_numbers_of_programs(result, reference, verdict):
@@ -385,32 +333,20 @@ def grade_result(result, made, mode="strict"):
     (returned(0.3), NONE, 0.3, None),
     (returned(30, "exact"), CORRECT, 30, True),
     # A letter that is offered: nobody knows what it was worked out from.
-    (returned("c"), CORRECT, None, None),
-    (returned("C"), CORRECT, None, None),
-    (returned("'c'"), CORRECT, None, None),
-    (returned("(c)"), CORRECT, None, None),
-    (returned("c)"), CORRECT, None, None),
-    (returned("C) 30"), CORRECT, None, None),
-    (returned("C) 38"), NONE, None, None),
+    *(
+      (returned(text), CORRECT, None, None)
+      for text in ("c", "C", "'c'", "(c)", "c)", "C) 30")
+    ),
     (returned("d) data  inadequate"), WRONG, None, None),
     (returned("d"), WRONG, None, None),
-    (returned("f"), NONE, None, None),
-    (returned("z"), NONE, None, None),
     # Nothing else is an answer.
-    (returned("30"), NONE, None, None),
-    (returned("data inadequate"), NONE, None, None),
-    (returned("none"), NONE, None, None),
-    (returned("c 30"), NONE, None, None),
-    (returned(""), NONE, None, None),
-    (returned(None), NONE, None, None),
-    (returned(True), NONE, None, None),
-    (returned(["c"]), NONE, None, None),
-    (returned(math.nan), NONE, None, None),
-    (returned(math.inf), NONE, None, None),
-    (returned(1e300), NONE, None, None),
-    (failed(), NONE, None, None),
-    (failed(results.Status.TIMED_OUT), NONE, None, None),
-    (failed(results.Status.UNSUPPORTED), NONE, None, None),
+    *(
+      (returned(text), NONE, None, None)
+      for text in ("C) 38", "f", "z", "30", "data inadequate", "none", "c 30")
+    ),
+    *((returned(other), NONE, None, None) for other in ("", None, True, ["c"])),
+    *((returned(number), NONE, None, None) for number in NOT_SANE),
+    *((failed(status), NONE, None, None) for status in FAILURES),
   ],
 )
 def test_strict_letters_of_programs(result, verdict, reached, supported):

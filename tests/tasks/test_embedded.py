@@ -206,24 +206,6 @@ def test_a_seed_is_all_it_takes():
   assert embedded.corpus(50, 3) != embedded.corpus(50, 4)
 
 
-@hypothesis.given(seed=SEEDS, merge=MERGES)
-def test_tokenizer_repeats_every_text(words, seed, merge):
-  unk = words.hf.unk_token_id
-  for row in embedded.problems(10, seed, merge=merge):
-    prompt, target = prompts.prompt(row), prompts.target(row)
-    parts = words.encode_all([prompt, target])
-    assert [words.decode(ids) for ids in parts] == [prompt, target]
-    assert words.encode(prompt + target) == parts[0] + parts[1]
-    assert unk not in parts[0] + parts[1]
-    assert len(parts[0]) <= 40
-    assert len(parts[1]) <= 30
-  for document in embedded.corpus(10, seed):
-    ids = words.encode(document)
-    assert words.decode(ids) == document
-    assert unk not in ids
-    assert len(ids) < 64  # With its EOS it fills 64 slots.
-
-
 def test_numbers_and_special_tokens_have_one_id_each(words):
   assert len({words.pad_id, *words.eos_ids, words.hf.unk_token_id}) == 3
   numbers = [words.encode(f" {number}") for number in range(100)]
@@ -394,22 +376,26 @@ def test_some_programs_return_nothing():
   choice=st.booleans(),
   reasoning=st.sampled_from(prompts.REASONINGS),
 )
-def test_more_words_repeat_every_text(
-  more_words, seed, merge, choice, reasoning
+def test_tokenizer_repeats_every_text(
+  words, more_words, seed, merge, choice, reasoning
 ):
-  unk = more_words.hf.unk_token_id
+  plain = not choice and reasoning == "nl"
+  tokenizer, rate = (words, 0.0) if plain else (more_words, 0.5)
+  unk = tokenizer.hf.unk_token_id
   kind = {"merge": merge, "choice": choice, "reasoning": reasoning}
-  for row in embedded.problems(5, seed, **kind):
+  for row in embedded.problems(10, seed, **kind):
     texts = [make(row, reasoning) for make in (prompts.prompt, prompts.target)]
-    parts = more_words.encode_all(texts)
-    assert [more_words.decode(ids) for ids in parts] == texts
-    assert more_words.encode("".join(texts)) == parts[0] + parts[1]
-    assert unk not in parts[0] + parts[1]
-    assert len(parts[1]) < 32  # With its EOS it fits 32 slots.
-  for document in embedded.corpus(10, seed, choices=0.5, programs=0.5):
-    ids = more_words.encode(document)
-    assert more_words.decode(ids) == document
+    prompt, target = tokenizer.encode_all(texts)
+    assert [tokenizer.decode(ids) for ids in (prompt, target)] == texts
+    assert tokenizer.encode("".join(texts)) == prompt + target
+    assert unk not in prompt + target
+    assert len(prompt) <= 40 or not plain
+    assert len(target) <= (30 if plain else 31)  # With its EOS it fits 32.
+  for document in embedded.corpus(10, seed, choices=rate, programs=rate):
+    ids = tokenizer.encode(document)
+    assert tokenizer.decode(ids) == document
     assert unk not in ids
+    assert len(ids) < 64 or not plain  # With its EOS it fills 64 slots.
 
 
 @pytest.mark.parametrize("choices", [False, True])

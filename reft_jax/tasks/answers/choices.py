@@ -12,8 +12,8 @@ import re
 import string
 from collections.abc import Iterable, Sequence
 
-from reft_jax.tasks import problem as problem_lib
 from reft_jax.tasks.answers import quantities
+from reft_jax.tasks.problem import Problem
 
 _LABEL = re.compile(r"(?:^|,)[\s\['\"]*([a-j])\s*\)", re.IGNORECASE)
 # Without commas: `a ) 38 b ) 27`, but not `f ( b )`
@@ -99,9 +99,7 @@ def supported(question: str, letter: str, reached: float | None) -> bool | None:
   return reached is not None and quantities.close(reached, option.value)
 
 
-def constant_letter(
-  problems: Sequence[problem_lib.Problem],
-) -> tuple[str, float]:
+def constant_letter(problems: Sequence[Problem]) -> tuple[str, float]:
   """The most frequent correct letter, and the accuracy of always choosing it.
 
   A baseline for trained policies. Ties go to the letter that comes first in

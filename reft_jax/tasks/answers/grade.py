@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reft_jax import errors
-from reft_jax.tasks import problem as problem_lib
 from reft_jax.tasks import programs, prompts
 from reft_jax.tasks.answers import choices, quantities
+from reft_jax.tasks.problem import Problem
 from reft_jax.tasks.sandbox import results
 
 MODES = ("strict", "official")
@@ -75,7 +75,7 @@ class Grade:
 
 def grade(
   completion: str,
-  problem: problem_lib.Problem,
+  problem: Problem,
   *,
   reasoning: str = "nl",
   mode: str = "strict",
@@ -132,7 +132,7 @@ def kind(task: str) -> str:
   return TASKS[task]
 
 
-def reference(problem: problem_lib.Problem) -> Value:
+def reference(problem: Problem) -> Value:
   """The reference answer's value; UserError if it cannot be read."""
   if kind(problem.task) == "letter":
     letter = problem.answer.strip().lower()
@@ -175,17 +175,15 @@ def _official_letter(completion: str) -> str:
 
 def _official_program_number(result: results.Result) -> float | None:
   """`float` of the returned object, which may be True or '7'."""
-  returned = result.status is results.Status.RETURNED
-  return result.number if returned else None
+  return result.number
 
 
 def _official_program_letter(result: results.Result) -> str:
   """The returned object as a text; 'none' for a program that failed."""
-  returned = result.status is results.Status.RETURNED
-  return _unquoted(str(result.text if returned else None))
+  return _unquoted(str(result.text))
 
 
-def _official_reference_letter(problem: problem_lib.Problem) -> str:
+def _official_reference_letter(problem: Problem) -> str:
   return _unquoted(problem.answer)
 
 
@@ -242,18 +240,13 @@ def _words(text: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Rules:
-  """How answers of one kind are read and compared in one mode.
+  """How answers of one kind are read and compared in one mode."""
 
-  Attributes:
-    reference: problem -> the reference answer's value.
-    read: by reasoning: completion, or a program's result -> its answer.
-    same: (value, reference value) -> whether the answer is correct.
-    choose: (answer, question) -> the value, where the two differ.
-  """
-
-  reference: Callable[[problem_lib.Problem], Value]
+  reference: Callable[[Problem], Value]
+  # By reasoning, from the completion or the result of its program.
   read: Mapping[str, Callable[[Any], Value | None]]
-  same: Callable[[Any, Any], bool]
+  same: Callable[[Any, Any], bool]  # (value, reference value)
+  # (answer, question) -> value, where the two differ.
   choose: Callable[[Value, str], Value | None] | None = None
 
 

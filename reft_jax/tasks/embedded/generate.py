@@ -58,7 +58,7 @@ def problems(
   taken = set(exclude)
   made: list[Problem] = []
   for story in stories.draw(rng, count, min_events, max_events, taken):
-    taken.add(story.signature)
+    taken.add((story.start, story.events))
     groups = solutions.group(rng, story.events, merge)
     solution = solutions.solve(story.start, groups)
     options = _options(options_rng, story, solution) if choice else {}
