@@ -116,10 +116,7 @@ def _body(program: str, question: str) -> str:
 
   Statements before the definition, such as imports, become its first ones;
   statements after it are dropped. So are blank lines, because a program ends at
-  the first one.
-
-  Raises:
-    ValueError: the program has no such body; the message says why.
+  the first one. ValueError says why a program has no such body.
   """
   opening = head(question)
   if program.startswith(opening):  # The question's quotes may break Python.

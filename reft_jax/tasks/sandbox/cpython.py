@@ -10,7 +10,8 @@ import sys
 import threading
 
 import reft_jax
-from reft_jax.tasks.sandbox import results, seccomp, wire
+from reft_jax.tasks.sandbox import seccomp, wire
+from reft_jax.tasks.sandbox.results import Limits, Result, Status
 
 START_SECONDS = 60.0  # sympy from a cold disk.
 
@@ -56,7 +57,7 @@ class Server:
   Each program that runs has a socket, with a handler at its other end.
   """
 
-  def __init__(self, *, limits: results.Limits, is_confined: bool):
+  def __init__(self, *, limits: Limits, is_confined: bool):
     """Starts the server and proves that its programs are confined.
 
     Raises:
@@ -64,13 +65,16 @@ class Server:
     """
     if is_confined and not seccomp.supported():
       raise OSError("no filter of system calls is known for this machine")
-    self._limits = limits
     self._is_confined = is_confined
     self._lock = threading.Lock()
     self._idle: list[socket.socket] = []
     self._start()
     try:
-      self._prove()
+      proof = self.run(_PROOF, "one", limits)
+      if proof.status is not Status.RETURNED:
+        raise OSError(f"a program of its own failed ({proof.reason})")
+      if is_confined and proof.text != "":
+        raise OSError(f"its programs are not kept from: {proof.text}")
     except OSError:
       self.close()
       raise
@@ -107,17 +111,7 @@ class Server:
       self._end()
       raise OSError(f"its server did not start ({hello['error']})")
 
-  def _prove(self) -> None:
-    """Raises OSError unless a program runs and its attempts are refused."""
-    result = self.run(_PROOF, "one", self._limits)
-    if result.status is not results.Status.RETURNED:
-      raise OSError(f"a program of its own failed ({result.reason})")
-    if self._is_confined and result.text != "":
-      raise OSError(f"its programs are not kept from: {result.text}")
-
-  def run(
-    self, program: str, scopes: str, limits: results.Limits
-  ) -> results.Result:
+  def run(self, program: str, scopes: str, limits: Limits) -> Result:
     """Runs one program.
 
     Raises:
@@ -140,7 +134,7 @@ class Server:
       self._drop_idle()  # Their handlers may be dead too.
       raise
     self._idle.append(connection)
-    return results.Result(results.Status(end), "cpython", **answer)
+    return Result(Status(end), "cpython", **answer)
 
   def _connect(self) -> socket.socket:
     """An idle connection or a new one; restarts a server that died."""

@@ -6,7 +6,6 @@ depends on its program alone: the limit is CPU time, and failures of the machine
 are retried or raised, never scored.
 """
 
-import collections
 import contextlib
 import os
 import re
@@ -97,9 +96,7 @@ class Executor:
       self._threads = futures.ThreadPoolExecutor(workers, "sandbox")
       self._stack = stack.pop_all()
     self._lock = threading.Lock()
-    self._cache: collections.OrderedDict[
-      tuple[str, Scopes], futures.Future[Result]
-    ] = collections.OrderedDict()
+    self._cache: dict[tuple[str, Scopes], futures.Future[Result]] = {}
 
   def __enter__(self) -> "Executor":
     return self
@@ -124,17 +121,16 @@ class Executor:
     """
     key = (program, scopes)
     with self._lock:
-      future = self._cache.get(key)
+      future = self._cache.pop(key, None)
       if (
         future and future.done() and (future.cancelled() or future.exception())
       ):
         future = None  # A new one may succeed.
       if future is None:
         future = self._threads.submit(self._run, program, scopes)
-        self._cache[key] = future
-        if len(self._cache) > CACHED_PROGRAMS:
-          self._cache.popitem(last=False)
-      self._cache.move_to_end(key)
+      self._cache[key] = future  # The last one that was asked for is last.
+      if len(self._cache) > CACHED_PROGRAMS:
+        del self._cache[next(iter(self._cache))]
     return future
 
   def run(
