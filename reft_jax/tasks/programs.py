@@ -53,8 +53,3 @@ def number(result: results.Result) -> float | None:
   if result.kind not in _NUMBERS or result.number is None:
     return None
   return quantities.sane(result.number)
-
-
-def text(result: results.Result) -> str | None:
-  """The text that a program returned; None if it failed or returned none."""
-  return result.text if result.kind == "text" else None

@@ -163,34 +163,6 @@ def _official_text(completion: str) -> str:
   return text.split(prompts.ANSWER_TRIGGER)[-1]
 
 
-def _official_number(completion: str) -> float | None:
-  """Anything that `float` reads, nan and inf included."""
-  return _float(_official_text(completion))
-
-
-def _official_letter(completion: str) -> str:
-  """Any text is an answer: never None."""
-  return _unquoted(_official_text(completion))
-
-
-def _official_program_number(result: results.Result) -> float | None:
-  """`float` of the returned object, which may be True or '7'."""
-  return result.number
-
-
-def _official_program_letter(result: results.Result) -> str:
-  """The returned object as a text; 'none' for a program that failed."""
-  return _unquoted(str(result.text))
-
-
-def _official_reference_letter(problem: Problem) -> str:
-  return _unquoted(problem.answer)
-
-
-def _official_close(value: float, reference: float) -> bool:
-  return abs(value - reference) <= _TOLERANCE
-
-
 def _unquoted(text: str) -> str:
   return re.sub("[\"']", "", text.lower()).strip()
 
@@ -202,18 +174,10 @@ def _split(completion: str) -> tuple[str, str]:
   return (before, answer.strip()) if phrase else (text, "")
 
 
-def _strict_number(completion: str) -> float | None:
-  """Deviation: one finite decimal number and nothing else."""
-  return quantities.plain(_split(completion)[1])
-
-
-def _strict_letter(completion: str) -> str:
-  return _split(completion)[1]
-
-
 def _strict_program_letter(result: results.Result) -> Value | None:
   number = programs.number(result)
-  return programs.text(result) if number is None else number
+  text = result.text if result.kind == "text" else None
+  return text if number is None else number
 
 
 def _choose(answer: Value, question: str) -> str | None:
@@ -253,34 +217,44 @@ class _Rules:
 _RULES = {
   ("number", "official"): _Rules(
     reference,
-    {"nl": _official_number, "python": _official_program_number},
-    _official_close,
+    {
+      # Anything that `float` reads: nan and inf, and True and '7' of programs.
+      "nl": lambda completion: _float(_official_text(completion)),
+      "python": lambda result: result.number,
+    },
+    lambda value, reference: abs(value - reference) <= _TOLERANCE,
   ),
   ("number", "strict"): _Rules(
     reference,
-    {"nl": _strict_number, "python": programs.number},
+    {
+      # Deviation: one finite decimal number and nothing else.
+      "nl": lambda completion: quantities.plain(_split(completion)[1]),
+      "python": programs.number,
+    },
     quantities.close,
   ),
   ("letter", "official"): _Rules(
-    _official_reference_letter,
-    {"nl": _official_letter, "python": _official_program_letter},
+    lambda problem: _unquoted(problem.answer),
+    {
+      # Any text is an answer; that of a program that failed is 'none'.
+      "nl": lambda completion: _unquoted(_official_text(completion)),
+      "python": lambda result: _unquoted(str(result.text)),
+    },
     operator.eq,
   ),
   ("letter", "strict"): _Rules(
     reference,
-    {"nl": _strict_letter, "python": _strict_program_letter},
+    {
+      "nl": lambda completion: _split(completion)[1],
+      "python": _strict_program_letter,
+    },
     operator.eq,
     _choose,
   ),
 }
 
-
-def _computed(completion: str) -> float | None:
-  return quantities.computed(_split(completion)[0])
-
-
 # By reasoning: the result behind an answer to multiple choice.
 _REACHED: Mapping[str, Callable[[Any], float | None]] = {
-  "nl": _computed,
+  "nl": lambda completion: quantities.computed(_split(completion)[0]),
   "python": programs.number,
 }

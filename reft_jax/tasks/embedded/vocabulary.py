@@ -26,7 +26,6 @@ _PROGRAM_PHRASES = (
   *(prompts.DEFINITION.rstrip(), '    """', '"""'),
   *("    result", "    return", "    print"),
 )
-_SPECIAL = ("<pad>", "<eos>", "<unk>")
 
 
 def tokenizer(
@@ -52,26 +51,20 @@ def tokenizer(
   )
   phrases = [*_PHRASES]
   vocabulary = [
-    *(*_SPECIAL, *_PHRASES, ".", "?", *stories.NAMES),
+    *("<pad>", "<eos>", "<unk>", *_PHRASES, ".", "?", *stories.NAMES),
     *(f" {word}" for word in words),
   ]
   if choices:
     phrases += _CHOICE_PHRASES
-    letters = (f" {letter}" for letter in generate.LETTERS)
-    vocabulary += [*_CHOICE_PHRASES, *letters]
+    vocabulary += [*_CHOICE_PHRASES, *(f" {each}" for each in generate.LETTERS)]
   if programs:
     phrases += _PROGRAM_PHRASES
     vocabulary += [*_PROGRAM_PHRASES, " result", "\n"]
   pattern = "|".join([*map(re.escape, phrases), r" ?\w+", r" ?[^\w\s]", r"\s"])
-  core = tokenizers.Tokenizer(
-    models.WordLevel(
-      {token: index for index, token in enumerate(vocabulary)},
-      unk_token="<unk>",
-    )
-  )
-  core.pre_tokenizer = pre_tokenizers.Split(
-    tokenizers.Regex(pattern), behavior="isolated"
-  )
+  ids = {token: index for index, token in enumerate(vocabulary)}
+  core = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+  words_and_signs = tokenizers.Regex(pattern)
+  core.pre_tokenizer = pre_tokenizers.Split(words_and_signs, "isolated")
   core.decoder = decoders.Fuse()
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=core,
