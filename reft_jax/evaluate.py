@@ -19,7 +19,6 @@ SIGTERM with all samples kept, 130 interrupted.
 """
 
 import functools
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -62,8 +61,7 @@ def _main(argv: Sequence[str]) -> int:
       xla_flags.use(configs[0].xla_flags, console.line)
       multihost.initialize(configs[0].distributed)
       console = console_lib.Console(quiet=not multihost.is_lead())
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    setup.use_compilation_cache()
+    setup.configure_libraries()
     compare.compare(models, configs, console, dry=dry)
   except (UserError, UnsupportedModelError) as error:
     return multihost.refuse(error)

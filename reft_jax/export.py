@@ -10,7 +10,6 @@ head if the checkpoint has one; and a README.md, the model's card on the hub.
 Exit codes: 0 done, 2 bad input.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -59,35 +58,22 @@ def main(argv: Sequence[str]) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except OSError as error:
-    where = error.filename or "OUTPUT"
-    print(
-      f"error: {where} cannot be read or written ({error.strerror})",
-      file=sys.stderr,
-    )
+    trouble = f"cannot be read or written ({error.strerror})"
+    print(f"error: {error.filename or 'OUTPUT'} {trouble}", file=sys.stderr)
     return 2
   return 0
 
 
 def export(command: cli.Command, console: console_lib.Console) -> None:
-  """Writes the model of SOURCE to OUTPUT.
-
-  Raises:
-    UserError: no model there, or OUTPUT is not empty.
-    UnsupportedModelError: the model's files do not fit together.
-  """
+  """Writes the model of SOURCE to OUTPUT."""
   source, output = command.paths[0], files.expand_user(command.paths[1])
   export_model.check_output(output, force=command.options["force"])
   model = model_paths.find(source)[-1]
   console.line(f"{model.name}: {model.folder}", style="bold")
-  logging.getLogger("absl").setLevel(logging.WARNING)
-  setup.use_compilation_cache()
+  setup.configure_libraries()
   dtype = command.options["dtype"]
-  size = export_model.export(
-    model,
-    output,
-    dtype=dtype,
-    max_shard_bytes=int(command.options["max_shard_gb"] * 10**9),
-  )
+  most = int(command.options["max_shard_gb"] * 10**9)
+  size = export_model.export(model, output, dtype=dtype, max_shard_bytes=most)
   console.line(f"exported: {output}, {size / 10**9:.2f} GB in {dtype}")
 
 

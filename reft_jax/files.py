@@ -45,9 +45,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def packaged(folder: str) -> pathlib.Path:
   """A folder of `launch`; an installed package contains it."""
   installed = _PACKAGE / folder
-  return (
-    installed if installed.is_dir() else _PACKAGE.parent / "launch" / folder
-  )
+  checkout = _PACKAGE.parent / "launch" / folder
+  return installed if installed.is_dir() else checkout
 
 
 def expand_user(path: str) -> pathlib.Path:

@@ -48,20 +48,15 @@ class Manifest:
 
   def changes(self, new: "Manifest") -> list[str]:
     """What differs in another manifest: `name: old -> new` for each fact."""
-    names = dict.fromkeys((*self.facts, *new.facts))
+    old, show = self.facts, loading.show
     return [
-      f"{name}: {loading.show(self.facts.get(name))} ->"
-      f" {loading.show(new.facts.get(name))}"
-      for name in names
-      if self.facts.get(name) != new.facts.get(name)
+      f"{name}: {show(old.get(name))} -> {show(new.facts.get(name))}"
+      for name in {**old, **new.facts}
+      if old.get(name) != new.facts.get(name)
     ]
 
   def write(self, path: pathlib.Path) -> None:
-    """Replaces the file in one move.
-
-    Raises:
-      OSError: it cannot be written.
-    """
+    """Replaces the file in one move; raises OSError if it cannot."""
     content = {"format": FORMAT, **dataclasses.asdict(self)}
     files.replace(path, json.dumps(content, indent=2) + "\n")
 
@@ -69,12 +64,8 @@ class Manifest:
 def read(path: pathlib.Path, remedy: str) -> Manifest | None:
   """The manifest of a file; None where there is none that can be read.
 
-  Args:
-    path: the file.
-    remedy: what a person can do about a file of another version.
-
-  Raises:
-    UserError: another version of the program wrote it.
+  Raises UserError, which ends with the `remedy`, if another version of the
+  program wrote it.
   """
   content = files.read_json(path)
   if not content:

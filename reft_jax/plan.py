@@ -82,6 +82,7 @@ def plan(command: cli.Command, console: console_lib.Console) -> None:
     CompilerError: a compiler failed.
   """
   options = command.options
+  as_json, arithmetic = options["json"], options["arithmetic"]
   if options["model"] and not command.files:
     raise UserError(
       f"--model {options['model']} would be planned with the settings of the"
@@ -92,20 +93,17 @@ def plan(command: cli.Command, console: console_lib.Console) -> None:
   targets = [hardware.target(name) for name in options["target"]]
   subject = subjects.subject(command.config, options["model"])
   plans: list[dict[str, Any]] = []
-  if not options["json"]:
+  if not as_json:
     showing.introduce(subject, console)
   for target in targets:
-    lacking = worker.missing(target.chip.platform)
-    arithmetic = options["arithmetic"]
+    lacking = None if arithmetic else worker.missing(target.chip.platform)
     compiled = not arithmetic and lacking is None
     search = not options["no_search"]
-    plans.append(
-      worker.ask(subject, target, compiled=compiled, search=search)
-      | {"install": None if arithmetic else lacking}
-    )
-    if not options["json"]:
+    found = worker.ask(subject, target, compiled=compiled, search=search)
+    plans.append(found | {"install": lacking})
+    if not as_json:
       showing.show(plans[-1], console)
-  if options["json"]:
+  if as_json:
     print(json.dumps(subject.summary() | {"plans": plans}, indent=1))
   elif len(plans) > 1:
     showing.compare(plans, console)

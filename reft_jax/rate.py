@@ -72,11 +72,8 @@ def main(argv: Sequence[str]) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except OSError as error:
-    print(
-      f"error: {error.filename} cannot be written ({error.strerror}); set"
-      " --output",
-      file=sys.stderr,
-    )
+    trouble = f"cannot be written ({error.strerror}); set --output"
+    print(f"error: {error.filename} {trouble}", file=sys.stderr)
     return 2
   return 0
 

@@ -9,7 +9,6 @@ code, unless one of them fails alone.
 
 import contextlib
 import functools
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -71,8 +70,7 @@ def _main(argv: Sequence[str]) -> int:
 
 def train(config: schema.Config, console: console_lib.Console) -> None:
   """Runs all stages of a config and shows what came out."""
-  logging.getLogger("absl").setLevel(logging.WARNING)
-  setup.use_compilation_cache()
+  setup.configure_libraries()
   with contextlib.ExitStack() as exits:
     with multihost.raise_on_all_processes():
       ready = setup.prepare(config, exits)
@@ -82,9 +80,7 @@ def train(config: schema.Config, console: console_lib.Console) -> None:
       if multihost.is_lead():
         claim.claim(directory, config, ready.inputs)
     run = setup.open_run(config, directory, ready, console, exits)
-    report.introduce(run, ready.splits, ready.layout)
-    if multihost.is_lead():
-      report.list_failures(run, ready.failures)
+    report.introduce(run, ready)
     exits.enter_context(preemption.stopping_on_sigterm())
     exits.enter_context(jax.set_mesh(run.engine.mesh))
     results = stages.Stages(run, ready.policies).run_all()

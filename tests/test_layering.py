@@ -17,7 +17,7 @@ LAYERS = (
   ("tasks", "evaluation.votes", "evaluation.settings"),
   ("data", "huggingface", "runtime"),
   ("sampling", "learning"),
-  ("run.loop", "run.context", "run.samples", "algorithms"),
+  ("run.loop", "run.context", "algorithms"),
   ("run", "evaluation", "huggingface.card"),
   ("studies", "planner"),
   ("train", "evaluate", "export", "plan", "reproduce", "rate"),

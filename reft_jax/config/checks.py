@@ -9,11 +9,7 @@ from reft_jax.config import loading, schema, stages
 
 
 def validate(config: schema.Config) -> None:
-  """Checks that all numbers are in range and the settings fit each other.
-
-  Raises:
-    UserError: one line with every problem.
-  """
+  """Raises UserError, with one line, if settings are out of range or clash."""
   # Sizes are only compared if each of them is in its range.
   problems = list(_out_of_range(config)) or list(_cross_field_errors(config))
   if not re.fullmatch(r"auto|off|\S+:\d+", config.distributed):
@@ -28,12 +24,13 @@ def _out_of_range(config: schema.Config) -> Iterator[str]:
   """Numbers outside their setting's range."""
   for key, field, value in loading.settings(config):
     allowed = field.metadata["range"]
-    numbers = value if isinstance(value, tuple) else (value,)
-    for number in numbers:
-      if isinstance(number, float) and not math.isfinite(number):
+    for number in value if isinstance(value, tuple) else (value,):
+      if type(number) not in (int, float):
+        continue
+      if not math.isfinite(number):
         yield f"{key}={number} must be finite"
-      elif allowed and number is not None and not allowed.holds(number):
-        yield f"{key}={loading.show(number)} must be {allowed.text}"
+      elif not allowed.holds(number):
+        yield f"{key}={number} must be {allowed.text}"
 
 
 def _cross_field_errors(config: schema.Config) -> Iterator[str]:
@@ -67,10 +64,8 @@ def _stage_errors(config: schema.Config) -> Iterator[str]:
   if not config.stages:
     yield "stages=[] must name at least one stage"
   if config.stages != tuple(s for s in stages.TABLE if s in config.stages):
-    yield (
-      f"stages={loading.show(config.stages)} must keep the order"
-      f" {loading.show(tuple(stages.TABLE))}"
-    )
+    given, order = loading.show(config.stages), loading.show([*stages.TABLE])
+    yield f"stages={given} must keep the order {order}"
 
 
 def _base_errors(config: schema.Config) -> Iterator[str]:
@@ -172,52 +167,38 @@ def _learning_rate_errors(config: schema.Config) -> Iterator[str]:
 def _reft_errors(config: schema.Config) -> Iterator[str]:
   """What PPO cannot do, or would do for nothing."""
   reft = config.reft
-  yield from (
-    _critic_errors(config) if reft.has_critic else _group_errors(config)
-  )
+  group = f"reft.samples_per_question={reft.samples_per_question}"
+  if reft.has_critic:
+    if reft.value_warmup_steps and not reft.vf_coef:
+      yield (
+        "reft.vf_coef=0: the critic would learn nothing in"
+        f" reft.value_warmup_steps={reft.value_warmup_steps}; set one of them"
+      )
+    if reft.steps is not None and 0 < reft.steps <= reft.value_warmup_steps:
+      yield (
+        f"reft.value_warmup_steps={reft.value_warmup_steps} would leave the"
+        f" policy none of reft.steps={reft.steps}"
+      )
+  else:  # Advantages are relative to a group of rollouts.
+    given = f"reft.advantages={reft.advantages}"
+    if reft.samples_per_question < 2:
+      yield (
+        f"{given} compares rollouts of one question: {group} must be 2 or more"
+      )
+    if reft.value_warmup_steps:
+      yield f"{given} has no critic to warm up; set reft.value_warmup_steps=0"
+    if config.model.value == "separate":
+      yield f"{given} has no critic; set model.value=shared"
   if reft.kl_target and not reft.kl_coef:
     yield "reft.kl_target adapts reft.kl_coef, which must start above 0"
   if reft.filter_zero_variance_groups and reft.samples_per_question < 2:
     yield (
       "reft.filter_zero_variance_groups would leave out every question:"
-      f" reft.samples_per_question={reft.samples_per_question} must be 2 or"
-      " more"
+      f" {group} must be 2 or more"
     )
 
 
-def _critic_errors(config: schema.Config) -> Iterator[str]:
-  """A warm-up of the critic that would teach it, or the policy, nothing."""
-  reft = config.reft
-  if reft.value_warmup_steps and not reft.vf_coef:
-    yield (
-      "reft.vf_coef=0: the critic would learn nothing in"
-      f" reft.value_warmup_steps={reft.value_warmup_steps}; set one of them"
-    )
-  if reft.steps is not None and 0 < reft.steps <= reft.value_warmup_steps:
-    yield (
-      f"reft.value_warmup_steps={reft.value_warmup_steps} would leave the"
-      f" policy none of reft.steps={reft.steps}"
-    )
-
-
-def _group_errors(config: schema.Config) -> Iterator[str]:
-  """Group-relative advantages without a group, or with a critic."""
-  reft = config.reft
-  given = f"reft.advantages={reft.advantages}"
-  if reft.samples_per_question < 2:
-    yield (
-      f"{given} compares rollouts of one question: reft.samples_per_question"
-      f"={reft.samples_per_question} must be 2 or more"
-    )
-  if reft.value_warmup_steps:
-    yield f"{given} has no critic to warm up; set reft.value_warmup_steps=0"
-  if config.model.value == "separate":
-    yield f"{given} has no critic; set model.value=shared"
-
-
-def _sizes(
-  config: schema.Config,
-) -> Iterator[tuple[str, int, str, int | None]]:
+def _sizes(config: schema.Config) -> Iterator[tuple[str, int, str, int | None]]:
   """A size with its key, and another that must divide it with its own."""
   base = config.base
   yield "base.width", base.width, "base.heads", base.heads

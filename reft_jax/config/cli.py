@@ -103,11 +103,10 @@ class Program:
   Attributes:
     name: the module that is run, such as `reft_jax.train`.
     about: the text at the top of its help.
-    paths: the names of its positional arguments; a last one that ends in
-      "..." stands for one or more.
+    paths: its positional arguments; the last may stand for several ("X...").
     options: its options.
     overrides: whether it takes `key=value`.
-    default: the settings it has without `--config`.
+    default: the settings it has without `--config`, for its help.
   """
 
   name: str
@@ -135,12 +134,8 @@ TRAIN = Program("reft_jax.train")
 class Command:
   """A command line that was parsed.
 
-  Attributes:
-    action: "run", "help", "print-config" or "dry-run".
-    paths: the positional arguments.
-    files: the values of `--config`.
-    overrides: each `key=value`.
-    options: the values of the program's other options, by flag: `max_shard_gb`.
+  `action` is "run", "help", "print-config" or "dry-run"; `files` are the values
+  of `--config`, `options` those of other options by flag, as `max_shard_gb`.
   """
 
   action: str = "run"
@@ -222,10 +217,10 @@ def _parse_options(
     known, others = parser.parse_known_args(argv)
   except argparse.ArgumentError as error:
     (option,) = (o for o in program.options if o.flag == error.argument_name)
-    wanted = option.value and f"needs {option.value.wanted} after it"
-    raise errors.UserError(
-      f"{option.flag} {wanted or 'takes no value'}"
-    ) from error
+    wants = "takes no value"
+    if option.value:
+      wants = f"needs {option.value.wanted} after it"
+    raise errors.UserError(f"{option.flag} {wants}") from error
   values = vars(known)
   for name, option in options.items():
     if option.value and values[name] is None:

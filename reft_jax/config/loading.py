@@ -25,8 +25,10 @@ EXPERIMENTS = files_lib.packaged("experiments")
 
 DEFAULT_EXPERIMENT = "embedded"
 _COMMAND_LINE = "command line"
-# The nested mapping of a file or an override.
+# The nested mapping of a file or an override, and its dotted keys and values.
 Layer = dict[Any, Any]
+Leaves = Iterable[tuple[str, Any]]
+_OmegaConfError = omegaconf.errors.OmegaConfBaseException
 _logger = logging.getLogger(__name__)
 _type_hints = functools.cache(typing.get_type_hints)
 
@@ -50,7 +52,7 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> schema.Config:
   _overlay(tree, leaves, _COMMAND_LINE)
   try:
     return typing.cast(schema.Config, omegaconf.OmegaConf.to_object(tree))
-  except omegaconf.errors.OmegaConfBaseException as error:
+  except _OmegaConfError as error:
     raise errors.UserError(_first_line(error)) from error
 
 
@@ -133,12 +135,7 @@ def read_file(file: str, path: pathlib.Path) -> omegaconf.DictConfig:
     raise errors.UserError(
       f"{file} line {line}: not valid YAML: {error.problem}"
     ) from error
-  except (
-    OSError,
-    ValueError,
-    yaml.YAMLError,
-    omegaconf.errors.OmegaConfBaseException,
-  ) as error:
+  except (OSError, ValueError, yaml.YAMLError, _OmegaConfError) as error:
     raise errors.UserError(f"{file}: {_first_line(error)}") from error
   if not isinstance(layer, omegaconf.DictConfig):
     raise errors.UserError(f"{file}: expected a mapping of settings")
@@ -153,7 +150,7 @@ def _read_override(override: str) -> Layer:
   """The mapping that a `key=value` stands for."""
   try:
     return _plain(omegaconf.OmegaConf.from_dotlist([override]))
-  except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+  except (yaml.YAMLError, _OmegaConfError) as error:
     raise errors.UserError(
       f"{_COMMAND_LINE}: cannot read {override!r}; quote its value"
     ) from error
@@ -167,11 +164,7 @@ def _unlock(node: omegaconf.DictConfig) -> None:
       _unlock(child)
 
 
-def _overlay(
-  tree: omegaconf.DictConfig,
-  leaves: Iterable[tuple[str, Any]],
-  where: str,
-) -> None:
+def _overlay(tree: omegaconf.DictConfig, leaves: Leaves, where: str) -> None:
   """Lays one file, or all overrides, over the tree, setting by setting."""
   for key, value in _renamed(leaves, where):
     kind = type_of(key, where)
@@ -187,14 +180,13 @@ def _overlay(
       meant = "off"  # YAML reads the word as a boolean.
     try:
       omegaconf.OmegaConf.update(tree, key, meant)
-    except omegaconf.errors.OmegaConfBaseException as error:
+    except _OmegaConfError as error:
       raise errors.UserError(
         f"{where}: {key}={show(value)} should be {_expected(kind)}"
       ) from error
 
 
-def _leaves(layer: Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
-  """Dotted keys and values of a nested mapping."""
+def _leaves(layer: Layer, prefix: str = "") -> Leaves:
   for key, value in layer.items():
     if isinstance(value, dict) and value:
       yield from _leaves(value, f"{prefix}{key}.")
@@ -202,9 +194,7 @@ def _leaves(layer: Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield f"{prefix}{key}", value
 
 
-def _renamed(
-  leaves: Iterable[tuple[str, Any]], where: str
-) -> Iterator[tuple[str, Any]]:
+def _renamed(leaves: Leaves, where: str) -> Leaves:
   """Settings by their present names; warns of old ones."""
   given: dict[str, str] = {}
   for key, value in leaves:
@@ -234,12 +224,7 @@ def _names(kind: Any) -> list[str]:
 def type_of(key: str, where: str) -> Any:
   """The declared type of a dotted key.
 
-  Args:
-    key: a setting's, or a group's.
-    where: the file or the place that the key was read from, for the error.
-
-  Raises:
-    UserError: there is no such setting.
+  Raises UserError, which names `where` it was read, if there is none.
   """
   kind, group = schema.Config, ""
   for part in key.split("."):

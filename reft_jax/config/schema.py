@@ -46,18 +46,14 @@ ALIASES = {
 
 
 def _field(
-  default: Any,
-  text: str,
-  allowed: Range | None = None,
-  *,
-  may_change: bool = False,
+  default: Any, text: str, valid: Range = _ABOVE_0, *, may_change: bool = False
 ) -> Any:
-  """A field with its setting's line of help and range of numbers.
+  """A field with its setting's line of help and range, if it is a number.
 
   If it `may_change`, a run can be resumed with another value: it does not
   change what the models learn.
   """
-  metadata = {"help": text, "range": allowed, "may_change": may_change}
+  metadata = {"help": text, "range": valid, "may_change": may_change}
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -80,12 +76,8 @@ class DataConfig:
   dev_size: int = _field(
     200, "training problems set aside to choose models on", _FROM_0
   )
-  train_limit: int | None = _field(
-    None, "use only this many training problems", _ABOVE_0
-  )
-  test_limit: int | None = _field(
-    None, "use only this many test problems", _ABOVE_0
-  )
+  train_limit: int | None = _field(None, "use only this many training problems")
+  test_limit: int | None = _field(None, "use only this many test problems")
   reasoning: Literal["nl", "python"] = _field(
     "nl", "chains of thought: nl, natural language, or python, programs"
   )
@@ -105,13 +97,13 @@ class DataConfig:
     None, "system message of that chat; null: the template's"
   )
   max_prompt_tokens: int = _field(
-    300, "tokens of a prompt; problems with longer ones are left out", _ABOVE_0
+    300, "tokens of a prompt; problems with longer ones are left out"
   )
   max_response_tokens: int = _field(
-    400, "tokens of a response; sampling stops there", _ABOVE_0
+    400, "tokens of a response; sampling stops there"
   )
   length_bucket: int = _field(
-    128, "training rows are padded to a multiple of this many tokens", _ABOVE_0
+    128, "training rows are padded to a multiple of this many tokens"
   )
 
 
@@ -119,14 +111,12 @@ class DataConfig:
 class EmbeddedConfig:
   """The generated word problems, for runs that need no files."""
 
-  questions: int = _field(500, "training questions", _ABOVE_0)
-  test: int = _field(1000, "held-out questions", _ABOVE_0)
+  questions: int = _field(500, "training questions")
+  test: int = _field(1000, "held-out questions")
   merge: float = _field(
     0.7, "chance that an annotation merges two steps into one", _SHARE
   )
-  documents: int = _field(
-    89_600, "documents the base model is trained on", _ABOVE_0
-  )
+  documents: int = _field(89_600, "documents the base model is trained on")
   noise: float = _field(0.4, "share of documents with a mistake", _SHARE)
   answer_phrase: float = _field(
     0.15,
@@ -142,8 +132,8 @@ class EmbeddedConfig:
   programs: float = _field(
     0.0, "share of documents with a question solved by a program", _SHARE
   )
-  min_events: int = _field(3, "fewest events in a question", _ABOVE_0)
-  max_events: int = _field(4, "most events in a question", _ABOVE_0)
+  min_events: int = _field(3, "fewest events in a question")
+  max_events: int = _field(4, "most events in a question")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +158,7 @@ class ModelConfig:
     "shared", "the critic's trunk: the policy's, or its own"
   )
   logit_chunk: int = _field(
-    1024, "tokens whose logits a device computes at a time", _ABOVE_0
+    1024, "tokens whose logits a device computes at a time"
   )
   eos_token: str | None = _field(
     None, "token that ends responses; null: from the model's files"
@@ -188,9 +178,7 @@ class LoraConfig:
   rank: int = _field(
     0, "rank of the adapters; 0: no adapters, all weights are trained", _FROM_0
   )
-  alpha: float = _field(
-    16.0, "adapters' outputs are scaled by alpha / rank", _ABOVE_0
-  )
+  alpha: float = _field(16.0, "adapters' outputs are scaled by alpha / rank")
   targets: tuple[
     Literal["all", "q", "k", "v", "o", "gate", "up", "down"], ...
   ] = _field(("all",), "projections that get an adapter")
@@ -218,7 +206,7 @@ class MeshConfig:
     "auto", "all-gather of weights: once an optimizer step, or layer by layer"
   )
   sampler_tensor: int | None = _adjustable(
-    None, "shards of heads and hidden units while sampling", _ABOVE_0
+    None, "shards of heads and hidden units while sampling"
   )
 
 
@@ -229,11 +217,9 @@ class OptimizerConfig:
   kind: Literal["adamw", "muon"] = _field(
     "adamw", "muon: Muon for the blocks' matrices, NAdamW for the rest"
   )
-  learning_rate: float = _field(
-    1e-5, "peak; with muon, the peak for matrices", _ABOVE_0
-  )
+  learning_rate: float = _field(1e-5, "peak; with muon, the peak for matrices")
   adam_learning_rate: float = _field(
-    3e-3, "with muon, the peak for everything else", _ABOVE_0
+    3e-3, "with muon, the peak for everything else"
   )
   schedule: Literal["constant", "linear", "cosine"] = _field(
     "linear", "decay from the peak"
@@ -245,9 +231,9 @@ class OptimizerConfig:
   weight_decay: float = _field(0.0, "decoupled weight decay", _FROM_0)
   b1: float = _field(0.9, "decay of the first moment", _DECAY)
   b2: float = _field(0.999, "decay of the second moment", _DECAY)
-  eps: float = _field(1e-8, "added to the root of the second moment", _ABOVE_0)
+  eps: float = _field(1e-8, "added to the root of the second moment")
   clip_norm: float | None = _field(
-    1.0, "clip gradients to this global norm; null: no clipping", _ABOVE_0
+    1.0, "clip gradients to this global norm; null: no clipping"
   )
 
 
@@ -273,13 +259,13 @@ class BaseConfig:
     "qwen3",
     "smollm3",
   ] = _field("llama", "architecture, by its model_type")
-  layers: int = _field(2, "transformer blocks", _ABOVE_0)
-  width: int = _field(64, "size of the residual stream", _ABOVE_0)
-  heads: int = _field(4, "query heads", _ABOVE_0)
-  kv_heads: int = _field(4, "key and value heads", _ABOVE_0)
-  ffn: int = _field(172, "hidden units of a feed-forward layer", _ABOVE_0)
-  steps: int = _field(1400, "optimizer steps", _ABOVE_0)
-  batch_size: int = _field(64, "documents in a step", _ABOVE_0)
+  layers: int = _field(2, "transformer blocks")
+  width: int = _field(64, "size of the residual stream")
+  heads: int = _field(4, "query heads")
+  kv_heads: int = _field(4, "key and value heads")
+  ffn: int = _field(172, "hidden units of a feed-forward layer")
+  steps: int = _field(1400, "optimizer steps")
+  batch_size: int = _field(64, "documents in a step")
   cache: str | None = _field(
     None, "folder of trained base models; null: ~/.cache/reft_jax"
   )
@@ -296,16 +282,16 @@ _TRIED = "learning rates to try; the best on dev is kept; null: the optimizer's"
 class SupervisedConfig:
   """Fine-tuning on the annotated chains of thought."""
 
-  epochs: int = _field(40, "passes over the training problems", _ABOVE_0)
-  batch_size: int = _field(48, "problems in a step, over all devices", _ABOVE_0)
+  epochs: int = _field(40, "passes over the training problems")
+  batch_size: int = _field(48, "problems in a step, over all devices")
   micro_batch_size: int | None = _field(
-    None, "problems in memory at once; null: the batch", _ABOVE_0
+    None, "problems in memory at once; null: the batch"
   )
-  learning_rates: tuple[float, ...] | None = _field(None, _TRIED, _ABOVE_0)
+  learning_rates: tuple[float, ...] | None = _field(None, _TRIED)
   start: Literal["base", "warmup"] = _field(
     "base", "model to start from: base is model.path or the base stage's"
   )
-  evaluate_every: int = _field(1, "epochs between evaluations", _ABOVE_0)
+  evaluate_every: int = _field(1, "epochs between evaluations")
   optimizer: OptimizerConfig = OptimizerConfig()
 
   @property
@@ -318,10 +304,8 @@ class SupervisedConfig:
 class CollectConfig:
   """Samples collected once from the warmed-up model, to imitate or to judge."""
 
-  per_question: int = _field(
-    100, "solutions sampled for a training question", _ABOVE_0
-  )
-  temperature: float = _field(1.0, "sampling temperature", _ABOVE_0)
+  per_question: int = _field(100, "solutions sampled for a training question")
+  temperature: float = _field(1.0, "sampling temperature")
   top_k: int = _field(0, _TOP_K, _FROM_0)
 
 
@@ -329,10 +313,8 @@ class CollectConfig:
 class OfflineConfig(SupervisedConfig):
   """Offline self-training: fine-tuning on collected samples that are right."""
 
-  epochs: int = _field(
-    20, "passes over collected samples and annotations", _ABOVE_0
-  )
-  keep: int = _field(10, "right samples of a question, at most", _ABOVE_0)
+  epochs: int = _field(20, "passes over collected samples and annotations")
+  keep: int = _field(10, "right samples of a question, at most")
   choose: Literal["random", "official"] = _field(
     "random", "official: the first ones, and the annotation twice"
   )
@@ -343,24 +325,22 @@ class RolloutsConfig:
   """A stage that samples as it learns."""
 
   steps: int | None = _field(
-    None, "steps of sampling and learning; null: from epochs", _ABOVE_0
+    None, "steps of sampling and learning; null: from epochs"
   )
   epochs: int = _field(
-    300, "passes over the training problems, if steps is null", _ABOVE_0
+    300, "passes over the training problems, if steps is null"
   )
-  batch_size: int = _field(32, "rollouts in a step, over all devices", _ABOVE_0)
-  samples_per_question: int = _field(
-    1, "rollouts of one question in a step", _ABOVE_0
-  )
+  batch_size: int = _field(32, "rollouts in a step, over all devices")
+  samples_per_question: int = _field(1, "rollouts of one question in a step")
   minibatch_size: int | None = _field(
-    None, "rollouts in an update; null: the batch", _ABOVE_0
+    None, "rollouts in an update; null: the batch"
   )
   micro_batch_size: int | None = _field(
-    None, "rollouts in memory at once; null: the minibatch", _ABOVE_0
+    None, "rollouts in memory at once; null: the minibatch"
   )
-  temperature: float = _field(1.0, "sampling temperature", _ABOVE_0)
-  learning_rates: tuple[float, ...] | None = _field(None, _TRIED, _ABOVE_0)
-  evaluate_every: int = _field(100, "steps between evaluations", _ABOVE_0)
+  temperature: float = _field(1.0, "sampling temperature")
+  learning_rates: tuple[float, ...] | None = _field(None, _TRIED)
+  evaluate_every: int = _field(100, "steps between evaluations")
   optimizer: OptimizerConfig = OptimizerConfig(
     learning_rate=3e-7, schedule="constant", warmup_fraction=0.0
   )
@@ -380,7 +360,7 @@ class RolloutsConfig:
 class OnlineConfig(RolloutsConfig):
   """Online self-training: imitation of right samples of the policy itself."""
 
-  passes: int = _field(2, "passes over the rollouts of a step", _ABOVE_0)
+  passes: int = _field(2, "passes over the rollouts of a step")
   gold_share: float = _field(
     0.5, "weight of the annotations' loss; 0: right samples only", _SHARE
   )
@@ -390,7 +370,7 @@ class OnlineConfig(RolloutsConfig):
 class ReftConfig(RolloutsConfig):
   """Reinforced fine-tuning by PPO."""
 
-  ppo_epochs: int = _field(2, "passes over the rollouts of a step", _ABOVE_0)
+  ppo_epochs: int = _field(2, "passes over the rollouts of a step")
   gamma: float = _field(1.0, "discount of rewards", _SHARE)
   lam: float = _field(0.95, "lambda of the advantages", _SHARE)
   kl_coef: float = _field(
@@ -405,10 +385,10 @@ class ReftConfig(RolloutsConfig):
     " null: k1 in the reward, k3 in the loss",
   )
   kl_target: float | None = _field(
-    None, "adapt kl_coef to this KL of a response; null: fixed", _ABOVE_0
+    None, "adapt kl_coef to this KL of a response; null: fixed"
   )
   kl_horizon: int = _field(
-    10_000, "rollouts in which kl_coef changes by a fifth at most", _ABOVE_0
+    10_000, "rollouts in which kl_coef changes by a fifth at most"
   )
   entropy_coef: float = _field(0.0, "weight of the entropy bonus", _FROM_0)
   advantages: Literal["gae", "grpo", "dr_grpo", "rloo"] = _field(
@@ -422,11 +402,11 @@ class ReftConfig(RolloutsConfig):
   filter_zero_variance_groups: bool = _field(
     False, "leave out questions whose rollouts all have the same reward"
   )
-  clip: float = _field(0.2, "clip range of the ratio", _ABOVE_0)
+  clip: float = _field(0.2, "clip range of the ratio")
   clip_high: float | None = _field(
-    None, "clip range above 1; null: the same as clip", _ABOVE_0
+    None, "clip range above 1; null: the same as clip"
   )
-  value_clip: float = _field(0.2, "clip range of the values", _ABOVE_0)
+  value_clip: float = _field(0.2, "clip range of the values")
   vf_coef: float = _field(5.0, "weight of the value loss", _FROM_0)
   value_warmup_steps: int = _field(
     0, "first steps, in which only the critic learns", _FROM_0
@@ -466,26 +446,26 @@ class ProgramsConfig:
     " unsafe: CPython too where it cannot be confined",
   )
   workers: int | None = _adjustable(
-    None, "programs run at once; null: one per CPU core, at most 32", _ABOVE_0
+    None, "programs run at once; null: one per CPU core, at most 32"
   )
   cpu_seconds: float = _field(
-    1.0, "CPU time of a program (released code: 10 s of wall time)", _ABOVE_0
+    1.0, "CPU time of a program (released code: 10 s of wall time)"
   )
-  memory_mb: int = _field(64, "memory of a program, in MB", _ABOVE_0)
+  memory_mb: int = _field(64, "memory of a program, in MB")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
   """How models are compared."""
 
-  batch_size: int = _field(64, "problems answered at once", _ABOVE_0)
+  batch_size: int = _field(64, "problems answered at once")
   dev_limit: int | None = _field(
-    None, "dev problems in an evaluation during training", _ABOVE_0
+    None, "dev problems in an evaluation during training"
   )
   majority_samples: int = _field(
     16, "samples of the vote at the end of a stage; 0: no vote", _FROM_0
   )
-  temperature: float = _field(1.0, "sampling temperature", _ABOVE_0)
+  temperature: float = _field(1.0, "sampling temperature")
   top_k: int = _field(0, _TOP_K, _FROM_0)
   split: Literal["test", "dev", "train"] = _adjustable(
     "test", "problems that reft_jax.evaluate uses"
@@ -494,14 +474,12 @@ class EvaluationConfig:
     100, "samples per problem in reft_jax.evaluate; 0: none", _FROM_0
   )
   at: tuple[int, ...] | None = _adjustable(
-    None, "numbers of samples in a vote; null: 1, 10, ... up to all", _ABOVE_0
+    None, "numbers of samples in a vote; null: 1, 10, ... up to all"
   )
   reward_model: str | None = _adjustable(
     None, "reward model for reranking: a folder, or owner/name on the hub"
   )
-  resamples: int = _adjustable(
-    1000, "bootstrap resamples of an interval", _ABOVE_0
-  )
+  resamples: int = _adjustable(1000, "bootstrap resamples of an interval")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -509,7 +487,7 @@ class LoggingConfig:
   """What is logged."""
 
   every: int | None = _adjustable(
-    None, "steps between rows of metrics; null: about 50 rows a stage", _ABOVE_0
+    None, "steps between rows of metrics; null: about 50 rows a stage"
   )
   sample_every: int = _adjustable(
     10, "steps between printed samples; 0: never", _FROM_0
@@ -521,8 +499,8 @@ class LoggingConfig:
 class CheckpointConfig:
   """What is saved for resuming."""
 
-  every: int = _adjustable(50, "steps between checkpoints", _ABOVE_0)
-  keep: int = _adjustable(2, "newest checkpoints kept", _ABOVE_0)
+  every: int = _adjustable(50, "steps between checkpoints")
+  keep: int = _adjustable(2, "newest checkpoints kept")
 
 
 @dataclasses.dataclass(frozen=True)

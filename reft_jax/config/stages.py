@@ -13,7 +13,7 @@ class Stage:
   Attributes:
     name: the name in `Config.stages`, and of its group of settings.
     label: the name in pictures.
-    colour: the colour of its lines in pictures.
+    colour: that of its lines in pictures.
     about: how its model is trained, for the model's card.
     train: the function that trains it, as `module:function`.
     starts: the model that it starts from: "base", the one that its setting

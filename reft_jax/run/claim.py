@@ -20,18 +20,12 @@ _REMEDY = "set output to another folder, or resume=never to put that run aside."
 
 
 def claim(
-  directory: pathlib.Path,
-  config: schema.Config,
-  inputs: Mapping[str, str],
+  directory: pathlib.Path, config: schema.Config, inputs: Mapping[str, str]
 ) -> None:
   """Makes the run's folder, or takes up the run that lies there.
 
-  Settings and inputs are what makes two runs the same.
-
-  Args:
-    directory: the folder.
-    config: the settings; those that may change need not be the same.
-    inputs: fingerprints by name of what settings only point to.
+  Two runs are the same if their settings are, but for those that may change,
+  and their `inputs`: fingerprints by name of what settings only point to.
 
   Raises:
     UserError: the folder holds a run with other settings or inputs, or one of

@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 
+from reft_jax import files
 from reft_jax.config import schema
 from reft_jax.data import encode
 from reft_jax.huggingface import folders
 from reft_jax.models.hf import peft
 from reft_jax.runtime import console as console_lib
-from reft_jax.runtime import keys, metrics
+from reft_jax.runtime import keys, metrics, multihost
 from reft_jax.sampling import engine as engine_lib
 from reft_jax.sampling import grading
 
@@ -59,9 +60,8 @@ class Run:
   ) -> None:
     """Writes a Hugging Face folder in one move, whole or not at all.
 
-    Beside model and tokenizer it holds `metadata` as training.json. The model
-    is a policy, or a `classifier`; an `adapter` that was merged into it is
-    written to a folder of its own in there.
+    Beside model and tokenizer it holds `metadata` as training.json, and in a
+    folder of its own an `adapter` that was merged into the model.
     """
     folders.write(
       folder,
@@ -74,6 +74,48 @@ class Run:
     )
 
 
+class Samples:
+  """Completions and verdicts in `samples/NAME.jsonl`; the lead writes them."""
+
+  def __init__(self, run: Run, name: str):
+    self._run = run
+    self._name = name
+    self._path = run.directory / "samples" / f"{name}.jsonl"
+    self._writes = multihost.is_lead()
+    if self._writes:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+
+  def write(
+    self, step: int, answers: Sequence[grading.Answer], *, show: bool
+  ) -> None:
+    """Appends completions of a step; the first is shown if asked to."""
+    if not self._writes:
+      return
+    with self._path.open("a", encoding="utf-8") as file:
+      file.writelines(
+        json.dumps({"step": step, **answer.row()}) + "\n" for answer in answers
+      )
+    if show:
+      problem, solution = answers[0].example.problem, answers[0].solution()
+      self._run.console.sample(
+        self._name, step, problem.question, solution, problem.answer
+      )
+
+  def replace(self, answers: Sequence[grading.Answer]) -> None:
+    """Makes these the file's only rows."""
+    if self._writes:
+      rows = (json.dumps(answer.row()) + "\n" for answer in answers)
+      files.replace(self._path, "".join(rows))
+
+  def rewind(self, next_step: int) -> None:
+    """Drops the rows of steps that are to be run again, and a torn line."""
+    if self._writes and self._path.exists():
+      lines = self._path.read_text(encoding="utf-8").splitlines(True)
+      whole = [line for line in lines if line.endswith("\n")]
+      kept = [line for line in whole if json.loads(line)["step"] < next_step]
+      self._path.write_text("".join(kept), encoding="utf-8")
+
+
 @dataclasses.dataclass(frozen=True)
 class StageRun:
   """What the training of one stage is given.
@@ -81,8 +123,7 @@ class StageRun:
   Attributes:
     name: the stage's; its random streams follow from it.
     config: its settings.
-    start_policy: gives the policy that it starts from, once for each learning
-      rate.
+    start_policy: gives its first policy, once for each learning rate.
     evaluate_fn: a policy's answers to the dev questions; None without them.
     keep: "best", the model that does best on dev, or "last".
     collected: by split, the graded samples that it learns from.

@@ -17,16 +17,12 @@ from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.huggingface import hub
 from reft_jax.models import lora as lora_lib
 from reft_jax.models import networks
-from reft_jax.run import files_check, preflight, reference_check, setup
+from reft_jax.run import files_check, preflight, setup
 from reft_jax.runtime import console as console_lib
 from reft_jax.runtime import layout
 from reft_jax.runtime import mesh as mesh_lib
 from reft_jax.tasks import grader as grader_lib
 from reft_jax.tasks import sources
-
-# Where the packaged experiments' data are from, by their names.
-_DATA = "the folder data of github.com/lqtrung1998/mwp_ReFT"
-_PUBLISHED = ("gsm8k", "svamp", "mathqa")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +40,7 @@ class Counts:
 def show(config: schema.Config, screen: console_lib.Console) -> None:
   """Checks what can be checked, and tells the stages and what is missing.
 
-  Raises:
-    UserError: the run would not start, even if nothing were missing.
+  Raises UserError if the run would not start, were nothing missing.
   """
   lacking = files_check.missing(config)
   with contextlib.ExitStack() as exits:
@@ -60,10 +55,9 @@ def show(config: schema.Config, screen: console_lib.Console) -> None:
     if tokenizer is not None and network is not None:
       preflight.check_lengths(config, network)
       preflight.check_lora(config, network)
+      shapes = jax.eval_shape(network.init, jax.random.key(0))
       for mesh in dict.fromkeys(meshes):  # Says what does not divide.
-        mesh_lib.shardings(
-          mesh, jax.eval_shape(network.init, jax.random.key(0))
-        )
+        mesh_lib.shardings(mesh, shapes)
       if "model.warmup" not in lacking:
         preflight.check_warmup(config, tokenizer, network)
       facts.append(
@@ -80,11 +74,8 @@ def show(config: schema.Config, screen: console_lib.Console) -> None:
   for fact in facts:
     screen.line(fact)
   rows = [stage_row(config, stage, counts) for stage in config.stages]
-  screen.table(
-    f"Stages, to be kept in {schema.run_directory(config)}",
-    list(rows[0]),
-    [list(row.values()) for row in rows],
-  )
+  title = f"Stages, to be kept in {schema.run_directory(config)}"
+  screen.table(title, list(rows[0]), [list(row.values()) for row in rows])
   if table.collected_splits(config):
     settings = config.collect
     likeliest = f" from the {settings.top_k} likeliest tokens"
@@ -115,11 +106,7 @@ def _read_problems(
     sizes["train"] = len(train)
     told = ", ".join(f"{size} {name}" for name, size in sizes.items())
     return Counts(len(train), annotated, exact=False), [f"problems: {told}"]
-  encoded = splits_lib.encoded(config, tokenizer)
-  preflight.check_rationales(config, encoded["train"])
-  failures = reference_check.check_reference_answers(
-    grader, tokenizer, encoded, config.reft
-  )
+  encoded, failures = preflight.check_problems(config, tokenizer, grader)
   targets = [each.target for each in encoded["train"].examples]
   total = sum(len(split.examples) for split in encoded.values())
   return Counts(len(targets), sum(map(bool, targets)), exact=True), [
@@ -136,8 +123,9 @@ def _origin(setting: str, name: str) -> str:
     return "a Hugging Face folder"
   if name.startswith(sources.HUB):
     return "to be read from the hub"
-  if files.expand_user(name).name.startswith(_PUBLISHED):
-    return f"from {_DATA}"
+  # The data of the packaged experiments.
+  if files.expand_user(name).name.startswith(("gsm8k", "svamp", "mathqa")):
+    return "from the folder data of github.com/lqtrung1998/mwp_ReFT"
   return "a file of problems"
 
 
@@ -226,13 +214,12 @@ def describe_devices(laid_out: layout.Layout) -> str:
 
 
 def _describe_lora(lora: schema.LoraConfig, network: networks.Networks) -> str:
-  init = functools.partial(
-    lora_lib.init, network.config, rank=lora.rank, targets=lora.targets
-  )
+  shape, rank, targets = network.config, lora.rank, lora.targets
+  init = functools.partial(lora_lib.init, shape, rank=rank, targets=targets)
   adapter = jax.eval_shape(init, jax.random.key(0))
   size = sum(leaf.size for leaf in jax.tree.leaves(adapter))
-  targets = ", ".join(lora_lib.selected_targets(network.config, lora.targets))
-  return f"lora: {size:,} parameters of rank {lora.rank} beside {targets}"
+  beside = ", ".join(lora_lib.selected_targets(shape, targets))
+  return f"lora: {size:,} parameters of rank {rank} beside {beside}"
 
 
 def describe_padding(

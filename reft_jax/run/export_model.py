@@ -56,16 +56,15 @@ def export(
   critic = None
   if opened.value is not None:
     critic = "separate" if "trunk" in opened.value else "shared"
-  text = card.render(
-    card.Exported(
-      model=model,
-      shape=opened.shape,
-      classifier=opened.classifier,
-      value=critic,
-      dtype=dtype,
-      name=output.resolve().name,
-    )
+  exported = card.Exported(
+    model=model,
+    shape=opened.shape,
+    classifier=opened.classifier,
+    value=critic,
+    dtype=dtype,
+    name=output.resolve().name,
   )
+  text = card.render(exported)
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
     new = pathlib.Path(scratch) / "model"

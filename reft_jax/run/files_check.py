@@ -25,12 +25,9 @@ def missing(config: schema.Config) -> dict[str, str]:
 
 
 def check_files(config: schema.Config) -> None:
-  """Checks that the problems and models of a run exist.
+  """Raises UserError, with one line, if files of a run do not exist.
 
   Names on the hub are not looked up.
-
-  Raises:
-    UserError: one line with everything that is missing.
   """
   problems = []
   for setting, name in missing(config).items():

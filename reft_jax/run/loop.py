@@ -11,7 +11,7 @@ import jax
 from reft_jax import types
 from reft_jax.learning import learner as learner_lib
 from reft_jax.learning import means
-from reft_jax.run import context, samples
+from reft_jax.run import context
 from reft_jax.runtime import checkpoints, preemption
 from reft_jax.runtime import console as console_lib
 from reft_jax.sampling import grading
@@ -32,13 +32,9 @@ def sweep(
 ) -> context.Trained:
   """Trains at each of a stage's learning rates and keeps the best on dev.
 
-  A rate at which training diverges is left out, unless all do.
-
-  Args:
-    run: the run.
-    stage: the stage; its `learning_rates`, or else its optimizer's one.
-    train_at: trains at one learning rate. All of them use the same random
-      keys.
+  A rate at which training diverges is left out, unless all do. The rates are
+  the stage's `learning_rates`, or else its optimizer's one; `train_at` trains
+  at one of them. All use the same random keys.
   """
   config = stage.config
   rates = config.learning_rates or (config.optimizer.learning_rate,)
@@ -75,15 +71,8 @@ class Loop:
 
   Use it as a context and iterate over it: it yields the steps that are left,
   from the last checkpoint on. Call `end_step` after each, `result` at the end.
-  What is logged or saved as step n is the state after n steps.
-
-  Args:
-    run: the run.
-    stage: the stage; its label names the folder.
-    learner: what is trained.
-    steps: how many steps there are.
-    evaluate_every: steps between evaluations on dev; the last step is always
-      evaluated.
+  What is logged or saved as step n is the state after n steps. Every
+  `evaluate_every` steps, and after the last, the model is evaluated on dev.
   """
 
   def __init__(
@@ -95,20 +84,16 @@ class Loop:
     steps: int,
     evaluate_every: int = 1,
   ):
-    self._run = run
+    self._run, self._learner, self._steps = run, learner, steps
     self._name = stage.label
-    self._learner = learner
-    self._steps = steps
     self._evaluate_every = evaluate_every
     self._evaluate_fn = stage.evaluate_fn
     self._keep_best = stage.keep == "best" and stage.evaluate_fn is not None
     self._log_every = run.config.logging.every or max(1, steps // 50)
-    folder = run.stage_directory(self._name)
-    self._latest = checkpoints.Checkpoints(
-      folder / "checkpoints", keep=run.config.checkpoint.keep
-    )
+    folder, keep = run.stage_directory(self._name), run.config.checkpoint.keep
+    self._latest = checkpoints.Checkpoints(folder / "checkpoints", keep=keep)
     self._kept = checkpoints.Checkpoints(folder / "best", keep=1)
-    self._samples = samples.Samples(run, self._name)
+    self._samples = context.Samples(run, self._name)
     kept = self._kept.notes() or {"step": 0, "accuracy": -1.0}
     self.best_step, self.best_accuracy = kept["step"], kept["accuracy"]
     self._seconds_before = 0.0

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,12 +27,8 @@ from reft_jax.runtime import mesh as mesh_lib
 class Model:
   """A model on disk, or on the hub.
 
-  Attributes:
-    name: what it is called in tables and folders.
-    folder: a Hugging Face folder, its name on the hub, or the `state` of a
-      checkpoint.
-    run: the folder of the run that it lies in, if it lies in one.
-    checkpoint: whether it is one.
+  Its `folder` is a Hugging Face folder, its name on the hub, or the `state` of
+  a `checkpoint`; `run` is the folder of the run that it lies in, if it does.
   """
 
   name: str
@@ -42,11 +38,7 @@ class Model:
 
 
 def find(path: str) -> list[Model]:
-  """The models that a path stands for.
-
-  Raises:
-    UserError: there is none.
-  """
+  """The models that a path stands for; raises UserError if there is none."""
   if hub.is_id(path):
     name = path.partition("@")[0].rpartition("/")[2]
     return [Model(name, pathlib.Path(path), None)]
@@ -74,11 +66,8 @@ def _checkpoint(path: str, folder: pathlib.Path) -> Model:
   newest = max(steps, key=lambda step: int(step.name), default=folder)
   state, kept = newest / "state", newest.parent
   run = _run_of(kept.parent.parent)
-  if (
-    run is None
-    or kept.name not in ("best", "checkpoints")
-    or not state.is_dir()
-  ):
+  known = kept.name in ("best", "checkpoints") and state.is_dir()
+  if run is None or not known:
     raise UserError(
       f"{path}: no model there; give a run's folder, its models/STAGE, "
       "stages/STAGE/best or stages/STAGE/checkpoints, or a Hugging Face folder "
@@ -105,20 +94,20 @@ def parts(
   """
   saved = checkpoints.shapes(state)
   held = saved.get("params", {"policy": saved, "scorer": saved})
-  policy = jax.eval_shape(networks.init, jax.random.key(0))
+  key = jax.random.key(0)
+  init: Callable[..., Any] = networks.init
   if lora_lib.split(held)[1]:
     lora = _settings(state).lora
     init = functools.partial(
       lora_lib.init, networks.config, rank=lora.rank, targets=lora.targets
     )
-    policy = jax.eval_shape(init, jax.random.key(0))
+  policy = jax.eval_shape(init, key)
   kind = "separate" if "trunk" in (held.get("value") or {}) else "shared"
+  init_value = functools.partial(networks.init_value, kind=kind)
   known = {
     "policy": policy,
-    "value": jax.eval_shape(
-      functools.partial(networks.init_value, kind=kind), policy
-    ),
-    "scorer": jax.eval_shape(networks.init_scorer, policy, jax.random.key(0)),
+    "value": jax.eval_shape(init_value, policy),
+    "scorer": jax.eval_shape(networks.init_scorer, policy, key),
   }
   return {
     name: shapes
@@ -144,9 +133,7 @@ def read(
   shapes = parts(state, networks)
   like = {
     name: jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
+      lambda leaf, sharding: leaf.update(sharding=sharding),
       shapes[name],
       mesh_lib.shardings(mesh, shapes[name]),
     )
@@ -174,11 +161,7 @@ def _settings(state: pathlib.Path) -> schema.Config:
 
 
 def _origin(state: pathlib.Path) -> pathlib.Path:
-  """The model that the stage of a checkpoint started from.
-
-  Raises:
-    UserError: it is not there any more.
-  """
+  """The model that the stage of a checkpoint started from."""
   run, config = state.parents[4], _settings(state)
   stage = state.parents[2].name.partition("-lr")[0]  # Without a sweep's rate.
   report = run / "stages" / stage / "result.json"

@@ -7,16 +7,15 @@ from typing import Any
 from reft_jax import files
 from reft_jax.config import stages as table
 from reft_jax.data import encode
-from reft_jax.run import context, dry_run, reference_check
+from reft_jax.run import context, dry_run, preflight, setup
 from reft_jax.run.stages import Result
 from reft_jax.runtime import console as console_lib
-from reft_jax.runtime import layout, metrics, plots
+from reft_jax.runtime import metrics, multihost, plots
 from reft_jax.sampling import grading
 from reft_jax.tasks.answers import choices
 
 _SOLUTIONS_SHOWN = 3
 _FAILURES_SHOWN = 5
-
 
 # The closing table, a row a stage: what a column is called, and which field of
 # the stage's result, or which of its shares, it holds.
@@ -39,29 +38,26 @@ _NOTES = {
 }
 
 
-def introduce(
-  run: context.Run,
-  splits: Mapping[str, encode.Encoded],
-  laid_out: layout.Layout,
-) -> None:
+def introduce(run: context.Run, ready: setup.Prepared) -> None:
   """Says what is about to be run, on what and with what."""
   config, line, engine = run.config, run.console.line, run.engine
   line(f"{config.name}, seed {config.seed}: {run.directory}", style="bold")
-  line(dry_run.describe_problems(splits))
-  line(dry_run.describe_devices(laid_out))
-  for padding in dry_run.describe_padding(
-    config, engine.mesh, engine.sampling_mesh
-  ):
+  line(dry_run.describe_problems(ready.splits))
+  line(dry_run.describe_devices(ready.layout))
+  meshes = engine.mesh, engine.sampling_mesh
+  for padding in dry_run.describe_padding(config, *meshes):
     line(padding)
   executor = engine.grader.executor
   if executor is not None:
     line(f"programs: run by {', then '.join(executor.tiers)}")
     for note in executor.notes:
       line(note)
+  if multihost.is_lead():
+    _list_failures(run, ready.failures)
 
 
-def list_failures(
-  run: context.Run, failures: Sequence[reference_check.Failure]
+def _list_failures(
+  run: context.Run, failures: Sequence[preflight.Failure]
 ) -> None:
   """Says how many reference answers earn 1, and lists those that do not."""
   total = sum(map(len, (run.train, run.dev, run.test)))
@@ -71,7 +67,7 @@ def list_failures(
   if failures:
     rows = [json.dumps(failure.row()) + "\n" for failure in failures]
     file.write_text("".join(rows), encoding="utf-8")
-    shown = "; ".join(map(reference_check.describe, failures[:_FAILURES_SHOWN]))
+    shown = "; ".join(map(str, failures[:_FAILURES_SHOWN]))
     text += f"; not: {shown} (all in {file})"
   run.console.line(text)
 
@@ -87,21 +83,21 @@ def conclude(
   plots.learning_curves(rows, run.directory / "learning_curves.png")
   # Solutions of the first and the last whose model is a result, and not where
   # others start from, are shown side by side.
-  known = {name: table.TABLE[name] for name in results}
   compared = [
     name
-    for name, stage in known.items()
-    if stage.keeps == "best" and not stage.classifier
+    for name in results
+    if table.TABLE[name].keeps == "best" and not table.TABLE[name].classifier
   ]
   _show_solutions(run, compared[:1] + compared[1:][-1:])
   _show_table(run, results)
-  for what, where in (
-    ("summary", "summary.json"),
-    ("learning curves", "learning_curves.png"),
-    ("metrics", metrics.FILE),
-    ("completions", "samples"),
-    ("models (Hugging Face folders)", "models"),
-  ):
+  outputs = {
+    "summary": "summary.json",
+    "learning curves": "learning_curves.png",
+    "metrics": metrics.FILE,
+    "completions": "samples",
+    "models (Hugging Face folders)": "models",
+  }
+  for what, where in outputs.items():
     if (run.directory / where).exists():
       run.console.line(f"{what}: {run.directory / where}")
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,13 +14,12 @@ from reft_jax.algorithms import pretrain
 from reft_jax.config import loading, schema
 from reft_jax.config import stages as table
 from reft_jax.data import encode
-from reft_jax.data import splits as splits_lib
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.errors import UserError
 from reft_jax.huggingface import fingerprint, hub
 from reft_jax.models import networks, resize
 from reft_jax.models.hf import read as reader
-from reft_jax.run import context, files_check, preflight, reference_check
+from reft_jax.run import context, files_check, preflight
 from reft_jax.runtime import console as console_lib
 from reft_jax.runtime import layout as layout_lib
 from reft_jax.runtime import mesh as mesh_lib
@@ -34,19 +34,14 @@ from reft_jax.tasks.sandbox import executor as executor_lib
 class Prepared:
   """What a run of settings needs, checked, without weights.
 
-  Attributes:
-    engine: what samples and grades.
-    layout: how its devices are laid out.
-    splits: the problems as ids.
-    failures: reference answers that do not earn 1.
-    policies: what reads the models that lie in folders, by stage.
-    inputs: fingerprints of what the settings only point to.
+  `policies` read the models that lie in folders, by stage; `inputs` are
+  fingerprints of what the settings only point to.
   """
 
   engine: engine_lib.Engine
   layout: layout_lib.Layout
   splits: Mapping[str, encode.Encoded]
-  failures: Sequence[reference_check.Failure]
+  failures: Sequence[preflight.Failure]
   policies: Mapping[str, Callable[[], Any]]
   inputs: Mapping[str, str]
 
@@ -54,9 +49,7 @@ class Prepared:
 def prepare(config: schema.Config, exits: contextlib.ExitStack) -> Prepared:
   """Opens and checks everything that a run reads, but the weights.
 
-  Args:
-    config: the settings.
-    exits: ends what runs programs.
+  What runs programs ends with `exits`.
 
   Raises:
     UserError: something is missing or does not fit.
@@ -71,11 +64,7 @@ def prepare(config: schema.Config, exits: contextlib.ExitStack) -> Prepared:
   preflight.check_lengths(config, network)
   preflight.check_lora(config, network)
   preflight.check_warmup(config, tokenizer, network)
-  splits = splits_lib.encoded(config, tokenizer)
-  preflight.check_rationales(config, splits["train"])
-  failures = reference_check.check_reference_answers(
-    grader, tokenizer, splits, config.reft
-  )
+  splits, failures = preflight.check_problems(config, tokenizer, grader)
   examples = [each for split in splits.values() for each in split.examples]
   engine = open_engine(config, network, meshes, tokenizer, grader, examples)
   return Prepared(
@@ -93,16 +82,10 @@ def prepare(config: schema.Config, exits: contextlib.ExitStack) -> Prepared:
 
 
 def check_equal_on_all(config: schema.Config, ready: Prepared) -> None:
-  """All processes must run the same.
-
-  Raises:
-    UserError: settings, inputs or layout differ.
-  """
-  settings = {
-    f"setting {key}": repr(value) for key, _, value in loading.settings(config)
-  }
+  """Raises UserError if processes differ in settings, inputs or layout."""
+  facts = {f"setting {key}": repr(v) for key, _, v in loading.settings(config)}
   layout = {"layout": repr(ready.layout)}
-  multihost.check_equal_on_all(settings | dict(ready.inputs) | layout)
+  multihost.check_equal_on_all(facts | dict(ready.inputs) | layout)
 
 
 def open_run(
@@ -128,8 +111,9 @@ def open_run(
   )
 
 
-def use_compilation_cache() -> None:
-  """Compiled programs are kept for the next start, unless set otherwise."""
+def configure_libraries() -> None:
+  """Keeps compiled programs, unless set otherwise; silences orbax's logs."""
+  logging.getLogger("absl").setLevel(logging.WARNING)
   if jax.config.values["jax_compilation_cache_dir"] is None:
     folder = pathlib.Path("~/.cache/reft_jax/compiled").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -140,8 +124,7 @@ def open_grader(
 ) -> grader_lib.Grader:
   """What grades completions; what runs their programs ends with `exits`.
 
-  Raises:
-    UserError: programs cannot be run safely here.
+  Raises UserError if programs cannot be run safely here.
   """
   executor = None
   if config.data.reasoning == "python":
@@ -155,8 +138,7 @@ def open_model(
 ) -> tuple[tokenizer_lib.Tokenizer, networks.Networks]:
   """The tokenizer and the networks, without weights.
 
-  Raises:
-    UserError: if the tokenizer has ids that the embedding has not.
+  Raises UserError if the tokenizer has ids that the embedding has not.
   """
   path = config.model.path
   if path is None:
@@ -189,10 +171,9 @@ def open_model(
 def lay_out(
   config: schema.Config, network: networks.Networks | None
 ) -> layout_lib.Layout:
-  """How the devices of this run are laid out for a model, if it is known.
+  """How the devices are laid out for a model, if it is known.
 
-  Raises:
-    UserError: the wanted layout does not use all devices.
+  Raises UserError if the wanted layout does not use all devices.
   """
   return layout_lib.choose(
     config.mesh,

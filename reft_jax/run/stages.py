@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 import pathlib
+import pkgutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from reft_jax.huggingface import hub
 from reft_jax.models import lora as lora_lib
 from reft_jax.models.hf import peft
 from reft_jax.models.hf import read as reader
-from reft_jax.run import context, samples
+from reft_jax.run import context
 from reft_jax.runtime import mesh as mesh_lib
 from reft_jax.runtime import multihost
 from reft_jax.sampling import grading, rollouts, store
@@ -58,23 +58,19 @@ class Result:
 def origin(config: schema.Config, directory: pathlib.Path, start: str) -> str:
   """The model of the stage `start` of a run: a folder, or a name on the hub."""
   given = {"base": config.model.path, "warmup": config.model.warmup}[start]
-  if given is None:
-    return str((directory / "models" / start).resolve())
-  if hub.is_id(given):
+  if given and hub.is_id(given):
     return given
-  return str(files.expand_user(given).resolve())
+  own = directory / "models" / start
+  return str((files.expand_user(given) if given else own).resolve())
 
 
 class Stages:
   """Runs a run's stages, skipping those that an earlier process finished.
 
   It holds on to one policy at most, between the stage that trained it and the
-  next one that asks for any. Others are read from disk when they are needed.
-
-  Args:
-    run: the run.
-    policies: what reads those that no stage of this run trains: the pretrained
-      one as `base`, a warmed-up one as `warmup`.
+  next one that asks for any. Others are read from disk when they are needed;
+  `policies` read those that no stage of this run trains: the pretrained one as
+  `base`, a warmed-up one as `warmup`.
   """
 
   def __init__(
@@ -129,18 +125,17 @@ class Stages:
     )
     begin = time.monotonic()
     answers, majority = self._test(name, trained.model)
-    shares = (
-      grading.verdict_metrics(answers, run.config.reft) if answers else {}
-    )
+    accuracy, shares = None, {}
+    if answers:
+      accuracy = grading.accuracy(answers)
+      means = grading.verdict_metrics(answers, run.config.reft)
+      shares = {k: v.value() if v.count else None for k, v in means.items()}
     result = Result(
       start=start,
-      test_accuracy=grading.accuracy(answers) if answers else None,
+      test_accuracy=accuracy,
       majority_accuracy=majority,
       dev_accuracy=trained.dev_accuracy,
-      shares={
-        metric: mean.value() if mean.count else None
-        for metric, mean in shares.items()
-      },
+      shares=shares,
       best_step=trained.best_step,
       learning_rate=trained.learning_rate,
       seconds=round(collected_in + trained.seconds, 1),
@@ -155,28 +150,22 @@ class Stages:
       self._held = {name: trained.model}
 
   def _train(
-    self,
-    name: str,
-    start: str | None,
-    collected: Mapping[str, context.Groups],
+    self, name: str, start: str | None, collected: Mapping[str, context.Groups]
   ) -> context.Trained:
     run, stage = self._run, table.TABLE[name]
     start_policy: Callable[[], Any] = functools.partial(self._policy, start)
     if run.config.lora.rank:  # It stays as it is: one will do for all rates.
       start_policy = functools.cache(start_policy)
-    module, _, function = stage.train.partition(":")
-    train = getattr(importlib.import_module(module), function)
-    return train(
-      run,
-      context.StageRun(
-        name=name,
-        config=getattr(run.config, name),
-        start_policy=start_policy,
-        evaluate_fn=self._evaluate if start and self._dev else None,
-        keep=stage.keeps,
-        collected=collected,
-      ),
+    evaluate = functools.partial(self._answer_greedily, examples=self._dev)
+    stage_run = context.StageRun(
+      name=name,
+      config=getattr(run.config, name),
+      start_policy=start_policy,
+      evaluate_fn=evaluate if start and self._dev else None,
+      keep=stage.keeps,
+      collected=collected,
     )
+    return pkgutil.resolve_name(stage.train)(run, stage_run)
 
   def _merged(
     self, trained: context.Trained, start: str | None
@@ -206,9 +195,8 @@ class Stages:
       top_k=settings.top_k,
     )
     if not collected.complete:
-      run.console.line(
-        f"collecting samples of the {sampled_by} model: {split} questions"
-      )
+      what = f"samples of the {sampled_by} model: {split} questions"
+      run.console.line(f"collecting {what}")
       # Renaming a key would change what a seed samples.
       key = run.key("draws", split)
       collected.fill(self._policy(sampled_by), key, run.console)
@@ -227,10 +215,6 @@ class Stages:
     placement = mesh_lib.placement(self._run.engine.mesh)
     return reader.load(self._model(name), placement)[1]
 
-  def _evaluate(self, policy: Any) -> list[grading.Answer]:
-    """Greedy answers to the dev questions, during training."""
-    return self._answer_greedily(policy, self._dev)
-
   def _answer_greedily(
     self, policy: Any, examples: Sequence[encode.Example]
   ) -> list[grading.Answer]:
@@ -245,12 +229,12 @@ class Stages:
     if not run.test or table.TABLE[name].classifier:
       return [], None
     greedy = self._answer_greedily(policy, run.test)
-    samples.Samples(run, f"test-{name}").replace(greedy)
+    context.Samples(run, f"test-{name}").replace(greedy)
     if self._vote is None:
       return greedy, None
     groups = self._vote(policy, run.test, run.key(name, "vote"))
     first = [group[0] for group in groups]
-    samples.Samples(run, f"test-{name}-sampled").replace(first)
+    context.Samples(run, f"test-{name}-sampled").replace(first)
     mode = run.config.data.answers
     return greedy, grading.majority_accuracy(groups, mode)
 

@@ -13,7 +13,6 @@ from reft_jax.run import files_check
 SETTINGS = {
   key: (field, value) for key, field, value in loading.settings(schema.Config())
 }
-NUMBERS = (int, float, int | None, float | None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +80,8 @@ def test_defaults_are_the_papers_and_valid():
   assert run.data.max_prompt_tokens + run.data.max_response_tokens == 700
 
 
-def test_every_setting_has_help_and_every_number_a_range():
-  for key, (field, _) in SETTINGS.items():
-    assert field.metadata["help"], key
-    if loading.type_of(key, "test") in NUMBERS:
-      assert field.metadata["range"], key
+def test_every_setting_has_help():
+  assert all(field.metadata["help"] for field, _ in SETTINGS.values())
 
 
 def test_a_config_can_be_a_key():

@@ -7,7 +7,7 @@ import tiny
 
 from reft_jax import errors
 from reft_jax.data import encode
-from reft_jax.run import reference_check
+from reft_jax.run import preflight
 from reft_jax.tasks import embedded
 from reft_jax.tasks.answers.grade import Verdict
 from reft_jax.tasks.problem import Problem
@@ -23,7 +23,7 @@ def programs():
 def check(problems, *settings, programs=None):
   run = tiny.run(problems, *settings, executor=programs)
   splits = {"test": encode.Encoded(run.test, 0, 0)}
-  return reference_check.check_reference_answers(
+  return preflight.check_reference_answers(
     run.engine.grader, run.engine.tokenizer, splits, run.config.reft
   )
 
@@ -94,8 +94,8 @@ def test_a_program_that_returns_something_else_is_listed(programs):
     "value": right,
   }
   assert failed.grade.verdict is Verdict.NONE
-  assert f"{right!r} was found" in reference_check.describe(wrong)
-  assert "no answer was found" in reference_check.describe(failed)
+  assert f"{right!r} was found" in str(wrong)
+  assert "no answer was found" in str(failed)
 
 
 def test_an_annotation_that_does_not_reach_its_letter_is_listed():
@@ -105,7 +105,7 @@ def test_an_annotation_that_does_not_reach_its_letter_is_listed():
   settings = ("embedded.choices=1", "reft.choice_reward=value")
   (failure,) = check(problems, *settings)
   assert failure.problem.uid == problems[1].uid
-  assert "but the value reached is 99.0" in reference_check.describe(failure)
+  assert "but the value reached is 99.0" in str(failure)
   assert check(problems, settings[0]) == []  # The letter itself is right.
 
 
