@@ -596,6 +596,8 @@ def test_nothing_is_left(monkeypatch, capfd, tmp_path):
     )
 
   monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  with executor.Executor(workers=1, **LIMITS) as it:
+    it.run([returning("1")])  # What libraries open once and for all.
   before = everything()
   with executor.Executor(workers=2, **LIMITS) as it:
     noisy = "print('x' * 10**6, flush=True)"
