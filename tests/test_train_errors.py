@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from reft_jax import train
-from reft_jax.config import cli, loading
+from reft_jax.config import cli
 from reft_jax.data import splits as splits_lib
 from reft_jax.data import tokenizer as tokenizer_lib
 from reft_jax.models import config as model_configs
@@ -97,9 +98,9 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(capfd, caplog):
-  """Runs what must be refused; returns what is said of it."""
+  """Runs what must be refused in one line with these words."""
 
-  def run(*arguments: str) -> str:
+  def run(words: str | list[str], *arguments: str) -> None:
     before = sorted(os.walk("."))
     capfd.readouterr()
     with jax.log_compiles():
@@ -107,12 +108,11 @@ def refused(capfd, caplog):
     out, err = capfd.readouterr()
     assert code == 2
     assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
+    assert re.fullmatch(r"error: .*\n", err)
+    for word in [words] if isinstance(words, str) else words:
+      assert word in err
     assert sorted(os.walk(".")) == before, "something was written"
     assert not [r for r in caplog.records if "ompil" in r.getMessage()]
-    return err
 
   return run
 
@@ -121,6 +121,12 @@ def test_good_input_starts(folder):
   with pytest.raises(StartedError):
     train.main(SETTINGS)
   assert (folder / "run" / "config.yaml").is_file()
+
+
+NO_MODEL = [
+  "no Hugging Face model there",
+  "nor a name on the hub (owner/name[@revision])",
+]
 
 
 @pytest.mark.parametrize(
@@ -134,72 +140,74 @@ def test_good_input_starts(folder):
     ("--fast", ["unknown argument '--fast'", "--help"]),
     ("--config=nothing", ["nothing", "no such file", "embedded"]),
     ("mesh.data=3", ["mesh", "data=3", "8 devices", "divide 8"]),
+    ("data.train=none.json", "data.train=none.json: no such file in /"),
+    ("data.test=none.json", "data.test=none.json: no such file in /"),
+    ("data.dev_size=12", "dev_size=12 is too large for 12 training problems"),
+    (
+      "data.max_prompt_tokens=3",
+      ["every prompt of the train split is longer", "_tokens=3; raise it"],
+    ),
+    (
+      "data.max_response_tokens=3",
+      ["every chain of thought is longer", "_tokens=3; raise it"],
+    ),
+    ("model.path=nowhere", ["model.path=nowhere: ", *NO_MODEL]),
+    ("model.path=train.json", ["model.path=train.json: ", *NO_MODEL]),
+    ("model.path=.", ["model.path=.: ", *NO_MODEL]),
+    ("data.task=gsm9k", ["gsm9k", "embedded-choice"]),
+    ("output=train.json", ["folder train.json cannot be written", "output to"]),
+    ("output=train.json/run", "folder train.json/run cannot be written"),
   ],
 )
 def test_settings(refused, argument, words):
-  said = refused(argument)
-  for word in words:
-    assert word in said
+  refused(words, argument)
 
 
-@pytest.mark.parametrize("key", ["data.train", "data.test"])
-def test_missing_data(refused, folder, key):
-  said = refused(f"{key}=nowhere.json")
-  assert f"{key}=nowhere.json: no such file in {folder}" in said
+def test_a_task_of_embedded_data_that_does_not_exist(refused):
+  words = ["gsm9k", "embedded-choice"]
+  refused(words, "data.train=embedded", "data.task=gsm9k")
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "[]"])
-def test_empty_data(refused, text):
-  pathlib.Path("empty.json").write_text(text)
-  assert "empty.json holds no rows" in refused("data.train=empty.json")
+LINES = "\n".join(map(json.dumps, ROWS))
 
 
-def test_torn_data(refused):
-  pathlib.Path("torn.json").write_text(json.dumps(ROWS, indent=1)[:-30])
-  said = refused("data.train=torn.json")
-  assert "torn.json is not valid JSON" in said
-  assert "complete?" in said
-
-
-def test_torn_lines_of_data(refused):
-  lines = [json.dumps(row) for row in ROWS]
-  pathlib.Path("torn.jsonl").write_text("\n".join(lines)[:-30])
-  said = refused("data.test=torn.jsonl")
-  assert "line 12 of torn.jsonl is not valid JSON" in said
-
-
-def test_rows_without_the_fields(refused):
-  write_rows("odd.json", [{"query": "1 + 1?", "reply": "2"}] * 5)
-  said = refused("data.train=odd.json")
-  assert "odd.json has an unknown layout" in said
-  assert "question, answer_value" in said
-  assert "found: (query, reply)" in said
-
-
-def test_one_row_without_a_field(refused):
-  write_rows("odd.json", [*ROWS, {"item_id": "gsm8k_12", "question": "?"}])
-  said = refused("data.train=odd.json")
-  assert "row 13 of odd.json" in said
-  assert "'answer_value'" in said
-
-
-def test_an_answer_that_is_none(refused):
-  write_rows("odd.json", [*ROWS, ROWS[0] | {"answer_value": "many"}])
-  said = refused("data.train=odd.json")
-  assert "row 13 of odd.json" in said
-  assert "'many'" in said
-
-
-def test_a_task_that_nobody_knows(refused):
-  write_rows("odd.json", [ROWS[0] | {"item_id": "riddle_0"}] * 12)
-  said = refused("data.train=odd.json")
-  assert "task 'riddle' is unknown" in said
-  assert "data.task" in said
-
-
-def test_a_dev_set_that_takes_everything(refused):
-  said = refused("data.dev_size=12")
-  assert "data.dev_size=12 is too large for 12 training problems" in said
+@pytest.mark.parametrize(
+  ("file", "text", "words"),
+  [
+    ("odd.json", "", "odd.json holds no rows"),
+    ("odd.json", "\n\n", "odd.json holds no rows"),
+    ("odd.json", "[]", "odd.json holds no rows"),
+    (
+      "odd.json",
+      json.dumps(ROWS, indent=1)[:-30],
+      ["odd.json is not valid JSON", "complete?"],
+    ),
+    ("odd.jsonl", LINES[:-30], "line 12 of odd.jsonl is not valid JSON"),
+    (
+      "odd.jsonl",
+      '{"query": "1 + 1?", "reply": "2"}',
+      ["unknown layout", "question, answer_value", "found: (query, reply)"],
+    ),
+    (
+      "odd.jsonl",
+      LINES + '\n{"item_id": "gsm8k_12", "question": "?"}',
+      ["row 13 of odd.jsonl", "'answer_value'"],
+    ),
+    (
+      "odd.json",
+      json.dumps([*ROWS, ROWS[0] | {"answer_value": "many"}]),
+      ["row 13 of odd.json", "'many'"],
+    ),
+    (
+      "odd.json",
+      json.dumps([ROWS[0] | {"item_id": "riddle_0"}] * 12),
+      ["task 'riddle' is unknown", "data.task"],
+    ),
+  ],
+)
+def test_data(refused, file, text, words):
+  pathlib.Path(file).write_text(text)
+  refused(words, f"data.train={file}")
 
 
 @pytest.mark.parametrize(
@@ -213,104 +221,79 @@ def test_a_dev_set_that_takes_everything(refused):
 )
 def test_nothing_to_imitate(refused, stages, learners):
   write_rows("bare.json", [row | {"answer_cot": ""} for row in ROWS])
+  words = [
+    "data.train=bare.json: no problem has a chain of thought",
+    f"for {learners} to learn from",
+    "stages=[reft]",
+  ]
   start = f"stages={stages}"
-  said = refused("data.train=bare.json", start, "sft.start=base")
-  assert "data.train=bare.json: no problem has a chain of thought" in said
-  assert f"for {learners} to learn from" in said
-  assert "stages=[reft]" in said
+  refused(words, "data.train=bare.json", start, "sft.start=base")
 
 
 def test_reinforcement_alone_needs_no_chain_of_thought():
   bare = [{k: v for k, v in row.items() if k != "answer_cot"} for row in ROWS]
   write_rows("bare.json", bare)
-  with pytest.raises(StartedError):
-    train.main([*SETTINGS, "data.train=bare.json", "stages=[reft]"])
-
-
-def test_limits_that_leave_nothing(refused):
-  said = refused("data.max_prompt_tokens=3")
-  assert "every prompt of the train split is longer" in said
-  assert "data.max_prompt_tokens=3; raise it" in said
-  said = refused("data.max_response_tokens=3")
-  assert "every chain of thought is longer" in said
-  assert "data.max_response_tokens=3; raise it" in said
+  settle("data.train=bare.json", "stages=[reft]")
 
 
 def test_a_context_that_is_too_short(refused):
   write_model("short", max_positions=71)
-  said = refused("model.path=short")
-  assert "data.max_prompt_tokens=40" in said
-  assert "data.max_response_tokens=32" in said
-  assert "context of 71 tokens" in said
+  lengths = ["data.max_prompt_tokens=40", "data.max_response_tokens=32"]
+  refused([*lengths, "context of 71 tokens"], "model.path=short")
 
 
-@pytest.mark.parametrize("path", ["nowhere", "train.json", "."])
-def test_no_model(refused, path):
-  said = refused(f"model.path={path}")
-  assert f"model.path={path}: no Hugging Face model there" in said
-  assert "nor a name on the hub (owner/name[@revision])" in said
+def truncate(path: str, share: float) -> None:
+  content = pathlib.Path(path).read_bytes()
+  pathlib.Path(path).write_bytes(content[: int(share * len(content))])
 
 
-@pytest.mark.parametrize("kind", ["bert", "riddle"])
-def test_a_model_of_another_family(refused, kind):
-  edit_json("model/config.json", model_type=kind)
-  said = refused()
-  assert f"model_type '{kind}' is not supported" in said
-  assert "supported: llama, opt, gpt2" in said
+WEIGHTS = "model/model.safetensors"
+SHAPE = "model/config.json"
+TOKENIZER = "model/tokenizer_config.json"
 
 
-def test_a_config_that_is_not_json(refused):
-  pathlib.Path("model/config.json").write_text('{"model_type": ')
-  assert "model/config.json cannot be read" in refused()
-
-
-@pytest.mark.parametrize("share", [0, 0.5, 0.99])
-def test_truncated_weights(refused, share):
-  file = pathlib.Path("model/model.safetensors")
-  content = file.read_bytes()
-  file.write_bytes(content[: int(share * len(content))])
-  assert "model/model.safetensors cannot be read" in refused()
-
-
-def test_missing_weights(refused):
-  pathlib.Path("model/model.safetensors").unlink()
-  assert "model holds neither model.safetensors" in refused()
-
-
-def test_weights_of_another_size(refused):
-  edit_json("model/config.json", intermediate_size=16)
-  said = refused()
-  assert "model: the tensors do not fit config.json" in said
-  assert "mlp.gate_proj.weight" in said
-
-
-def test_a_tokenizer_without_an_end(refused):
-  edit_json("model/tokenizer_config.json", eos_token=None)
-  said = refused()
-  assert "'model' has no end-of-sequence token" in said
-  assert "tokenizer_config.json" in said
-
-
-def test_a_missing_tokenizer(refused):
-  pathlib.Path("model/tokenizer.json").unlink()
-  said = refused()
-  assert "'model' holds no tokenizer that opens" in said
-  assert "tokenizer.json" in said
+@pytest.mark.parametrize(
+  ("spoil", "words"),
+  [
+    (
+      lambda: edit_json(SHAPE, model_type="bert"),
+      ["model_type 'bert' is not supported", "supported: llama, opt, gpt2"],
+    ),
+    (
+      lambda: edit_json(SHAPE, model_type="riddle"),
+      ["model_type 'riddle' is not supported", "supported: llama, opt, gpt2"],
+    ),
+    (lambda: truncate(SHAPE, 0.1), f"{SHAPE} cannot be read"),
+    (lambda: truncate(WEIGHTS, 0), f"{WEIGHTS} cannot be read"),
+    (lambda: truncate(WEIGHTS, 0.5), f"{WEIGHTS} cannot be read"),
+    (lambda: truncate(WEIGHTS, 0.99), f"{WEIGHTS} cannot be read"),
+    (lambda: os.remove(WEIGHTS), "model holds neither model.safetensors"),
+    (
+      lambda: edit_json(SHAPE, intermediate_size=16),
+      ["model: the tensors do not fit config.json", "mlp.gate_proj.weight"],
+    ),
+    (
+      lambda: edit_json(TOKENIZER, eos_token=None),
+      ["'model' has no end-of-sequence token", "tokenizer_config.json"],
+    ),
+    (
+      lambda: os.remove("model/tokenizer.json"),
+      ["'model' holds no tokenizer that opens", "tokenizer.json"],
+    ),
+  ],
+)
+def test_models(refused, spoil, words):
+  spoil()
+  refused(words)
 
 
 def test_a_tokenizer_that_is_larger_than_the_embedding(refused):
   write_model("small", vocab_size=10)
-  said = refused("model.path=small")
   size = tokenizer_lib.load("small").vocab_size
-  assert f"model.path=small: the tokenizer has {size} ids" in said
-  assert "only 10 rows" in said
-  assert "model.resize_vocab=true" in said
-
-
-def test_a_vocabulary_that_may_grow():
-  write_model("small", vocab_size=10)
-  with pytest.raises(StartedError):
-    train.main([*SETTINGS, "model.path=small", "model.resize_vocab=true"])
+  told = f"model.path=small: the tokenizer has {size} ids"
+  resize = "model.resize_vocab=true"
+  refused([told, "only 10 rows", resize], "model.path=small")
+  settle("model.path=small", resize)
 
 
 def settle(*arguments: str) -> None:
@@ -322,34 +305,30 @@ def settle(*arguments: str) -> None:
 def test_a_folder_that_holds_another_run(refused, folder):
   settle()
   before = (folder / "run" / "config.yaml").read_text()
-  said = refused("reft.lam=0.5", "data.dev_size=3")
-  assert "run holds a run with other settings" in said
-  assert "data.dev_size: 2 -> 3; reft.lam: 1.0 -> 0.5" in said
-  assert "set output to another folder, or resume=never" in said
+  words = [
+    "run holds a run with other settings",
+    "data.dev_size: 2 -> 3; reft.lam: 1.0 -> 0.5",
+    "set output to another folder, or resume=never",
+  ]
+  refused(words, "reft.lam=0.5", "data.dev_size=3")
   assert (folder / "run" / "config.yaml").read_text() == before
 
 
-def test_a_folder_whose_data_has_changed_since(refused):
+def test_a_folder_whose_inputs_have_changed_since(refused):
   settle()
-  write_rows("train.json", [{**row, "answer_value": "1"} for row in ROWS])
-  assert "other settings (problems: " in refused()
-
-
-def test_a_folder_whose_first_model_has_changed_since(refused):
-  settle()
-  file = pathlib.Path("model/model.safetensors")
-  weights = bytearray(file.read_bytes())
+  weights = bytearray(pathlib.Path(WEIGHTS).read_bytes())
   weights[-2] ^= 1
-  file.write_bytes(weights)
-  assert "other settings (weights in model.path: " in refused()
+  pathlib.Path(WEIGHTS).write_bytes(weights)
+  refused("other settings (weights in model.path: ")
+  write_rows("train.json", [{**row, "answer_value": "1"} for row in ROWS])
+  refused("other settings (problems: ")
 
 
 def test_a_folder_of_an_earlier_version(refused):
   pathlib.Path("run/stages/reft/checkpoints").mkdir(parents=True)
   pathlib.Path("run/config.yaml").write_text("seed: 0")
-  said = refused()
-  assert "run holds a run without a manifest.json that can be read" in said
-  assert "an earlier version of reft_jax made it" in said
+  cause = "an earlier version of reft_jax made it"
+  refused(["run holds a run without a manifest.json that can", cause])
 
 
 def test_the_same_run_is_resumed_in_its_folder():
@@ -360,18 +339,10 @@ def test_the_same_run_is_resumed_in_its_folder():
 def test_another_run_is_put_aside_on_request(folder):
   settle()
   (folder / "run" / "result").touch()
-  with pytest.raises(StartedError):
-    train.main([*SETTINGS, "reft.lam=0.5", "resume=never"])
+  settle("reft.lam=0.5", "resume=never")
   assert not (folder / "run" / "result").exists()
   (aside,) = folder.glob("run.until-*")
   assert (aside / "result").exists()
-
-
-@pytest.mark.parametrize("output", ["train.json", "train.json/run"])
-def test_a_folder_that_cannot_be_made(refused, output):
-  said = refused(f"output={output}")
-  assert f"the run's folder {output} cannot be written" in said
-  assert "set output to another place" in said
 
 
 def test_limits_keep_so_many_problems():
@@ -386,23 +357,12 @@ def test_limits_keep_so_many_problems():
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help(capsys, folder, flag):
-  before = sorted(os.walk("."))
+def test_help(capsys, flag):
   assert train.main([flag]) == 0
   said = capsys.readouterr()
   assert said.out.startswith("Usage: python -m reft_jax.train")
   assert "kl_coef" in said.out
   assert said.err == ""
-  assert sorted(os.walk(".")) == before
-
-
-def test_print_config_can_be_read_back(capsys, folder):
-  assert train.main([*SETTINGS, "--print-config"]) == 0
-  said = capsys.readouterr()
-  assert said.err == ""
-  pathlib.Path("printed.yaml").write_text(said.out)
-  assert loading.load(["printed.yaml"]) == cli.parse(SETTINGS).config
-  assert not (folder / "run").exists()
 
 
 PYTHON = "data.reasoning=python"
@@ -411,31 +371,19 @@ PYTHON = "data.reasoning=python"
 def test_programs_are_not_run_where_no_tier_is_safe(refused, monkeypatch):
   monkeypatch.setitem(sys.modules, "pydantic_monty", None)
   monkeypatch.setattr(seccomp, "supported", lambda: False)
-  said = refused(PYTHON)
-  assert "rograms cannot be run safely here" in said
-  assert "Install pydantic-monty" in said
-  assert "data.reasoning=nl" in said
+  remedies = ["Install pydantic-monty", "data.reasoning=nl"]
+  refused(["rograms cannot be run safely here", *remedies], PYTHON)
 
 
 def test_chains_of_thought_in_words_where_programs_are_wanted(refused):
-  said = refused(PYTHON, "programs.isolation=monty")
-  assert "data.train=train.json" in said
-  assert "gsm8k_" in said
-  assert "set data.reasoning=nl" in said
+  words = ["data.train=train.json", "gsm8k_", "set data.reasoning=nl"]
+  refused(words, PYTHON, "programs.isolation=monty")
 
 
 def test_programs_can_be_learnt_by_reward_alone():
-  arguments = [*SETTINGS, PYTHON, "programs.isolation=monty", "stages=[reft]"]
   # No number of the answers is lost on the tokenizer of the model.
-  with pytest.raises(StartedError):
-    train.main([*arguments, "data.max_prompt_tokens=90"])
-
-
-@pytest.mark.parametrize("train_data", ["embedded", "train.json"])
-def test_a_task_that_does_not_exist(refused, train_data):
-  said = refused(f"data.train={train_data}", "data.task=gsm9k")
-  assert "gsm9k" in said
-  assert "embedded-choice" in said
+  arguments = ["programs.isolation=monty", "data.max_prompt_tokens=90"]
+  settle(PYTHON, *arguments, "stages=[reft]")
 
 
 DRY = "--dry-run"
@@ -517,4 +465,4 @@ def test_a_dry_run_counts_problems_without_a_tokenizer(capsys):
 def test_a_dry_run_refuses_what_a_run_would(refused, arguments, words):
   write_rows("bare.json", [row | {"answer_cot": ""} for row in ROWS])
   pathlib.Path("torn.json").write_text(json.dumps(ROWS)[:-30])
-  assert words in refused(DRY, *arguments)
+  refused(words, DRY, *arguments)
