@@ -14,21 +14,15 @@ class KVCache:
   response part, whatever the lengths of their prompts: one cheap
   dynamic_update_slice instead of a scatter. Arrays are head-major, in the
   compute dtype; each tuple has one array a layer.
-
-  Attributes:
-    prompt_k: keys [B, K, P, H]; columns from a row's prompt length on are
-      padding.
-    prompt_v: their values.
-    response_k: keys [B, K, T, H]; column t belongs to response token t.
-    response_v: their values.
-    prompt_lengths_B: int32.
   """
 
+  # [B, K, P, H]; columns from a row's prompt length on are padding.
   prompt_k: tuple[jax.Array, ...]
   prompt_v: tuple[jax.Array, ...]
+  # [B, K, T, H]; column t belongs to response token t.
   response_k: tuple[jax.Array, ...]
   response_v: tuple[jax.Array, ...]
-  prompt_lengths_B: jax.Array
+  prompt_lengths_B: jax.Array  # int32.
 
 
 def pinned(cache: KVCache) -> KVCache:

@@ -8,6 +8,7 @@ they are used.
 
 import functools
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -38,12 +39,9 @@ Attend = Callable[
 
 
 class Segment(NamedTuple):
-  """Keys and values to attend to.
+  """C columns of keys and values, head-major, and which each query attends to.
 
-  Attributes:
-    k_BKCH: C columns of keys, head-major.
-    v_BKCH: their values.
-    mask_BSC: which columns each query attends to; B and S may be 1.
+  In the mask, B and S may be 1.
   """
 
   k_BKCH: jax.Array
@@ -67,42 +65,30 @@ def grouped_attention(
   B, N, S, H = q_BNSH.shape
   K = segments[0].k_BKCH.shape[1]
   q_BKGSH = q_BNSH.reshape(B, K, N // K, S, H)
-  scores_BKGSC = jnp.concatenate(
-    [_masked_scores(q_BKGSH, segment, scale, cap) for segment in segments],
-    axis=-1,
-  )
+
+  def masked_scores(segment: Segment) -> jax.Array:
+    scores_BKGSC = jnp.einsum(
+      "BKGSH,BKCH->BKGSC",
+      q_BKGSH,
+      segment.k_BKCH,
+      preferred_element_type=jnp.float32,
+    )
+    scores_BKGSC *= scale
+    if cap is not None:
+      scores_BKGSC = soft_cap(scores_BKGSC, cap)
+    # Not -inf: a row of them would have a softmax of NaN.
+    lowest = jnp.finfo(jnp.float32).min
+    return jnp.where(segment.mask_BSC[:, None, None], scores_BKGSC, lowest)
+
+  scores_BKGSC = jnp.concatenate(list(map(masked_scores, segments)), axis=-1)
   weights_BKGSC = jax.nn.softmax(scores_BKGSC).astype(q_BNSH.dtype)
   ends = list(itertools.accumulate(s.v_BKCH.shape[2] for s in segments))
-  attended_BKGSH = functools.reduce(
-    jnp.add,
-    (
-      jnp.einsum("BKGSC,BKCH->BKGSH", weights_BKGSC, segment.v_BKCH)
-      for weights_BKGSC, segment in zip(
-        jnp.split(weights_BKGSC, ends[:-1], axis=-1), segments, strict=True
-      )
-    ),
-  )
-  return attended_BKGSH.reshape(B, N, S, H)
-
-
-def _masked_scores(
-  q_BKGSH: jax.Array,
-  segment: Segment,
-  scale: jax.typing.ArrayLike,
-  cap: float | None,
-) -> jax.Array:
-  scores_BKGSC = jnp.einsum(
-    "BKGSH,BKCH->BKGSC",
-    q_BKGSH,
-    segment.k_BKCH,
-    preferred_element_type=jnp.float32,
-  )
-  scores_BKGSC *= scale
-  if cap is not None:
-    scores_BKGSC = soft_cap(scores_BKGSC, cap)
-  # Not -inf: a row of them would have a softmax of NaN.
-  lowest = jnp.finfo(jnp.float32).min
-  return jnp.where(segment.mask_BSC[:, None, None], scores_BKGSC, lowest)
+  shares = jnp.split(weights_BKGSC, ends[:-1], axis=-1)
+  attended = [
+    jnp.einsum("BKGSC,BKCH->BKGSH", share_BKGSC, segment.v_BKCH)
+    for share_BKGSC, segment in zip(shares, segments, strict=True)
+  ]
+  return functools.reduce(jnp.add, attended).reshape(B, N, S, H)
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
@@ -110,54 +96,10 @@ def soft_cap(x: jax.Array, cap: float) -> jax.Array:
   return cap * jnp.tanh(x / cap)
 
 
-def rms_norm(
-  x: jax.Array, scale_D: jax.Array | None, eps: float, offset: float = 0.0
-) -> jax.Array:
-  """RMSNorm, x / sqrt(mean(x^2) + eps) * (scale + offset).
-
-  Normalised in fp32. The scale multiplies in the dtype of x, as in Llama, or,
-  with an offset, in fp32, as in Gemma.
-  """
-  x32 = x.astype(jnp.float32)
-  mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-  normed = x32 * jax.lax.rsqrt(mean_square + eps)
-  if scale_D is None:
-    return normed.astype(x.dtype)
-  if offset:
-    scale = _like(scale_D.astype(jnp.float32) + offset, x)
-    return (normed * scale).astype(x.dtype)
-  return normed.astype(x.dtype) * _like(scale_D.astype(x.dtype), x)
-
-
-def layer_norm(
-  x: jax.Array,
-  scale_D: jax.Array | None,
-  bias_D: jax.Array | None,
-  eps: float,
-) -> jax.Array:
-  """LayerNorm, (x - mean) / sqrt(var + eps) * scale + bias, in fp32."""
-  x32 = x.astype(jnp.float32)
-  centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-  variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-  normed = centred * jax.lax.rsqrt(variance + eps)
-  if scale_D is not None:
-    normed *= _like(scale_D.astype(jnp.float32), x)
-  if bias_D is not None:
-    normed += _like(bias_D.astype(jnp.float32), x)
-  return normed.astype(x.dtype)
-
-
-def _like(vector: jax.Array, x: jax.Array) -> jax.Array:
-  return jnp.broadcast_to(vector, x.shape)
-
-
 class Layer(nn.Module):
   """A module that makes its parameters from their names alone.
 
-  Attributes:
-    config: the architecture.
-    compute_dtype: the dtype of activations, and of weights where they are used.
-    adapter_scale: multiplies the outputs of adapters (LoRA's alpha / rank).
+  Its fields are those of `networks.Networks`.
   """
 
   config: configs.ModelConfig
@@ -176,8 +118,7 @@ class Layer(nn.Module):
     down, up = adapter_names(name)
     if not self.has_variable("params", down):
       return out
-    ins, weight = equation.partition("->")[0].split(",")
-    outs = equation.partition("->")[2]
+    ins, weight, outs = re.split(",|->", equation)
     kept = "".join(letter for letter in ins if letter not in weight)
     low = jnp.einsum(
       f"{ins},{configs.letters(down)}->{kept}R", x, self._given(down)
@@ -221,10 +162,27 @@ def apply_norm(
   scale_D: jax.Array | None,
   bias_D: jax.Array | None,
 ) -> jax.Array:
-  """The architecture's norm; a parameter that it lacks is None."""
+  """The architecture's norm; a parameter that it lacks is None.
+
+  RMSNorm is x / sqrt(mean(x^2) + eps) * (scale + offset), and LayerNorm
+  (x - mean) / sqrt(var + eps) * scale + bias. All is fp32, but the scale of an
+  RMSNorm without an offset multiplies in the dtype of x, as in Llama.
+  """
+  x32 = x.astype(jnp.float32)
   if config.norm == "layer":
-    return layer_norm(x, scale_D, bias_D, config.norm_eps)
-  return rms_norm(x, scale_D, config.norm_eps, config.norm_offset)
+    x32 -= jnp.mean(x32, axis=-1, keepdims=True)
+  mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+  normed = x32 * jax.lax.rsqrt(mean_square + config.norm_eps)
+  if scale_D is None:
+    return normed.astype(x.dtype)
+  if config.norm == "rms" and not config.norm_offset:
+    scale_D = scale_D.astype(x.dtype)
+    return normed.astype(x.dtype) * jnp.broadcast_to(scale_D, x.shape)
+  scale_D = scale_D.astype(jnp.float32) + config.norm_offset
+  normed *= jnp.broadcast_to(scale_D, x.shape)
+  if bias_D is not None:
+    normed += jnp.broadcast_to(bias_D.astype(jnp.float32), x.shape)
+  return normed.astype(x.dtype)
 
 
 def adapter_names(name: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from reft_jax.models import config as configs
 from reft_jax.models import errors, layers
@@ -40,11 +41,9 @@ def selected_targets(
   Raises:
     UnsupportedModelError: the architecture has no such weight.
   """
-  has = {
-    target: row
-    for target, row in TARGETS.items()
-    if target != "gate" or config.gated
-  }
+  has = dict(TARGETS)
+  if not config.gated:
+    del has["gate"]
   wanted = set(targets)
   lacking = sorted(wanted - has.keys() - {ALL})
   if lacking:
@@ -52,25 +51,23 @@ def selected_targets(
       f"{config.family} models have no {' and no '.join(lacking)} to adapt, "
       f"only {', '.join(has)}."
     )
-  return {
-    target: row
-    for target, row in has.items()
-    if ALL in wanted or target in wanted
-  }
+  return {x: row for x, row in has.items() if wanted & {ALL, x}}
 
 
 def largest_rank(config: configs.ModelConfig, targets: Iterable[str]) -> int:
   """The rank at which A B can be any matrix; a higher one adds nothing."""
-  sides = []
-  for _, name in selected_targets(config, targets).values():
-    down, up = _FACTORS[name]
-    sizes = config.sizes | {"R": 1}
-    sides += [_size(down, sizes), _size(up, sizes)]
-  return min(sides)
+  return min(
+    math.prod(_factor_shape(config, factor, rank=1))
+    for _, name in selected_targets(config, targets).values()
+    for factor in _FACTORS[name]
+  )
 
 
-def _size(name: str, sizes: Mapping[str, int]) -> int:
-  return math.prod(sizes[letter] for letter in configs.letters(name))
+def _factor_shape(
+  config: configs.ModelConfig, name: str, rank: int
+) -> tuple[int, ...]:
+  sizes = config.sizes | {"R": rank}
+  return tuple(sizes[letter] for letter in configs.letters(name))
 
 
 def init(
@@ -88,22 +85,20 @@ def init(
   Raises:
     UnsupportedModelError: as `selected_targets`.
   """
-  sizes = config.sizes | {"R": rank}
   modules: dict[str, Any] = {}
   for target, (module, name) in selected_targets(config, targets).items():
     down, up = _FACTORS[name]
-    shape_of = {
-      each: (config.layers, *(sizes[x] for x in configs.letters(each)))
-      for each in (down, up)
-    }
-    limit = (_size(down, sizes) // rank) ** -0.5
-    modules.setdefault(module, {})[down] = jax.random.uniform(
+    *inputs, _ = _factor_shape(config, down, rank)
+    limit = math.prod(inputs) ** -0.5
+    factors = modules.setdefault(module, {})
+    factors[down] = jax.random.uniform(
       jax.random.fold_in(key, list(TARGETS).index(target)),
-      shape_of[down],
+      (config.layers, *inputs, rank),
       minval=-limit,
       maxval=limit,
     )
-    modules[module][up] = jnp.zeros(shape_of[up], jnp.float32)
+    outputs = _factor_shape(config, up, rank)
+    factors[up] = jnp.zeros((config.layers, *outputs), jnp.float32)
   return {"trunk": {"blocks": modules}}
 
 
@@ -190,7 +185,14 @@ def merge_in_place(policy: Mapping[str, Any], scale: float) -> dict[str, Any]:
   base, adapter = split(policy)
   if not adapter:
     return dict(policy)
-  adapted, rest = _split_adapted(base, adapter)
+  factors = traverse_util.flatten_dict(adapter)
+  adapted = traverse_util.unflatten_dict(
+    {
+      (*path, name): weight
+      for (*path, name), weight in traverse_util.flatten_dict(base).items()
+      if name in _FACTORS and (*path, _FACTORS[name][0]) in factors
+    }
+  )
 
   def join_and_merge(adapted: Any, adapter: Any) -> dict[str, Any]:
     return merge(join(adapted, adapter), scale)
@@ -200,20 +202,4 @@ def merge_in_place(policy: Mapping[str, Any], scale: float) -> dict[str, Any]:
     donate_argnums=0,
     out_shardings=jax.tree.map(lambda weight: weight.sharding, adapted),
   )(adapted, adapter)
-  return join(rest, merged)
-
-
-def _split_adapted(
-  base: Mapping[str, Any], adapter: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The weights with adapters, and the others."""
-  adapted: dict[str, Any] = {}
-  rest: dict[str, Any] = {}
-  for name, node in base.items():
-    if isinstance(node, Mapping):
-      adapted[name], rest[name] = _split_adapted(node, adapter.get(name, {}))
-    elif name in _FACTORS and _FACTORS[name][0] in adapter:
-      adapted[name] = node
-    else:
-      rest[name] = node
-  return adapted, rest
+  return join(base, merged)

@@ -36,22 +36,18 @@ class Networks:
   correct or not, is {"trunk", "score_DC"}.
 
   A policy's blocks may hold adapters beside their weights (models.lora).
-
-  Attributes:
-    config: the architecture.
-    compute_dtype: the dtype of activations, and of weights where they are used.
-    remat: what a training forward keeps of each block for the backward pass:
-      "none", everything; "dots", the results of matrix products; "block", only
-      the block's input.
-    adapter_scale: multiplies the outputs of adapters.
-    gather: "layer", a training pass all-gathers each layer's weights along
-      "fsdp" where it uses them; "step", it reads a `working_copy`.
   """
 
   config: configs.ModelConfig
+  # The dtype of activations, and of weights where they are used.
   compute_dtype: str = "float32"
+  # What a training forward keeps of each block for the backward pass: "none",
+  # everything; "dots", the results of matrix products; "block", its input.
   remat: str = "none"
+  # Multiplies the outputs of adapters: LoRA's alpha / rank.
   adapter_scale: float = 1.0
+  # "layer", a training pass all-gathers each layer's weights along "fsdp" where
+  # it uses them; "step", it reads a `working_copy`.
   gather: str = "layer"
 
   def __post_init__(self) -> None:
@@ -74,15 +70,12 @@ class Networks:
     trunk_key, head_key = jax.random.split(key)
     tokens_BS = jnp.zeros((1, 1), jnp.int32)
     lengths_B = jnp.ones((1,), jnp.int32)
-    policy = {
-      "trunk": self._trunk.init(trunk_key, tokens_BS, lengths_B)["params"]
-    }
+    variables = self._trunk.init(trunk_key, tokens_BS, lengths_B)
+    policy = {"trunk": variables["params"]}
     config = self.config
     if not config.tied_head:
-      head = config.init_scale * jax.random.normal(
-        head_key, config.shape(config.head_name)
-      )
-      policy[config.head_name] = head
+      normal_DV = jax.random.normal(head_key, config.shape(config.head_name))
+      policy[config.head_name] = config.init_scale * normal_DV
     if config.head_bias:
       policy["lm_bias_V"] = jnp.zeros(config.shape("lm_bias_V"), jnp.float32)
     return policy
@@ -102,10 +95,8 @@ class Networks:
     """
     _check_choice("value", kind, VALUE_KINDS)
     name = f"w_{self.config.outer}"
-    head = {
-      name: jnp.zeros(self.config.shape(name), jnp.float32),
-      "b": jnp.zeros((), jnp.float32),
-    }
+    w_D = jnp.zeros(self.config.shape(name), jnp.float32)
+    head = {name: w_D, "b": jnp.zeros((), jnp.float32)}
     if kind == "shared":
       return {"head": head}
     return {"trunk": jax.tree.map(jnp.copy, policy["trunk"]), "head": head}
@@ -115,16 +106,12 @@ class Networks:
 
     As in transformers, the head has normal weights and no bias.
     """
-    name = self._score_name
-    shape = self.config.shape(name)
+    name = f"score_{self.config.outer}C"
+    normal_DC = jax.random.normal(key, self.config.shape(name))
     return {
       "trunk": jax.tree.map(jnp.copy, policy["trunk"]),
-      name: self.config.init_scale * jax.random.normal(key, shape),
+      name: self.config.init_scale * normal_DC,
     }
-
-  @property
-  def _score_name(self) -> str:
-    return f"score_{self.config.outer}C"
 
   def hidden(
     self, trunk: Params, tokens_BS: jax.Array, lengths_B: jax.Array
@@ -168,10 +155,11 @@ class Networks:
 
   def class_logits(self, scorer: Params, hidden_xD: jax.Array) -> jax.Array:
     """fp32 logits_xC of configs.CLASSES; x is any number of leading axes."""
+    name = f"score_{self.config.outer}C"
     return jnp.einsum(
       "...D,DC->...C",
       hidden_xD.astype(jnp.float32),
-      partition.gather(self._score_name, scorer[self._score_name]),
+      partition.gather(name, scorer[name]),
       precision=jax.lax.Precision.HIGHEST,
     )
 
@@ -221,7 +209,17 @@ class Networks:
     lengths_B: jax.Array,
     response_tokens: int,
   ) -> tuple[jax.Array, caches.KVCache]:
-    """hidden_BD at each last prompt token, and a cache for the response."""
+    """The forward pass of the prompts, which fills a cache.
+
+    Args:
+      published: what `publish` made of the policy.
+      tokens_BP: prompts, padded on the right.
+      lengths_B: their lengths, at least 1.
+      response_tokens: T, the columns to allocate for the response.
+
+    Returns:
+      hidden_BD at each row's last prompt token, and the cache.
+    """
     return transformer.prefill(
       self.config, published["trunk"], tokens_BP, lengths_B, response_tokens
     )
@@ -233,7 +231,17 @@ class Networks:
     token_B: jax.Array,
     step: jax.Array,
   ) -> tuple[jax.Array, caches.KVCache]:
-    """hidden_BD at response token number `step`, and the updated cache."""
+    """The forward pass of one more response token of each row.
+
+    Args:
+      published: as for `prefill`.
+      cache: of the prompt and the first `step` response tokens.
+      token_B: response token number `step`.
+      step: int32 scalar, the response column that all rows write to.
+
+    Returns:
+      hidden_BD at that token, and the updated cache.
+    """
     return transformer.decode(
       self.config, published["trunk"], cache, token_B, step
     )

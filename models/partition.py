@@ -16,18 +16,9 @@ from reft_jax.models import config as configs
 
 P = jax.sharding.PartitionSpec
 
-DEFAULT_RULES = {
-  "D": "fsdp",
-  "E": "fsdp",
-  "N": "tensor",
-  "K": "tensor",
-  "F": "tensor",
-  "V": "tensor",
-}
 # Those of weights whole along "fsdp", as they are used.
-GATHERED_RULES = {
-  letter: axis for letter, axis in DEFAULT_RULES.items() if axis != "fsdp"
-}
+GATHERED_RULES = dict.fromkeys("NKFV", "tensor")
+DEFAULT_RULES = dict.fromkeys("DE", "fsdp") | GATHERED_RULES
 _ROWS = ("data", "fsdp")
 
 _logger = logging.getLogger(__name__)
@@ -69,8 +60,7 @@ def pin(x: jax.Array) -> jax.Array:
   the weights put them. The identity without a mesh (`jax.set_mesh`), and where
   the batch does not divide.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if not _has_rows(mesh) or x.ndim == 0 or x.shape[0] % num_shards():
+  if _mesh() is None or x.ndim == 0 or x.shape[0] % num_shards():
     return x
   rest = [P.UNCONSTRAINED] * (x.ndim - 1)
   return jax.lax.with_sharding_constraint(x, P(_ROWS, *rest))
@@ -83,8 +73,8 @@ def pin_heads(x_BKSH: jax.Array) -> jax.Array:
   token's keys would be gathered into it. Heads that do not divide are
   replicated.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if not _has_rows(mesh):
+  mesh = _mesh()
+  if mesh is None:
     return x_BKSH
   B, K = x_BKSH.shape[:2]
   rows = None if B % num_shards() else _ROWS
@@ -105,8 +95,8 @@ def pin_or_replicate(x: jax.Array) -> jax.Array:
 
 def num_shards() -> int:
   """The number of shards of a batch on the current mesh; 1 without one."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if not _has_rows(mesh):
+  mesh = _mesh()
+  if mesh is None:
     return 1
   return math.prod(mesh.shape[axis] for axis in _ROWS)
 
@@ -116,7 +106,7 @@ def replicate(x: jax.Array) -> jax.Array:
 
   The identity without a mesh.
   """
-  if not _has_rows(jax.sharding.get_abstract_mesh()):
+  if _mesh() is None:
     return x
   return jax.lax.with_sharding_constraint(x, P())
 
@@ -135,9 +125,9 @@ def gather(
     dtype: cast to before the all-gather; the partitioner would gather first and
       cast afterwards, which sends twice as much.
   """
-  mesh = jax.sharding.get_abstract_mesh()
+  mesh = _mesh()
   cast = weight if dtype is None else weight.astype(dtype)
-  if not _has_rows(mesh):
+  if mesh is None:
     return cast
   if cast.dtype != weight.dtype:
     cast = jax.lax.with_sharding_constraint(
@@ -153,16 +143,18 @@ def scatter(tree: Any) -> Any:
 
   The identity without a mesh.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if not _has_rows(mesh):
+  mesh = _mesh()
+  if mesh is None:
     return tree
   return jax.tree.map(
     jax.lax.with_sharding_constraint, tree, specs(tree, mesh.shape)
   )
 
 
-def _has_rows(mesh: jax.sharding.AbstractMesh) -> bool:
-  return not mesh.empty and set(_ROWS) <= set(mesh.axis_names)
+def _mesh() -> jax.sharding.AbstractMesh | None:
+  """The current mesh (`jax.set_mesh`), if it has the axes of rows."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if set(_ROWS) <= set(mesh.axis_names) else None
 
 
 def _spec(
@@ -182,7 +174,7 @@ def _spec(
     if axis is None or axis_sizes.get(axis, 1) == 1 or axis in entries:
       entries.append(None)
     elif size % axis_sizes[axis]:
-      _log_replicated(name, letter, size, axis, axis_sizes[axis])
+      _log_replicated(f"{name}: {letter}={size}", f"{axis}={axis_sizes[axis]}")
       entries.append(None)
     else:
       entries.append(axis)
@@ -194,15 +186,8 @@ def _spec(
 
 
 @functools.cache
-def _log_replicated(
-  name: str, letter: str, size: int, axis: str, axis_size: int
-) -> None:
+def _log_replicated(size: str, axis: str) -> None:
   """Warns once for each case, which is what the cache is for."""
   _logger.warning(
-    "%s: %s=%d does not divide by the mesh axis %s=%d; replicated there.",
-    name,
-    letter,
-    size,
-    axis,
-    axis_size,
+    "%s does not divide by the mesh axis %s; replicated there.", size, axis
   )

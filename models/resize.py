@@ -35,19 +35,19 @@ def grow(
     raise ValueError(
       f"vocab_size={vocab_size} is below the model's {config.vocab_size}."
     )
-  grown = {name: _grown(name, node, more) for name, node in policy.items()}
+  grown = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: _grown(path[-1].key, leaf, more), policy
+  )
   return dataclasses.replace(config, vocab_size=vocab_size), grown
 
 
-def _grown(name: str, node: Any, more: int) -> Any:
-  if isinstance(node, Mapping):
-    return {key: _grown(key, each, more) for key, each in node.items()}
+def _grown(name: str, array: Any, more: int) -> Any:
   letters = configs.letters(name)
   if "V" not in letters or not more:
-    return node
+    return array
   # Counted from the end: stacked arrays have a leading layer axis.
   axis = letters.index("V") - len(letters)
-  numpy = jnp if isinstance(node, jax.Array) else np
-  mean = numpy.mean(node, axis=axis, keepdims=True, dtype=np.float32)
-  rows = numpy.repeat(mean.astype(node.dtype), more, axis=axis)
-  return numpy.concatenate([node, rows], axis=axis)
+  numpy = jnp if isinstance(array, jax.Array) else np
+  mean = numpy.mean(array, axis=axis, keepdims=True, dtype=np.float32)
+  rows = numpy.repeat(mean.astype(array.dtype), more, axis=axis)
+  return numpy.concatenate([array, rows], axis=axis)

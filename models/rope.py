@@ -83,32 +83,24 @@ def _frequencies(
 ) -> jax.Array:
   """frequencies_BR in radians a token; B is 1 where rows share them."""
   size = config.turning(rope)
+  exponents_R = np.arange(0, size, 2, dtype=np.float32) / size
+  if rope.kind == "dynamic":
+    theta_B = _dynamic_theta(rope, size, config.max_positions, lengths_B)
+    return theta_B[:, None] ** -jnp.asarray(exponents_R)[None, :]
+  plain_R = np.float32(rope.theta) ** -exponents_R
   match rope.kind:
-    case "dynamic":
-      theta_B = _dynamic_theta(rope, size, config.max_positions, lengths_B)
-      exponents_R = jnp.arange(0, size, 2, dtype=jnp.float32) / size
-      return theta_B[:, None] ** -exponents_R[None, :]
     case "longrope":
-      plain_R = _plain_frequencies(rope.theta, size)
       long_B1 = (lengths_B > rope.original_max_positions)[:, None]
       short_1R = plain_R / np.asarray(rope.short_factor, np.float32)
       long_1R = plain_R / np.asarray(rope.long_factor, np.float32)
       return jnp.where(long_B1, long_1R[None, :], short_1R[None, :])
     case "linear":
-      frequencies_R = _plain_frequencies(rope.theta, size) / rope.factor
-    case "llama3":
-      frequencies_R = _llama3_frequencies(rope, size)
-    case "yarn":
-      frequencies_R = _yarn_frequencies(rope, size)
-    case _:
-      frequencies_R = _plain_frequencies(rope.theta, size)
-  return jnp.asarray(frequencies_R, jnp.float32)[None, :]
-
-
-def _plain_frequencies(theta: float, size: int) -> np.ndarray:
-  """The original theta ** (-2r / size)."""
-  exponents_R = np.arange(0, size, 2, dtype=np.float32) / size
-  return np.float32(theta) ** -exponents_R
+      plain_R = plain_R / rope.factor
+    case "llama3" | "yarn":
+      kept = _kept_by_llama3 if rope.kind == "llama3" else _kept_by_yarn
+      kept_R = np.clip(kept(rope, plain_R), 0, 1)
+      plain_R = kept_R * plain_R + (1 - kept_R) * plain_R / rope.factor
+  return jnp.asarray(plain_R, jnp.float32)[None, :]
 
 
 def _dynamic_theta(
@@ -123,22 +115,18 @@ def _dynamic_theta(
   return rope.theta * stretch_B ** (size / (size - 2))
 
 
-def _llama3_frequencies(rope: configs.RopeConfig, size: int) -> np.ndarray:
+def _kept_by_llama3(
+  rope: configs.RopeConfig, plain_R: np.ndarray
+) -> np.ndarray:
   """Low frequencies are scaled, high ones kept, those between blended."""
-  plain_R = _plain_frequencies(rope.theta, size)
   turns_R = rope.original_max_positions * plain_R / (2 * math.pi)
-  kept_R = np.clip(
-    (turns_R - rope.low_freq_factor)
-    / (rope.high_freq_factor - rope.low_freq_factor),
-    0,
-    1,
-  )
-  return kept_R * plain_R + (1 - kept_R) * plain_R / rope.factor
+  low, high = rope.low_freq_factor, rope.high_freq_factor
+  return (turns_R - low) / (high - low)
 
 
-def _yarn_frequencies(rope: configs.RopeConfig, size: int) -> np.ndarray:
+def _kept_by_yarn(rope: configs.RopeConfig, plain_R: np.ndarray) -> np.ndarray:
   """YaRN (Peng et al., 2023): a linear ramp between kept and scaled."""
-  plain_R = _plain_frequencies(rope.theta, size)
+  size = 2 * len(plain_R)
 
   def dimension(turns: float) -> float:
     """The dimension with so many turns over the original context."""
@@ -151,6 +139,4 @@ def _yarn_frequencies(rope: configs.RopeConfig, size: int) -> np.ndarray:
   if rope.truncate:
     low, high = math.floor(low), math.ceil(high)
   low, high = max(low, 0), min(high, size - 1)
-  ramp_R = (np.arange(size // 2) - low) / max(high - low, 1e-3)
-  kept_R = 1 - np.clip(ramp_R, 0, 1)
-  return kept_R * plain_R + (1 - kept_R) * plain_R / rope.factor
+  return 1 - (np.arange(size // 2) - low) / max(high - low, 1e-3)

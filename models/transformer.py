@@ -32,16 +32,11 @@ class Traits(NamedTuple):
   """What differs between the layers of an architecture; None: nothing does.
 
   Each field has one number for every layer, or that of one layer.
-
-  Attributes:
-    window: how many tokens a query attends to, itself included.
-    rotation: the index of the layer's rotation in `_rotations`.
-    divisor: of the attention scores.
   """
 
-  window: Any = None
-  rotation: Any = None
-  divisor: Any = None
+  window: Any = None  # How many tokens a query attends to, itself included.
+  rotation: Any = None  # The index of the layer's rotation in `_rotations`.
+  divisor: Any = None  # Of the attention scores.
 
 
 def _traits(config: configs.ModelConfig) -> Traits:
@@ -50,17 +45,11 @@ def _traits(config: configs.ModelConfig) -> Traits:
   window = rotation = divisor = None
   if any(config.windows):
     window = np.array([size or _EVERYTHING for size in config.windows], _INT)
-  local = config.local_rope is not None
-  if config.rope is not None and (local or not all(config.rope_layers)):
-    turns = config.rope_layers or (True,) * L
-    windows = config.windows or (0,) * L
-    rotation = np.array(
-      [
-        0 if not turned else 2 if local and size else 1
-        for turned, size in zip(turns, windows, strict=True)
-      ],
-      _INT,
-    )
+  has_local = config.local_rope is not None
+  if config.rope is not None and (has_local or not all(config.rope_layers)):
+    turns_L = np.array(config.rope_layers or (True,) * L)
+    local_L = has_local & (np.array(config.windows or (0,) * L) > 0)
+    rotation = np.where(turns_L, 1 + local_L, 0).astype(_INT)
   if config.scale_by_layer:
     divisor = np.arange(1, L + 1, dtype=_INT)
   return Traits(window, rotation, divisor)
@@ -156,18 +145,7 @@ def prefill(
   lengths_B: jax.Array,
   response_tokens: int,
 ) -> tuple[jax.Array, caches.KVCache]:
-  """The forward pass of the prompts, which fills a cache.
-
-  Args:
-    config: the architecture.
-    trunk: published parameters, whose dtype is the compute dtype.
-    tokens_BP: prompts, padded on the right.
-    lengths_B: their lengths, at least 1.
-    response_tokens: T, the columns to allocate for the response.
-
-  Returns:
-    hidden_BD at each row's last prompt token, and the cache.
-  """
+  """As `networks.Networks.prefill`, of a published trunk."""
   positions_1P = jnp.arange(tokens_BP.shape[1])[None, :]
   attends = [_attend_causally(config, x) for x in _layer_traits(config)]
   hidden_BPD, kept = _unrolled(
@@ -199,18 +177,7 @@ def decode(
   token_B: jax.Array,
   step: jax.Array,
 ) -> tuple[jax.Array, caches.KVCache]:
-  """The forward pass of one more response token of each row.
-
-  Args:
-    config: the architecture.
-    trunk: published parameters, whose dtype is the compute dtype.
-    cache: of the prompt and the first `step` response tokens.
-    token_B: response token number `step`.
-    step: int32 scalar, the response column that all rows write to.
-
-  Returns:
-    hidden_BD at that token, and the updated cache.
-  """
+  """As `networks.Networks.decode`, of a published trunk."""
   positions_B1 = (cache.prompt_lengths_B + step)[:, None]
   attends = [
     _attend_cached(config, traits, cache, layer, step)
@@ -260,23 +227,29 @@ def _pick(
   """A layer's rotation; in a scan its index is traced, so all are stacked."""
   if not rotations:
     return None
-  if traits.rotation is None:
-    return rotations[1]
-  if isinstance(traits.rotation, int):
-    return rotations[traits.rotation]
+  index = 1 if traits.rotation is None else traits.rotation
+  if isinstance(index, int):
+    return rotations[index]
   return jax.tree.map(
-    lambda *each: jnp.stack(jnp.broadcast_arrays(*each))[traits.rotation],
-    *rotations,
+    lambda *each: jnp.stack(jnp.broadcast_arrays(*each))[index], *rotations
   )
 
 
-def _score_scale(
-  config: configs.ModelConfig, traits: Traits
-) -> jax.typing.ArrayLike:
+def _attention(
+  config: configs.ModelConfig,
+  traits: Traits,
+  q_BNSH: jax.Array,
+  *segments: layers.Segment,
+) -> jax.Array:
+  """A layer's attention, with the architecture's scale and cap of scores."""
   scale = config.score_scale
   if scale is None:
     scale = config.head_size**-0.5
-  return scale if traits.divisor is None else scale / traits.divisor
+  if traits.divisor is not None:
+    scale /= traits.divisor
+  return layers.grouped_attention(
+    q_BNSH, segments, scale=scale, cap=config.score_cap
+  )
 
 
 def _attend_causally(
@@ -291,13 +264,8 @@ def _attend_causally(
       slots_S = jnp.arange(S)
       distance_SC = slots_S[:, None] - slots_S[None, :]
       mask_1SC &= (distance_SC < traits.window)[None]
-    attended_BNSH = layers.grouped_attention(
-      q_BNSH,
-      [layers.Segment(k_BKSH, v_BKSH, mask_1SC)],
-      scale=_score_scale(config, traits),
-      cap=config.score_cap,
-    )
-    return attended_BNSH, (k_BKSH, v_BKSH)
+    segment = layers.Segment(k_BKSH, v_BKSH, mask_1SC)
+    return _attention(config, traits, q_BNSH, segment), (k_BKSH, v_BKSH)
 
   return attend
 
@@ -331,14 +299,12 @@ def _attend_cached(
     new_k = jax.lax.dynamic_update_slice(keys, k_BK1H, start)
     new_v = jax.lax.dynamic_update_slice(values, v_BK1H, start)
     prompt = cache.prompt_k[layer], cache.prompt_v[layer]
-    attended_BN1H = layers.grouped_attention(
+    attended_BN1H = _attention(
+      config,
+      traits,
       q_BN1H,
-      [
-        layers.Segment(*prompt, prompt_mask_B1P),
-        layers.Segment(new_k, new_v, response_mask_11T),
-      ],
-      scale=_score_scale(config, traits),
-      cap=config.score_cap,
+      layers.Segment(*prompt, prompt_mask_B1P),
+      layers.Segment(new_k, new_v, response_mask_11T),
     )
     return attended_BN1H, (new_k, new_v)
 

@@ -6,7 +6,7 @@ the model that it was made for.
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,19 +27,12 @@ _HEAD = "score"  # Of a classifier, in every family.
 
 
 class Adapter(NamedTuple):
-  """An adapter and what it belongs to.
+  """An adapter and what it belongs to."""
 
-  Attributes:
-    params: the adapter (models.adapters).
-    rank: R.
-    alpha: the product A B is scaled by alpha / rank.
-    base: the model it was made for: a folder, or owner/name[@revision].
-  """
-
-  params: Mapping[str, Any]
+  params: Mapping[str, Any]  # A tree as of `models.lora`.
   rank: int
-  alpha: float
-  base: str
+  alpha: float  # The product A B is scaled by alpha / rank.
+  base: str  # The model it was made for: a folder, or owner/name[@revision].
 
 
 def save(
@@ -70,7 +63,7 @@ def save(
   arrays: dict[str, np.ndarray] = {}
   for layer in range(config.layers):
     for stored, rows in groups.items():
-      name = _PREFIX + _module(stored.format(layer))
+      name = _PREFIX + stored.format(layer).removesuffix(".weight")
       down, up = _factors(rows, params, layer, config.sizes)
       arrays[f"{name}.lora_A.weight"] = down
       arrays[f"{name}.lora_B.weight"] = up
@@ -96,7 +89,7 @@ def _fields(adapter: Adapter, groups: Any, head: Any) -> dict[str, Any]:
   alpha = int(alpha) if alpha == int(alpha) else alpha
   # Modules by what their names have in common in all layers.
   counts = {
-    _module(stored).rpartition("{}.")[2]: len(rows)
+    stored.removesuffix(".weight").rpartition("{}.")[2]: len(rows)
     for stored, rows in groups.items()
   }
   fused = {name: count for name, count in counts.items() if count > 1}
@@ -114,41 +107,38 @@ def _fields(adapter: Adapter, groups: Any, head: Any) -> dict[str, Any]:
     "bias": "none",
     "target_modules": list(counts),
     "modules_to_save": None if head is None else [_HEAD],
-    "fan_in_fan_out": any(
-      _sides(row)[0] == 0 for rows in groups.values() for row in rows
-    ),
+    "fan_in_fan_out": any(_inputs(rows[0]) == 0 for rows in groups.values()),
   }
 
 
-def _module(stored: str) -> str:
-  return stored.removesuffix(".weight")
-
-
-def _sides(row: table.Tensor) -> tuple[int, int]:
-  """Which stored axis is of a weight's inputs, and which of its outputs."""
+def _inputs(row: table.Tensor) -> int:
+  """Which of a weight's two stored axes is that of its inputs."""
   down, _ = layers.adapter_names(row.path)
-  ins = set(configs.letters(down)) - {"R"}
-  first, _ = row.axes.split()
-  return (0, 1) if set(first) == ins else (1, 0)
+  return [set(x) for x in row.axes.split()].index(
+    set(configs.letters(down)) - {"R"}
+  )
 
 
 def _factors(
-  rows: Any, params: Any, layer: int, sizes: Mapping[str, int]
+  rows: Sequence[table.Tensor],
+  params: Mapping[str, np.ndarray],
+  layer: int,
+  sizes: Mapping[str, int],
 ) -> tuple[np.ndarray, np.ndarray]:
   """A (rank x inputs) and B (outputs x rank) of one layer's stored tensor."""
   downs, ups = [], []
   for row in rows:
-    groups, (ins, outs) = row.axes.split(), _sides(row)
-    down, up = layers.adapter_names(row.path)
+    ins = _inputs(row)
+    groups, (down, up) = row.axes.split(), layers.adapter_names(row.path)
     a, b = params[down][layer], params[up][layer]
     rank = a.shape[-1]
     a = np.einsum(f"{configs.letters(down)}->R{groups[ins]}", a)
-    b = np.einsum(f"{configs.letters(up)}->{groups[outs]}R", b)
+    b = np.einsum(f"{configs.letters(up)}->{groups[1 - ins]}R", b)
     downs.append(a.reshape(rank, -1))
     ups.append(b.reshape(-1, rank))
-  total = rows[0].stored_shape(sizes)[_sides(rows[0])[1]]
+  total = rows[0].stored_shape(sizes)[1 - _inputs(rows[0])]
   together = np.zeros((total, rank * len(rows)), np.float32)
-  for number, (row, up) in enumerate(zip(rows, ups, strict=True)):
+  for number, (row, up_OR) in enumerate(zip(rows, ups, strict=True)):
     places = slice(None) if row.part is None else row.part.index
-    together[places, number * rank : (number + 1) * rank] = up
+    together[places, number * rank : (number + 1) * rank] = up_OR
   return np.concatenate(downs), together

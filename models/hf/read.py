@@ -8,6 +8,7 @@ straight to the shards of a mesh: the host never holds a whole model.
 
 import functools
 import logging
+import math
 import os
 import pathlib
 import re
@@ -35,6 +36,7 @@ _CLASSIFIER = "ForSequenceClassification"
 _logger = logging.getLogger(__name__)
 _SMALL = 2**20  # Elements; threads share the work on larger tensors.
 _THREADS = min(16, os.cpu_count() or 1)
+_POOL = futures.ThreadPoolExecutor(_THREADS, "widen")
 _LISTED = 5  # An error message spells out so many problems and counts the rest.
 
 
@@ -87,9 +89,8 @@ def load(
       have a wrong shape or an unknown type, listed by the checkpoint's names
       and ours.
   """
-  folder = pathlib.Path(path)
-  config = _read_policy_config(folder)
-  return config, _read(folder, config, families.tensors(config), place)
+  config, rows = _describe(pathlib.Path(path), classifier=False)
+  return config, _read(pathlib.Path(path), config, rows, place)
 
 
 def load_classifier(
@@ -100,15 +101,8 @@ def load_classifier(
   Raises:
     UnsupportedModelError: as `load`; or the folder holds a language model.
   """
-  folder = pathlib.Path(path)
-  config = read_config(folder)
-  if not is_classifier(folder):
-    raise errors.UnsupportedModelError(
-      f"{folder} holds no classifier; give the folder of a reward model, such "
-      "as a run's models/reward_model."
-    )
-  rows = families.classifier_tensors(config)
-  return config, _read(folder, config, rows, place)
+  config, rows = _describe(pathlib.Path(path), classifier=True)
+  return config, _read(pathlib.Path(path), config, rows, place)
 
 
 def check(path: str | pathlib.Path) -> None:
@@ -118,10 +112,7 @@ def check(path: str | pathlib.Path) -> None:
     UnsupportedModelError: as `load` or `load_classifier`.
   """
   folder = pathlib.Path(path)
-  config = read_config(folder)
-  scores = is_classifier(folder)
-  make_rows = families.classifier_tensors if scores else families.tensors
-  _find_tensors(folder, config, make_rows(config))
+  _find_tensors(folder, *_describe(folder, classifier=is_classifier(folder)))
 
 
 def check_policy(path: str | pathlib.Path) -> None:
@@ -131,8 +122,7 @@ def check_policy(path: str | pathlib.Path) -> None:
     UnsupportedModelError: as `load`.
   """
   folder = pathlib.Path(path)
-  config = _read_policy_config(folder)
-  _find_tensors(folder, config, families.tensors(config))
+  _find_tensors(folder, *_describe(folder, classifier=False))
 
 
 def is_classifier(folder: pathlib.Path) -> bool:
@@ -143,15 +133,24 @@ def is_classifier(folder: pathlib.Path) -> bool:
   )
 
 
-def _read_policy_config(folder: pathlib.Path) -> configs.ModelConfig:
-  """The architecture of a folder that must hold a language model."""
+def _describe(
+  folder: pathlib.Path, *, classifier: bool
+) -> tuple[configs.ModelConfig, list[table.Tensor]]:
+  """A folder's architecture and tensors; it must hold a model of this kind."""
   config = read_config(folder)
-  if is_classifier(folder):
+  found = is_classifier(folder)
+  if found and not classifier:
     raise errors.UnsupportedModelError(
       f"{folder} holds a classifier, such as a reward model, where a language "
       "model is needed; give the folder of one."
     )
-  return config
+  if classifier and not found:
+    raise errors.UnsupportedModelError(
+      f"{folder} holds no classifier; give the folder of a reward model, such "
+      "as a run's models/reward_model."
+    )
+  make_rows = families.classifier_tensors if found else families.tensors
+  return config, make_rows(config)
 
 
 def _read(
@@ -185,13 +184,12 @@ def _by_stored_name(
   groups: dict[str, list[table.Tensor]] = {}
   for row in rows:
     groups.setdefault(row.stored, []).append(row)
-  return sorted(
-    groups.values(),
-    key=lambda group: (
-      group[0].stacked,
-      -int(np.prod(group[0].stored_shape(config.sizes))),
-    ),
-  )
+
+  def order(group: list[table.Tensor]) -> tuple[bool, int]:
+    size = math.prod(group[0].stored_shape(config.sizes))
+    return group[0].stacked, -size
+
+  return sorted(groups.values(), key=order)
 
 
 def _shape(config: configs.ModelConfig, row: table.Tensor) -> tuple[int, ...]:
@@ -261,13 +259,8 @@ def _widen(piece: np.ndarray) -> np.ndarray:
     return made
   count = -(-len(piece) // _THREADS)
   starts = range(0, len(piece), count)
-  list(_pool().map(fill, (slice(at, at + count) for at in starts)))
+  list(_POOL.map(fill, (slice(at, at + count) for at in starts)))
   return made
-
-
-@functools.cache
-def _pool() -> futures.ThreadPoolExecutor:
-  return futures.ThreadPoolExecutor(_THREADS, "widen")
 
 
 @functools.cache
@@ -331,9 +324,7 @@ def _rename(
   """
   for before, after in names.renamed.items():
     stored = {
-      after + name.removeprefix(before)
-      if name.startswith(before)
-      else name: tensor
+      re.sub(f"^{re.escape(before)}", after, name): tensor
       for name, tensor in stored.items()
     }
   if any(name.startswith(names.prefix) for name in stored):
@@ -349,16 +340,13 @@ def _problems(
   expected: Mapping[str, table.Tensor],
   stored: dict[str, tensor_files.Stored],
 ) -> Iterator[str]:
+  types = ", ".join(tensor_files.DTYPES)
   for name, row in expected.items():
-    if name not in stored:
-      yield f"{name} ({row.path}) is missing"
-      continue
-    tensor = stored[name]
-    shape = row.stored_shape(config.sizes)
-    if tensor.shape != shape:
-      yield f"{name} ({row.path}) has shape {tensor.shape} and not {shape}"
+    both, shape = f"{name} ({row.path})", row.stored_shape(config.sizes)
+    tensor = stored.get(name)
+    if tensor is None:
+      yield f"{both} is missing"
+    elif tensor.shape != shape:
+      yield f"{both} has shape {tensor.shape} and not {shape}"
     elif tensor.dtype not in tensor_files.DTYPES:
-      yield (
-        f"{name} ({row.path}) has type {tensor.dtype} and not one of "
-        f"{', '.join(tensor_files.DTYPES)}"
-      )
+      yield f"{both} has type {tensor.dtype} and not one of {types}"

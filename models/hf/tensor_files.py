@@ -11,7 +11,7 @@ import math
 import pathlib
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -37,18 +37,11 @@ _OURS = re.compile(
 
 
 class Stored(NamedTuple):
-  """A tensor on disk.
-
-  Attributes:
-    shape: its shape.
-    dtype: its type by safetensors' name; of a type that is not in DTYPES,
-      any name that says which.
-    read: reads it; only if its type is in DTYPES.
-  """
+  """A tensor on disk."""
 
   shape: tuple[int, ...]
-  dtype: str
-  read: Callable[[], np.ndarray]
+  dtype: str  # By safetensors' name; of a type not in DTYPES, any that says it.
+  read: Callable[[], np.ndarray]  # Only if the type is in DTYPES.
 
 
 # Reading ---------------------------------------------------------------------
@@ -108,35 +101,28 @@ def _safetensors(file: pathlib.Path) -> dict[str, Stored]:
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise _unreadable(file, error) from None
   header.pop("__metadata__", None)
-  return {
-    name: Stored(
-      tuple(field["shape"]),
-      field["dtype"],
-      functools.partial(
-        _span,
-        file,
-        8 + length + field["data_offsets"][0],
-        tuple(field["shape"]),
-        field["dtype"],
-      ),
+
+  def describe(field: Mapping[str, Any]) -> Stored:
+    shape, dtype = tuple(field["shape"]), field["dtype"]
+    start, end = (8 + length + offset for offset in field["data_offsets"])
+    return Stored(
+      shape, dtype, functools.partial(_span, file, start, end, shape, dtype)
     )
-    for name, field in header.items()
-  }
+
+  return {name: describe(field) for name, field in header.items()}
 
 
 def _span(
-  file: pathlib.Path, start: int, shape: Sequence[int], dtype: Any
+  file: pathlib.Path, start: int, end: int, shape: Sequence[int], dtype: str
 ) -> np.ndarray:
-  """A tensor that begins at a byte of a file."""
-  dtype = DTYPES[dtype]
-  length = math.prod(shape) * dtype.itemsize
+  """The tensor in a span of a file's bytes."""
   try:
-    content = np.fromfile(file, np.uint8, length, offset=start)
+    content = np.fromfile(file, np.uint8, end - start, offset=start)
   except OSError as error:
     raise _unreadable(file, error) from None
-  if len(content) < length:
+  if len(content) < end - start:
     raise _unreadable(file, "it has become shorter")
-  return content.view(dtype).reshape(shape)
+  return content.view(DTYPES[dtype]).reshape(shape)
 
 
 def _pickled(file: pathlib.Path) -> dict[str, Stored]:
@@ -237,8 +223,18 @@ def write(
     max_shard_bytes: several files are written if all tensors are more than
       this; one that is larger by itself has a file of its own.
   """
-  size = DTYPES[dtype].itemsize
-  shards = list(_split(shapes, size, max_shard_bytes))
+  sizes = {
+    name: math.prod(shape) * DTYPES[dtype].itemsize
+    for name, shape in shapes.items()
+  }
+  shards: list[list[str]] = [[]]
+  room = max_shard_bytes
+  for name, size in sizes.items():
+    if shards[-1] and size > room:
+      shards.append([])
+      room = max_shard_bytes
+    shards[-1].append(name)
+    room -= size
   files = {
     f"model-{number:05d}-of-{len(shards):05d}.safetensors": names
     for number, names in enumerate(shards, 1)
@@ -250,8 +246,9 @@ def write(
     write_file(folder / file, chosen, dtype, array_of)
   if len(shards) > 1:
     count = sum(math.prod(shape) for shape in shapes.values())
+    total = sum(sizes.values())
     index = {
-      "metadata": {"total_parameters": count, "total_size": count * size},
+      "metadata": {"total_parameters": count, "total_size": total},
       "weight_map": {
         name: file for file, names in files.items() for name in names
       },
@@ -292,19 +289,3 @@ def write_file(
     for name in shapes:
       # Whole bytes: not every type here can be written as it is.
       opened.write(array_of(name).reshape(-1).view(np.uint8).data)
-
-
-def _split(
-  shapes: Mapping[str, Sequence[int]], item_bytes: int, most: int
-) -> Iterator[list[str]]:
-  """Names for one file after the other, in their order."""
-  names: list[str] = []
-  total = 0
-  for name, shape in shapes.items():
-    size = math.prod(shape) * item_bytes
-    if names and total + size > most:
-      yield names
-      names, total = [], 0
-    names.append(name)
-    total += size
-  yield names

@@ -8,7 +8,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,9 +54,8 @@ def save(
     max_shard_bytes: a larger model is written in several files with an index.
     generation: more fields of generation_config.json.
   """
-  folder = _clear(path)
   rows = families.tensors(config)
-  _write(folder, config, rows, policy, dtype, max_shard_bytes)
+  folder = _write(path, config, rows, policy, dtype, max_shard_bytes)
   fields = _config_fields(config, dtype, extra)
   special = {name: fields[name] for name in _SPECIAL}
   _write_json(folder / _GENERATION, special | dict(generation or {}))
@@ -95,9 +94,8 @@ def save_classifier(
   The arguments are those of `save`. `extra` should have the `pad_token_id`, by
   which transformers finds the last token of a row.
   """
-  folder = _clear(path)
   rows = families.classifier_tensors(config)
-  _write(folder, config, rows, scorer, dtype, max_shard_bytes)
+  folder = _write(path, config, rows, scorer, dtype, max_shard_bytes)
   fields = {
     "architectures": [families.BY_TYPE[config.family].NAMES.classifier],
     "num_labels": len(configs.CLASSES),
@@ -134,8 +132,7 @@ def save_value(
   )
   if "trunk" not in value:
     return
-  trunk = _clear(folder / VALUE_TRUNK)
-  rows = families.trunk_tensors(config)
+  trunk, rows = folder / VALUE_TRUNK, families.trunk_tensors(config)
   _write(trunk, config, rows, value, dtype, max_shard_bytes)
   fields = _config_fields(config, dtype, None)
   fields["architectures"] = [
@@ -157,14 +154,6 @@ def remove(folder: pathlib.Path) -> None:
       trunk.rmdir()
 
 
-def _clear(path: str | pathlib.Path) -> pathlib.Path:
-  """An empty folder, but for files that are of no model."""
-  folder = pathlib.Path(path)
-  folder.mkdir(parents=True, exist_ok=True)
-  remove(folder)
-  return folder
-
-
 def _config_fields(
   config: configs.ModelConfig, dtype: Any, extra: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -181,24 +170,28 @@ def _write_json(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
 
 
 def _write(
-  folder: pathlib.Path,
+  path: str | pathlib.Path,
   config: configs.ModelConfig,
   rows: Sequence[table.Tensor],
-  params: Any,
-  dtype: Any,
+  params: Mapping[str, Any],
+  dtype: str,
   max_shard_bytes: int,
-) -> None:
-  """Writes the weights that a family's rows describe."""
+) -> pathlib.Path:
+  """Writes weights alone to a folder; the files of another model go."""
+  folder = pathlib.Path(path)
+  folder.mkdir(parents=True, exist_ok=True)
+  remove(folder)
   shapes, fetch = _stored_tensors(config, rows, params, dtype)
   tensor_files.write(folder, shapes, DTYPES[dtype], fetch, max_shard_bytes)
+  return folder
 
 
 def _stored_tensors(
   config: configs.ModelConfig,
   rows: Sequence[table.Tensor],
-  params: Any,
-  dtype: Any,
-) -> Any:
+  params: Mapping[str, Any],
+  dtype: str,
+) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
   """The shapes of the stored tensors, and a function that fetches one by name.
 
   Embeddings and heads come first, then layer by layer, as readers need them.

@@ -19,7 +19,7 @@ FIELDS = {
   **kinds.with_defaults(
     gpt2.SHARED, n_positions=2048, tie_word_embeddings=False
   ),
-  "rotary_dim": kinds.nullable(kinds.SIZE).field(64),
+  "rotary_dim": kinds.SIZE.field(64, nullable=True),
 }
 
 _BLOCKS = 4  # It was trained on 4 devices, each with a share of q, v and k.
@@ -40,8 +40,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
     family="codegen",
     **shared,
     rope=configs.RopeConfig(
-      size=None if rotary == shared["head_size"] else rotary,
-      interleaved=True,
+      size=None if rotary == shared["head_size"] else rotary, interleaved=True
     ),
     parallel="shared_norm",
     head_bias=True,
@@ -64,13 +63,12 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
   qkv, attention = f"{_LAYER}.attn.qkv_proj.weight", f"{_BLOCK}/attention"
   rows = [
     ("transformer.wte.weight", "trunk/embed_VD", "V D"),
-    *table.norm(f"{_LAYER}.ln_1", f"{_BLOCK}/attention_norm_D"),
+    *table.pair(f"{_LAYER}.ln_1", f"{_BLOCK}/attention_norm_D"),
     *table.fused_qkv(qkv, attention + "/{}_D{}H", "{}H D", (q, k, v)),
-    *table.linear(f"{_LAYER}.attn.out_proj", f"{attention}/o_NHD"),
-    *table.linear(f"{_LAYER}.mlp.fc_in", f"{_BLOCK}/mlp/up_DF"),
-    *table.linear(f"{_LAYER}.mlp.fc_out", f"{_BLOCK}/mlp/down_FD"),
-    *table.norm("transformer.ln_f", "trunk/norm_D"),
-    (NAMES.head, "lm_DV", "V D"),
-    ("lm_head.bias", "lm_bias_V", "V"),
+    *table.pair(f"{_LAYER}.attn.out_proj", f"{attention}/o_NHD"),
+    *table.pair(f"{_LAYER}.mlp.fc_in", f"{_BLOCK}/mlp/up_DF"),
+    *table.pair(f"{_LAYER}.mlp.fc_out", f"{_BLOCK}/mlp/down_FD"),
+    *table.pair("transformer.ln_f", "trunk/norm_D"),
+    *table.pair("lm_head", "lm_DV"),
   ]
   return table.present(config, rows)

@@ -11,8 +11,8 @@ FIELDS = {
   **gemma.FIELDS,
   **windows.FIELDS,
   "query_pre_attn_scalar": kinds.POSITIVE.field(256),
-  "attn_logit_softcapping": kinds.nullable(kinds.POSITIVE).field(50.0),
-  "final_logit_softcapping": kinds.nullable(kinds.POSITIVE).field(30.0),
+  "attn_logit_softcapping": kinds.POSITIVE.field(50.0, nullable=True),
+  "final_logit_softcapping": kinds.POSITIVE.field(30.0, nullable=True),
 }
 
 tensors = llama.tensors

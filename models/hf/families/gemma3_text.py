@@ -34,8 +34,13 @@ tensors = llama.tensors
 
 def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   """The ModelConfig of a Gemma3ForCausalLM's config.json."""
+  # Only the rope of full layers can be stretched by the older `rope_scaling`.
+  full = {name: fields.get(name) for name in ("rope_theta", "rope_scaling")}
+  local = {"rope_theta": fields["rope_local_base_freq"]}
+  if both := fields.get("rope_parameters"):
+    full |= {"rope_parameters": both.get(_GLOBAL), "rope_scaling": None}
+    local["rope_parameters"] = both.get(_LOCAL)
   own = {x: fields[x] for x in fields if x not in rope_fields.KINDS}
-  full, local = _split_ropes(fields)
   shared = gemma2.read_shared(own | full)
   return configs.ModelConfig(
     family="gemma3_text",
@@ -45,8 +50,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
     ),
     qk_norm="head",
     windows=windows.read(
-      fields,
-      lambda layer: bool((layer + 1) % fields["sliding_window_pattern"]),
+      fields, lambda layer: bool((layer + 1) % fields["sliding_window_pattern"])
     ),
   )
 
@@ -64,18 +68,3 @@ def write_config(config: configs.ModelConfig) -> dict[str, Any]:
     "rope_parameters": ropes,
     "rope_local_base_freq": local.theta,
   }
-
-
-def _split_ropes(
-  fields: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The fields of the rope in full layers, and in layers with a window.
-
-  Only the first can be stretched by the older `rope_scaling`.
-  """
-  full = {name: fields.get(name) for name in ("rope_theta", "rope_scaling")}
-  local = {"rope_theta": fields["rope_local_base_freq"]}
-  if both := fields.get("rope_parameters"):
-    full |= {"rope_parameters": both.get(_GLOBAL), "rope_scaling": None}
-    local["rope_parameters"] = both.get(_LOCAL)
-  return full, local

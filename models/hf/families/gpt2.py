@@ -87,17 +87,17 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
   rows = [
     ("transformer.wte.weight", "trunk/embed_VD", "V D"),
     ("transformer.wpe.weight", "trunk/positions_MD", "M D"),
-    *table.norm(f"{_LAYER}.ln_1", f"{_BLOCK}/attention_norm_D"),
+    *table.pair(f"{_LAYER}.ln_1", f"{_BLOCK}/attention_norm_D"),
     *table.fused_qkv(f"{qkv}.weight", path + "/{}_D{}H", "D {}H", columns),
     *table.fused_qkv(f"{qkv}.bias", path + "/{}_bias_{}H", "{}H", entries),
     (f"{attention}.c_proj.weight", f"{_BLOCK}/attention/o_NHD", "NH D"),
     (f"{attention}.c_proj.bias", f"{_BLOCK}/attention/o_bias_D", "D"),
-    *table.norm(f"{_LAYER}.ln_2", f"{_BLOCK}/mlp_norm_D"),
+    *table.pair(f"{_LAYER}.ln_2", f"{_BLOCK}/mlp_norm_D"),
     (f"{_LAYER}.mlp.c_fc.weight", f"{_BLOCK}/mlp/up_DF", "D F"),
     (f"{_LAYER}.mlp.c_fc.bias", f"{_BLOCK}/mlp/up_bias_F", "F"),
     (f"{_LAYER}.mlp.c_proj.weight", f"{_BLOCK}/mlp/down_FD", "F D"),
     (f"{_LAYER}.mlp.c_proj.bias", f"{_BLOCK}/mlp/down_bias_D", "D"),
-    *table.norm("transformer.ln_f", "trunk/norm_D"),
+    *table.pair("transformer.ln_f", "trunk/norm_D"),
     (NAMES.head, "lm_DV", "V D"),
   ]
   return table.present(config, rows)

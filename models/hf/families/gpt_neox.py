@@ -69,14 +69,14 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
   qkv = f"{_LAYER}.attention.query_key_value"
   rows = [
     ("gpt_neox.embed_in.weight", "trunk/embed_VD", "V D"),
-    *table.norm(f"{_LAYER}.input_layernorm", f"{_BLOCK}/attention_norm_D"),
+    *table.pair(f"{_LAYER}.input_layernorm", f"{_BLOCK}/attention_norm_D"),
     *table.fused_qkv(f"{qkv}.weight", attention + "/{}_D{}H", "{}H D", shares),
     *table.fused_qkv(f"{qkv}.bias", attention + "/{}_bias_{}H", "{}H", shares),
-    *table.linear(f"{_LAYER}.attention.dense", f"{attention}/o_NHD"),
-    *table.norm(f"{_LAYER}.post_attention_layernorm", f"{_BLOCK}/mlp_norm_D"),
-    *table.linear(f"{_LAYER}.mlp.dense_h_to_4h", f"{_BLOCK}/mlp/up_DF"),
-    *table.linear(f"{_LAYER}.mlp.dense_4h_to_h", f"{_BLOCK}/mlp/down_FD"),
-    *table.norm("gpt_neox.final_layer_norm", "trunk/norm_D"),
+    *table.pair(f"{_LAYER}.attention.dense", f"{attention}/o_NHD"),
+    *table.pair(f"{_LAYER}.post_attention_layernorm", f"{_BLOCK}/mlp_norm_D"),
+    *table.pair(f"{_LAYER}.mlp.dense_h_to_4h", f"{_BLOCK}/mlp/up_DF"),
+    *table.pair(f"{_LAYER}.mlp.dense_4h_to_h", f"{_BLOCK}/mlp/down_FD"),
+    *table.pair("gpt_neox.final_layer_norm", "trunk/norm_D"),
     (NAMES.head, "lm_DV", "V D"),
   ]
   return table.present(config, rows)

@@ -10,29 +10,22 @@ NO_DEFAULT = object()
 
 
 class Kind(NamedTuple):
-  """The values a field may have.
+  """The values a field may have."""
 
-  Attributes:
-    text: these values, in words.
-    holds: whether a value is one of them.
-    nullable: whether null differs from a missing field: null switches
-      something off, and a missing field has a default.
-    error: the message about another value.
-    default: what transformers takes the field for where it is missing, if it is
-      not NO_DEFAULT.
-    ours: the field of ModelConfig that has the same value, if there is one.
-  """
-
-  text: str
-  holds: Callable[[Any], bool]
+  text: str  # These values, in words.
+  holds: Callable[[Any], bool]  # Whether a value is one of them.
+  # Whether null differs from a missing field: null switches something off, and
+  # a missing field has a default.
   nullable: bool = False
   error: str = "the field {name!r} is {value!r:.40} but must be {text}."
-  default: Any = NO_DEFAULT
-  ours: str = ""
+  default: Any = NO_DEFAULT  # What transformers takes a missing field for.
+  ours: str = ""  # The field of ModelConfig with the same value, if any.
 
-  def field(self, default: Any = NO_DEFAULT, ours: str = "") -> "Kind":
+  def field(
+    self, default: Any = NO_DEFAULT, ours: str = "", *, nullable: bool = False
+  ) -> "Kind":
     """The kind of one field."""
-    return self._replace(default=default, ours=ours)
+    return self._replace(default=default, ours=ours, nullable=nullable)
 
 
 Fields = Mapping[str, Kind]
@@ -93,11 +86,6 @@ HARMLESS = frozenset(
 )
 
 
-def nullable(kind: Kind) -> Kind:
-  """The same values, of a field that null switches off."""
-  return kind._replace(nullable=True)
-
-
 def only(value: Any) -> Kind:
   """The one implemented value of a setting that would change the logits."""
   return Kind(
@@ -141,11 +129,10 @@ def check_fields(
 
 def with_defaults(fields: Fields, **defaults: Any) -> dict[str, Kind]:
   """The same fields, some of which have another default."""
-  changed = {
+  return dict(fields) | {
     name: fields[name]._replace(default=default)
     for name, default in defaults.items()
   }
-  return {**fields, **changed}
 
 
 def read_ours(known: Fields, fields: Mapping[str, Any]) -> dict[str, Any]:

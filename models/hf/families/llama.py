@@ -25,7 +25,7 @@ SHARED = {
   "hidden_size": kinds.SIZE.field(ours="width"),
   "num_hidden_layers": kinds.SIZE.field(ours="layers"),
   "num_attention_heads": kinds.SIZE.field(ours="heads"),
-  "num_key_value_heads": kinds.nullable(kinds.SIZE).field(None, "kv_heads"),
+  "num_key_value_heads": kinds.SIZE.field(None, "kv_heads", nullable=True),
   "head_dim": kinds.SIZE.field(ours="head_size"),
   "intermediate_size": kinds.SIZE.field(ours="ffn"),
   "rms_norm_eps": kinds.NUMBER.field(1e-6, "norm_eps"),
@@ -109,17 +109,17 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
   rows = [
     ("model.embed_tokens.weight", "trunk/embed_VD", "V D"),
     *_norms(config),
-    *table.linear(f"{attention}.q_proj", f"{_BLOCK}/attention/q_DNH"),
-    *table.linear(f"{attention}.k_proj", f"{_BLOCK}/attention/k_DKH"),
-    *table.linear(f"{attention}.v_proj", f"{_BLOCK}/attention/v_DKH"),
-    *table.linear(f"{attention}.o_proj", f"{_BLOCK}/attention/o_NHD"),
+    *table.pair(f"{attention}.q_proj", f"{_BLOCK}/attention/q_DNH"),
+    *table.pair(f"{attention}.k_proj", f"{_BLOCK}/attention/k_DKH"),
+    *table.pair(f"{attention}.v_proj", f"{_BLOCK}/attention/v_DKH"),
+    *table.pair(f"{attention}.o_proj", f"{_BLOCK}/attention/o_NHD"),
     (f"{attention}.q_norm.weight", f"{_BLOCK}/attention/q_norm_H", "H"),
     (f"{attention}.k_norm.weight", f"{_BLOCK}/attention/k_norm_H", "H"),
     (f"{attention}.q_norm.weight", f"{_BLOCK}/attention/q_norm_NH", "NH"),
     (f"{attention}.k_norm.weight", f"{_BLOCK}/attention/k_norm_KH", "KH"),
-    *table.linear(f"{mlp}.gate_proj", f"{_BLOCK}/mlp/gate_DF"),
-    *table.linear(f"{mlp}.up_proj", f"{_BLOCK}/mlp/up_DF"),
-    *table.linear(f"{mlp}.down_proj", f"{_BLOCK}/mlp/down_FD"),
+    *table.pair(f"{mlp}.gate_proj", f"{_BLOCK}/mlp/gate_DF"),
+    *table.pair(f"{mlp}.up_proj", f"{_BLOCK}/mlp/up_DF"),
+    *table.pair(f"{mlp}.down_proj", f"{_BLOCK}/mlp/down_FD"),
     ("model.norm.weight", "trunk/norm_D", "D"),
     (NAMES.head, "lm_DV", "V D"),
   ]
@@ -128,23 +128,14 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
 
 def _norms(config: configs.ModelConfig) -> list[tuple[str, str, str]]:
   """A block's norms. The same name means different norms in two families."""
+  pre = config.norm_place == "pre"
   names = {
-    "pre": {
-      "input_layernorm": "attention_norm_D",
-      "post_attention_layernorm": "mlp_norm_D",
-    },
-    "post": {
-      "post_attention_layernorm": "attention_out_norm_D",
-      "post_feedforward_layernorm": "mlp_out_norm_D",
-    },
-    "both": {
-      "input_layernorm": "attention_norm_D",
-      "post_attention_layernorm": "attention_out_norm_D",
-      "pre_feedforward_layernorm": "mlp_norm_D",
-      "post_feedforward_layernorm": "mlp_out_norm_D",
-    },
-  }[config.norm_place]
+    "attention_norm_D": "input",
+    "attention_out_norm_D": "post_attention",
+    "mlp_norm_D": "post_attention" if pre else "pre_feedforward",
+    "mlp_out_norm_D": "post_feedforward",
+  }
   return [
-    (f"{_LAYER}.{stored}.weight", f"{_BLOCK}/{path}", "D")
-    for stored, path in names.items()
+    (f"{_LAYER}.{stored}_layernorm.weight", f"{_BLOCK}/{path}", "D")
+    for path, stored in names.items()
   ]

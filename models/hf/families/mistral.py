@@ -11,7 +11,7 @@ FIELDS = {
   **kinds.with_defaults(
     llama.SHARED, max_position_embeddings=131072, num_key_value_heads=8
   ),
-  "sliding_window": kinds.nullable(kinds.SIZE).field(4096),
+  "sliding_window": kinds.SIZE.field(4096, nullable=True),
 }
 
 tensors = llama.tensors

@@ -29,7 +29,4 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
 
 def write_config(config: configs.ModelConfig) -> dict[str, Any]:
   """The fields that `read_config` reads."""
-  return {
-    **llama.write_shared(config),
-    "attention_bias": config.qkv_bias,
-  }
+  return {**llama.write_shared(config), "attention_bias": config.qkv_bias}

@@ -51,17 +51,16 @@ def tensors(config: configs.ModelConfig) -> list[table.Tensor]:
   stored, attention = f"{_LAYER}.self_attn", f"{_BLOCK}/attention"
   rows = [
     ("model.embed_tokens.weight", "trunk/embed_VD", "V D"),
-    *table.norm(f"{_LAYER}.input_layernorm", f"{_BLOCK}/attention_norm_D"),
-    *table.linear(f"{stored}.q_proj", f"{attention}/q_DNH"),
-    *table.linear(f"{stored}.k_proj", f"{attention}/k_DKH"),
-    *table.linear(f"{stored}.v_proj", f"{attention}/v_DKH"),
-    *table.linear(f"{stored}.dense", f"{attention}/o_NHD"),
-    *table.norm(f"{stored}.q_layernorm", f"{attention}/q_norm_H"),
-    *table.norm(f"{stored}.k_layernorm", f"{attention}/k_norm_H"),
-    *table.linear(f"{_LAYER}.mlp.fc1", f"{_BLOCK}/mlp/up_DF"),
-    *table.linear(f"{_LAYER}.mlp.fc2", f"{_BLOCK}/mlp/down_FD"),
-    *table.norm("model.final_layernorm", "trunk/norm_D"),
-    (NAMES.head, "lm_DV", "V D"),
-    ("lm_head.bias", "lm_bias_V", "V"),
+    *table.pair(f"{_LAYER}.input_layernorm", f"{_BLOCK}/attention_norm_D"),
+    *table.pair(f"{stored}.q_proj", f"{attention}/q_DNH"),
+    *table.pair(f"{stored}.k_proj", f"{attention}/k_DKH"),
+    *table.pair(f"{stored}.v_proj", f"{attention}/v_DKH"),
+    *table.pair(f"{stored}.dense", f"{attention}/o_NHD"),
+    *table.pair(f"{stored}.q_layernorm", f"{attention}/q_norm_H"),
+    *table.pair(f"{stored}.k_layernorm", f"{attention}/k_norm_H"),
+    *table.pair(f"{_LAYER}.mlp.fc1", f"{_BLOCK}/mlp/up_DF"),
+    *table.pair(f"{_LAYER}.mlp.fc2", f"{_BLOCK}/mlp/down_FD"),
+    *table.pair("model.final_layernorm", "trunk/norm_D"),
+    *table.pair("lm_head", "lm_DV"),
   ]
   return table.present(config, rows)

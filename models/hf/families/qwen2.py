@@ -7,18 +7,16 @@ from reft_jax.models import config as configs
 from reft_jax.models.hf.families import kinds, llama, windows
 
 NAMES = llama.names("Qwen2")
-WINDOW_FIELDS = {
+# The fields that Qwen3 and SmolLM3 have too.
+SHARED = {
+  **kinds.with_defaults(
+    llama.SHARED, max_position_embeddings=32768, num_key_value_heads=32
+  ),
   **windows.FIELDS,
   "use_sliding_window": kinds.FLAG.field(False),
   "max_window_layers": kinds.COUNT.field(28),
 }
-FIELDS = {
-  **kinds.with_defaults(
-    llama.SHARED, max_position_embeddings=32768, num_key_value_heads=32
-  ),
-  **WINDOW_FIELDS,
-  "use_mrope": kinds.only(False),
-}
+FIELDS = {**SHARED, "use_mrope": kinds.only(False)}
 
 tensors = llama.tensors
 

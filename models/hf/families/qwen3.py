@@ -8,13 +8,7 @@ from reft_jax.models.hf.families import kinds, llama, qwen2
 
 NAMES = llama.names("Qwen3")
 FIELDS = {
-  **kinds.with_defaults(
-    llama.SHARED,
-    max_position_embeddings=32768,
-    num_key_value_heads=32,
-    head_dim=128,
-  ),
-  **qwen2.WINDOW_FIELDS,
+  **kinds.with_defaults(qwen2.SHARED, head_dim=128),
   "attention_bias": kinds.FLAG.field(False),
 }
 

@@ -8,13 +8,10 @@ from reft_jax.models.hf.families import kinds, llama, qwen2, windows
 
 NAMES = llama.names("SmolLM3")
 FIELDS = {
+  **llama.FIELDS,
   **kinds.with_defaults(
-    llama.FIELDS,
-    tie_word_embeddings=True,
-    max_position_embeddings=32768,
-    num_key_value_heads=4,
+    qwen2.SHARED, tie_word_embeddings=True, num_key_value_heads=4
   ),
-  **qwen2.WINDOW_FIELDS,
   "rope_theta": kinds.POSITIVE.field(2e6),
   "no_rope_layers": kinds.FLAGS,
   "no_rope_layer_interval": kinds.SIZE.field(4),
@@ -36,9 +33,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
     **llama.read_bias(fields),
     rope_layers=() if all(turns) else tuple(map(bool, turns)),
     windows=windows.read(
-      fields,
-      lambda layer: not turns[layer],
-      used=fields["use_sliding_window"],
+      fields, lambda layer: not turns[layer], used=fields["use_sliding_window"]
     ),
     mlp_bias=fields["mlp_bias"],
   )

@@ -21,35 +21,21 @@ from reft_jax.models.hf.families import kinds
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-  """The place of a parameter in a tensor that holds several.
+  """The place of a parameter in a tensor that holds several."""
 
-  Attributes:
-    axis: the stored axis that they share.
-    size: the length of that axis.
-    index: this parameter's indices along it, in the parameter's own order.
-  """
-
-  axis: int
+  axis: int  # The stored axis that they share, and its length.
   size: int
-  index: np.ndarray
+  index: np.ndarray  # The parameter's indices along it, in its own order.
 
 
 class Tensor(NamedTuple):
-  """A parameter, and the tensor of a checkpoint that holds it.
+  """A parameter, and the tensor of a checkpoint that holds it."""
 
-  Attributes:
-    stored: the tensor's name; {} stands for the number of the layer.
-    path: the keys of the parameter in the policy, joined by slashes.
-    axes: the letters of the stored axes, separated by spaces; "NH D" has two
-      axes, of sizes N H and D.
-    part: which part of the tensor it is, if the tensor holds several
-      parameters.
-  """
-
-  stored: str
-  path: str
+  stored: str  # The tensor's name; {} stands for the number of the layer.
+  path: str  # The keys of the parameter in the policy, joined by slashes.
+  # The letters of the stored axes: "NH D" has two, of sizes N H and D.
   axes: str
-  part: Part | None = None
+  part: Part | None = None  # Which part it is of a tensor that holds several.
 
   @property
   def letters(self) -> str:
@@ -103,22 +89,14 @@ class Tensor(NamedTuple):
 
 
 class Names(NamedTuple):
-  """What a family's classes and tensors are called.
+  """What a family's classes and tensors are called."""
 
-  Attributes:
-    model: its language models' class in transformers.
-    classifier: its classifiers' class.
-    prefix: the start of the trunk's names, which a bare trunk's names lack.
-    head: the LM head's tensor.
-    ignored: a pattern of the tensors that are not read.
-    renamed: other starts of names, and what they are replaced by.
-  """
-
-  model: str
+  model: str  # The class of its language models in transformers.
   classifier: str
-  prefix: str
-  head: str
-  ignored: str = r"(?!)"
+  prefix: str  # The start of the trunk's names, which a bare trunk's lack.
+  head: str  # The LM head's tensor.
+  ignored: str = r"(?!)"  # A pattern of the tensors that are not read.
+  # Other starts of names, and what they are replaced by.
   renamed: Mapping[str, str] = types.MappingProxyType({})
 
 
@@ -185,26 +163,19 @@ def alternating(blocks: int, sizes: Sequence[int], axis: int = 0) -> list[Part]:
   ]
 
 
-def linear(stored: str, path: str) -> list[tuple[str, str, str]]:
-  """The rows of torch's Linear: a weight, stored out x in, and its bias.
+def pair(stored: str, path: str) -> list[tuple[str, str, str]]:
+  """The rows of torch's Linear, stored out x in, or LayerNorm, and its bias.
 
   `present` drops the bias of a model that has none.
   """
   stem, letters = path.rsplit("_", 1)
-  split = 1 if letters[0] == "D" else len(letters) - 1
+  split = len(letters) - 1
+  if split and letters[0] == "D":
+    split = 1
   ins, outs = letters[:split], letters[split:]
   return [
-    (f"{stored}.weight", path, f"{outs} {ins}"),
+    (f"{stored}.weight", path, f"{outs} {ins}".strip()),
     (f"{stored}.bias", f"{stem}_bias_{outs}", outs),
-  ]
-
-
-def norm(stored: str, path: str) -> list[tuple[str, str, str]]:
-  """The rows of torch's LayerNorm: a scale and its bias."""
-  stem, letter = path.rsplit("_", 1)
-  return [
-    (f"{stored}.weight", path, letter),
-    (f"{stored}.bias", f"{stem}_bias_{letter}", letter),
   ]
 
 

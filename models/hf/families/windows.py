@@ -8,7 +8,7 @@ from reft_jax.models import errors
 from reft_jax.models.hf.families import kinds
 
 FIELDS = {
-  "sliding_window": kinds.nullable(kinds.SIZE).field(4096),
+  "sliding_window": kinds.SIZE.field(4096, nullable=True),
   "layer_types": kinds.TEXTS,
 }
 _SLIDING, _FULL = "sliding_attention", "full_attention"
