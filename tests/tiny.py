@@ -48,6 +48,13 @@ def policy(seed: int = 0):
   return _init(jax.random.key(seed))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def logits(network: networks.Networks, policy, tokens_BS, lengths_B):
+  """fp32 logits_BSV of a full forward."""
+  hidden_BSD = network.hidden(policy["trunk"], tokens_BS, lengths_B)
+  return network.logits(policy, hidden_BSD)
+
+
 @functools.cache
 def sampler(temperature: float = 1.0, samples: int = 1, eos=EOS, pad=PAD):
   return sampler_lib.Sampler(

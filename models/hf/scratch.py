@@ -20,15 +20,8 @@ def architecture(
 ) -> configs.ModelConfig:
   """A model of a family with these sizes, a tied head and its other defaults.
 
-  Args:
-    family: one of FAMILIES.
-    vocab_size: V.
-    width: D; a head has width / heads coordinates.
-    layers: L.
-    heads: N.
-    kv_heads: K, which some families require to be N.
-    ffn: F.
-    max_positions: the context.
+  The family is one of FAMILIES; the sizes are named as in ModelConfig. A head
+  has width / heads coordinates. Some families require K to be N.
 
   Raises:
     UnsupportedModelError: the family has no model of these sizes.

@@ -15,15 +15,14 @@ from reft_jax.models import errors, networks
 from reft_jax.models.hf import families, tensor_files
 from reft_jax.models.hf import read as reader
 from reft_jax.models.hf import write as writer
-from reft_jax.models.hf.families import kinds, table
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 
 LENGTHS = np.array([12, 5, 1, 7], np.int32)
-SLOTS = 14
 VOCABULARY = 32
+TOKENS = np.random.default_rng(0).integers(3, VOCABULARY, (4, 14), np.int32)
 
 LLAMA_SIZES = {
   "vocab_size": VOCABULARY,
@@ -160,14 +159,19 @@ def _with_another_head(config, policy):
   return config, {**policy, "lm_DV": lm_DV}
 
 
-_ONE_AFTER_THE_OTHER = moved(
-  lambda flat: {
-    path.replace("attention_norm", "mlp_norm"): leaf
-    for path, leaf in flat.items()
-    if "attention_norm" in path
-  },
-  parallel="none",
-)
+def _renamed(before, after, **switches):
+  return moved(
+    lambda flat: {
+      path.replace(before, after): leaf
+      for path, leaf in flat.items()
+      if before in path
+    },
+    **switches,
+  )
+
+
+_ONE_AFTER_THE_OTHER = _renamed("attention_norm", "mlp_norm", parallel="none")
+_NORMS_BEFORE = _renamed("_out_norm", "_norm", norm_place="pre")
 _WITH_A_LAST_NORM = moved(
   lambda flat: {
     "trunk/norm_D": np.ones(16, np.float32),
@@ -175,25 +179,19 @@ _WITH_A_LAST_NORM = moved(
   },
   final_norm=True,
 )
-_NORMS_BEFORE = moved(
-  lambda flat: {
-    path.replace("_out_norm", "_norm"): leaf
-    for path, leaf in flat.items()
-    if "_out_norm" in path
-  },
-  norm_place="pre",
-)
 
 PLAIN_ROPE = without_rope(kind="default", attention_factor=1.0)
+UNSCALED = without_rope(attention_factor=1.0)
+NORMS_FIRST = without(norm_place="pre")
+SHORT = {"original_max_position_embeddings": 8}
+DYNAMIC = {**rope("dynamic", factor=4.0), "max_position_embeddings": 8}
 LONG_FACTORS = {"short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 4.0, 8.0]}
 LONGROPE = functools.partial(rope, "longrope")
 YARN = functools.partial(
-  rope,
-  "yarn",
-  rope_theta=50.0,
-  factor=4.0,
-  original_max_position_embeddings=64,
+  rope, "yarn", rope_theta=50.0, factor=4.0, original_max_position_embeddings=64
 )
+LOCAL_ROPE = two_ropes(rope(), rope(rope_theta=5.0))
+GLOBAL_ROPE = two_ropes(rope("linear", factor=8.0, rope_theta=50.0), rope())
 SMALL_WINDOW = {"sliding_window": 3, "use_sliding_window": True}
 CODEPARROT = {
   "scale_attn_by_inverse_layer_idx": True,
@@ -211,7 +209,6 @@ LLAMA3 = rope(
   high_freq_factor=4.0,
   original_max_position_embeddings=64,
 )
-NO_BIASES = without(qkv_bias=False, o_bias=False, mlp_bias=False)
 
 # By family, then by name: fields of its config.json, and how to change the
 # model as if they were not there.
@@ -220,48 +217,30 @@ FAMILIES = {
     "grouped heads": ({}, _flipped("k_DKH")),
     "tied head": ({"tie_word_embeddings": True}, _with_another_head),
     "untied head": ({}, without(tied_head=True)),
-    "attention bias": (
-      {"attention_bias": True},
-      without(qkv_bias=False, o_bias=False),
-    ),
+    "attention bias": ({"attention_bias": True}, without(qkv_bias=False)),
     "output bias": ({"attention_bias": True}, without(o_bias=False)),
     "mlp bias": ({"mlp_bias": True}, without(mlp_bias=False)),
     "exact gelu": ({"hidden_act": "gelu"}, without(activation="silu")),
     "norm eps": ({"rms_norm_eps": 0.1}, without(norm_eps=1e-5)),
     "rope theta": (rope(rope_theta=50.0), without_rope(theta=10000.0)),
     "rope linear": (rope("linear", factor=4.0), PLAIN_ROPE),
-    "rope dynamic": (
-      {**rope("dynamic", factor=4.0), "max_position_embeddings": 8},
-      PLAIN_ROPE,
-    ),
+    "rope dynamic": (DYNAMIC, PLAIN_ROPE),
     "rope llama3": (LLAMA3, PLAIN_ROPE),
     "rope yarn": (YARN(), PLAIN_ROPE),
     "rope yarn betas": (
       YARN(beta_fast=8.0, beta_slow=2.0, truncate=False),
       without_rope(beta_fast=32.0, beta_slow=1.0, truncate=True),
     ),
-    "rope yarn attention factor": (
-      YARN(attention_factor=1.7),
-      without_rope(attention_factor=1.0),
-    ),
-    "rope yarn mscale": (
-      YARN(mscale=2.0, mscale_all_dim=0.5),
-      without_rope(attention_factor=1.0),
-    ),
-    "rope longrope": (
-      LONGROPE(original_max_position_embeddings=8, **LONG_FACTORS),
-      PLAIN_ROPE,
-    ),
+    "rope yarn attention factor": (YARN(attention_factor=1.7), UNSCALED),
+    "rope yarn mscale": (YARN(mscale=2.0, mscale_all_dim=0.5), UNSCALED),
+    "rope longrope": (LONGROPE(**SHORT, **LONG_FACTORS), PLAIN_ROPE),
   },
   "OPT": {
     "positions": ({}, _flipped("positions_MD")),
-    "biases": ({}, NO_BIASES),
+    "biases": ({}, without(qkv_bias=False, o_bias=False, mlp_bias=False)),
     "relu": ({}, without(activation="gelu")),
     "galactica": (GALACTICA, without(activation="relu")),
-    "norm on sums": (
-      {"do_layer_norm_before": False},
-      without(norm_place="pre"),
-    ),
+    "norm on sums": ({"do_layer_norm_before": False}, NORMS_FIRST),
     "projected": ({"word_embed_proj_dim": 12}, _flipped("into_ED")),
     "projected back": (
       {"word_embed_proj_dim": 12, "do_layer_norm_before": False},
@@ -315,17 +294,11 @@ FAMILIES = {
     ),
     "query scalar": ({"query_pre_attn_scalar": 50}, without(score_scale=None)),
     "windows": ({}, without(windows=())),
-    "norms after": ({}, without(norm_place="pre")),
+    "norms after": ({}, NORMS_FIRST),
   },
   "Gemma3Text": {
-    "local rope": (
-      two_ropes(rope(), rope(rope_theta=5.0)),
-      without(local_rope=None),
-    ),
-    "stretched global rope": (
-      two_ropes(rope("linear", factor=8.0, rope_theta=50.0), rope()),
-      PLAIN_ROPE,
-    ),
+    "local rope": (LOCAL_ROPE, without(local_rope=None)),
+    "stretched global rope": (GLOBAL_ROPE, PLAIN_ROPE),
     "head norms": ({}, without(qk_norm="none")),
     "windows": ({}, without(windows=())),
   },
@@ -344,19 +317,13 @@ FAMILIES = {
   },
   "Phi": {
     "parallel": ({}, _ONE_AFTER_THE_OTHER),
-    "partial rope": (
-      rope(partial_rotary_factor=0.5),
-      without_rope(size=None),
-    ),
+    "partial rope": (rope(partial_rotary_factor=0.5), without_rope(size=None)),
     "head norms": ({"qk_layernorm": True}, without(qk_norm="none")),
     "head bias": ({}, without(head_bias=False)),
   },
   "GPTNeoX": {
     "parallel": ({}, without(parallel="none")),
-    "one after the other": (
-      {"use_parallel_residual": False},
-      without(parallel="own_norms"),
-    ),
+    "serial": ({"use_parallel_residual": False}, without(parallel="own_norms")),
     "partial rope": ({}, without_rope(size=None)),
     "head by head": ({}, _exchanged("k_DKH", "v_DKH")),
     "no attention bias": ({"attention_bias": False}, without(mlp_bias=False)),
@@ -375,8 +342,7 @@ VARIANTS = {
   for family, variants in FAMILIES.items()
   for name, variant in variants.items()
 }
-# Their frequencies follow from the longest row of a batch in transformers, and
-# from each row here.
+# Their frequencies depend on the length of a row.
 BY_LENGTH = (
   "Llama rope dynamic",
   "Llama rope longrope",
@@ -398,54 +364,23 @@ def make(family, fields):
   return model
 
 
-def tokens(lengths_B=LENGTHS, slots=SLOTS):
-  random = np.random.default_rng(0)
-  shape = (len(lengths_B), slots)
-  return random.integers(3, VOCABULARY, shape).astype(np.int32)
-
-
-def read(config, policy, tokens_BS, lengths_B):
-  """Our logits and hidden states."""
+def read(config, policy):
+  """Our logits and hidden states of the tokens."""
   net = networks.Networks(config)
 
   @jax.jit
-  def run(policy, tokens_BS, lengths_B):
-    hidden_BSD = net.hidden(policy["trunk"], tokens_BS, lengths_B)
+  def run(policy):
+    hidden_BSD = net.hidden(policy["trunk"], TOKENS, LENGTHS)
     return net.logits(policy, hidden_BSD), hidden_BSD
 
-  return map(np.asarray, run(policy, tokens_BS, lengths_B))
+  return map(np.asarray, run(policy))
 
 
-def theirs(model, row, **inputs):
-  """transformers' logits and last hidden states of one batch."""
+def theirs(model, row):
+  """transformers' logits and last hidden states of one row."""
   with torch.no_grad():
-    out = model(torch.tensor(row).long(), output_hidden_states=True, **inputs)
-  return out.logits.numpy(), out.hidden_states[-1].numpy()
-
-
-def assert_rows_equal(got_BSx, want, lengths_B, tolerance=2e-4):
-  for got, one, length in zip(got_BSx, want, lengths_B, strict=True):
-    np.testing.assert_allclose(got[:length], one, atol=tolerance)
-
-
-def padded(model, tokens_BS, lengths_B, side):
-  """What transformers makes of a padded batch, the padding cut off."""
-  shape = (len(lengths_B), max(lengths_B))
-  rows, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-  spans = []
-  for row, length in enumerate(lengths_B):
-    start = 0 if side == "right" else shape[1] - length
-    spans.append(slice(start, start + length))
-    rows[row, spans[-1]] = tokens_BS[row, :length]
-    mask[row, spans[-1]] = 1
-  positions = np.clip(np.cumsum(mask, 1) - 1, 0, None)
-  logits_BSV, _ = theirs(
-    model,
-    rows,
-    attention_mask=torch.tensor(mask),
-    position_ids=torch.tensor(positions),
-  )
-  return [logits_BSV[row, span] for row, span in enumerate(spans)]
+    out = model(torch.tensor(row[None]).long(), output_hidden_states=True)
+  return out.logits[0].numpy(), out.hidden_states[-1][0].numpy()
 
 
 def greedy(config, policy, tokens_BS, lengths_B, count):
@@ -481,42 +416,34 @@ def test_a_variant_equals_transformers_both_ways(variant, tmp_path):
   model = make(family, fields)
   model.save_pretrained(tmp_path / "theirs")
   config, policy = reader.load(tmp_path / "theirs")
-  tokens_BS = tokens()
 
-  logits_BSV, hidden_BSD = read(config, policy, tokens_BS, LENGTHS)
-  rows = zip(tokens_BS, LENGTHS, strict=True)
-  want = [theirs(model, row[None, :length]) for row, length in rows]
-  assert_rows_equal(logits_BSV, [logits[0] for logits, _ in want], LENGTHS)
-  assert_rows_equal(hidden_BSD, [hidden[0] for _, hidden in want], LENGTHS)
-  if variant not in BY_LENGTH:
-    for side in ("left", "right"):
-      assert_rows_equal(
-        logits_BSV, padded(model, tokens_BS, LENGTHS, side), LENGTHS
-      )
+  logits_BSV, hidden_BSD = read(config, policy)
+  for got_SV, got_SD, row, length in zip(
+    logits_BSV, hidden_BSD, TOKENS, LENGTHS, strict=True
+  ):
+    want_SV, want_SD = theirs(model, row[:length])
+    np.testing.assert_allclose(got_SV[:length], want_SV, atol=2e-4)
+    np.testing.assert_allclose(got_SD[:length], want_SD, atol=2e-4)
 
-  changed_BSV, _ = read(*without_it(config, policy), tokens_BS, LENGTHS)
+  changed_BSV, _ = read(*without_it(config, policy))
   assert np.abs(changed_BSV - logits_BSV)[0, :12].max() > 1e-2
 
   # Within what a cache can hold of ropes that change with the length.
   count = 5 if variant in BY_LENGTH else 10
-  prompts_BP, prompt_lengths_B = tokens_BS[:2, :5], np.array([3, 2], np.int32)
-  got_BT = greedy(config, policy, prompts_BP, prompt_lengths_B, count)
-  for prompt, length, got in zip(
-    prompts_BP, prompt_lengths_B, got_BT, strict=True
-  ):
-    assert got.tolist() == generated(model, prompt[:length], count)
+  prompts_BP, prompt_lengths_B = TOKENS[:2, :5], np.array([3, 2], np.int32)
+  assert_same_texts(model, config, policy, prompts_BP, prompt_lengths_B, count)
 
   writer.save(tmp_path / "ours", config, policy)
   again, report = transformers.AutoModelForCausalLM.from_pretrained(
-    tmp_path / "ours",
-    output_loading_info=True,
-    attn_implementation="eager",
+    tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
   )
   assert not any(report.values())
   assert type(again) is type(model)
-  logits_1SV, _ = theirs(again, tokens_BS[:1, :12])
   # Not bit by bit: codeparrot's reorder_and_upcast_attn is not written.
-  np.testing.assert_allclose(logits_1SV, want[0][0], atol=1e-5)
+  for x, y in zip(
+    theirs(again, TOKENS[0]), theirs(model, TOKENS[0]), strict=True
+  ):
+    np.testing.assert_allclose(x, y, atol=1e-5)
   assert reader.read_config(tmp_path / "ours") == config
 
 
@@ -532,6 +459,24 @@ def generated(model, prompt, count):
       pad_token_id=0,
     )
   return out[0, len(prompt) :].tolist()
+
+
+def assert_same_texts(model, config, policy, prompts_BP, lengths_B, count):
+  got_BT = greedy(config, policy, prompts_BP, lengths_B, count)
+  for prompt, length, got in zip(prompts_BP, lengths_B, got_BT, strict=True):
+    assert got.tolist() == generated(model, prompt[:length], count)
+
+
+@pytest.mark.slow
+def test_greedy_text_of_a_real_model_equals_transformers(shared):
+  folder = shared / "models/stories260K"
+  prompts = [[1, 403, 407, 261, 378], [1, 410], [1, 365, 282, 30, 31, 32, 33]]
+  lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
+  tokens_BP = np.zeros((len(prompts), lengths_B.max()), np.int32)
+  for row, prompt in zip(tokens_BP, prompts, strict=True):
+    row[: len(prompt)] = prompt
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+  assert_same_texts(model, *reader.load(folder), tokens_BP, lengths_B, 60)
 
 
 # Config files.
@@ -656,19 +601,6 @@ def test_every_setting_of_transformers_is_known(model_type):
   }
   fields = {"model_type": model_type, **dict.fromkeys(names, 1)}
   assert families.unknown_fields(fields) == []
-
-
-@pytest.mark.parametrize("model_type", families.BY_TYPE)
-def test_a_module_has_all_that_a_family_needs(model_type):
-  family = families.BY_TYPE[model_type]
-  needed = {
-    *table.Family.__annotations__,
-    *(name for name in vars(table.Family) if not name.startswith("_")),
-  }
-  assert needed == {"FIELDS", "NAMES", "read_config", "write_config", "tensors"}
-  assert needed <= vars(family).keys()
-  kind = type(kinds.SIZE)
-  assert all(isinstance(value, kind) for value in family.FIELDS.values())
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,8 @@ from reft_jax.learning import learner as learner_lib
 from reft_jax.learning import optim
 from reft_jax.learning import ppo as ppo_lib
 from reft_jax.learning import supervised as supervised_lib
-from reft_jax.models import config as configs
 from reft_jax.models import errors, lora, networks
-from reft_jax.models.hf import peft
+from reft_jax.models.hf import peft, scratch
 from reft_jax.models.hf import read as read_lib
 from reft_jax.models.hf import write as writer
 from reft_jax.run import model_paths, setup
@@ -43,57 +42,23 @@ SCALE = ALPHA / RANK
 TOKENS = np.random.default_rng(0).integers(0, 29, (2, 7))
 LENGTHS = np.int32([7, 5])
 # One of each way to store weights: apart, with biases, in x out, in blocks.
-SHAPES = {
-  "llama": {},
-  "opt": {
-    "gated": False,
-    "rope": None,
-    "position_offset": 2,
-    "norm": "layer",
-    "qkv_bias": True,
-    "o_bias": True,
-    "mlp_bias": True,
-    "activation": "relu",
-    "tied_head": True,
-  },
-  "gpt2": {
-    "gated": False,
-    "rope": None,
-    "norm": "layer",
-    "qkv_bias": True,
-    "o_bias": True,
-    "mlp_bias": True,
-    "activation": "gelu_new",
-    "tied_head": True,
-  },
-  "phi3": {},
-  "gpt_neox": {
-    "gated": False,
-    "norm": "layer",
-    "parallel": "own_norms",
-    "qkv_bias": True,
-    "o_bias": True,
-    "mlp_bias": True,
-    "activation": "gelu",
-  },
-  "codegen": {
-    "gated": False,
-    "norm": "layer",
-    "parallel": "shared_norm",
-    "mlp_bias": True,
-    "head_bias": True,
-    "activation": "gelu_new",
-    "rope": configs.RopeConfig(interleaved=True),
-  },
-}
+FAMILIES = ("llama", "opt", "gpt2", "phi3", "gpt_neox", "codegen")
 
 
 @functools.cache
 def shape(family):
-  own_heads = {} if family in ("llama", "phi3") else {"kv_heads": 4}
-  return dataclasses.replace(
-    tiny.CONFIG, family=family, **(own_heads | SHAPES[family])
+  made = scratch.architecture(
+    family,
+    vocab_size=29,
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=2 if family in ("llama", "phi3") else 4,
+    ffn=24,
+    max_positions=2048,
   )
+  tied = family in ("opt", "gpt2")
+  return dataclasses.replace(made, init_scale=0.35, tied_head=tied)
 
 
 @functools.cache
@@ -120,19 +85,8 @@ def adapter(family="llama", targets=("all",), moved=("",)):
   return jax.tree_util.tree_map_with_path(learnt, made)
 
 
-@functools.cache
-def reader(family):
-  @jax.jit
-  def run(params):
-    net = network(family)
-    hidden_BSD = net.hidden(params["trunk"], TOKENS, LENGTHS)
-    return net.logits(params, hidden_BSD)
-
-  return run
-
-
 def logits(params, family="llama"):
-  return reader(family)(params)
+  return tiny.logits(network(family), params, TOKENS, LENGTHS)
 
 
 def far(a, b):
@@ -162,7 +116,9 @@ def test_a_fresh_adapter_is_exactly_the_base():
   ("family", "moved"),
   [
     *(("llama", (f"{target}_",)) for target in lora.TARGETS),
-    *(pytest.param(family, ("",), marks=pytest.mark.slow) for family in SHAPES),
+    *(
+      pytest.param(family, ("",), marks=pytest.mark.slow) for family in FAMILIES
+    ),
   ],
 )
 def test_merged_weights_say_what_adapters_say(family, moved):
@@ -370,7 +326,7 @@ def their_logits(model, tokens_BS=TOKENS):
 @pytest.mark.parametrize(
   ("family", "targets"),
   [
-    *((family, ("all",)) for family in SHAPES),
+    *((family, ("all",)) for family in FAMILIES),
     *((family, ("q", "v", "down")) for family in ("llama", "gpt2", "phi3")),
   ],
 )

@@ -15,12 +15,9 @@ from reft_jax.models import networks, partition
 
 P = jax.sharding.PartitionSpec
 SIZES = {"data": 1, "fsdp": 4, "tensor": 2}
+ONE_WAY = {"data": 1, "fsdp": 1, "tensor": 2}
 CONFIG = configs.ModelConfig(
-  vocab_size=16,
-  width=8,
-  layers=3,
-  heads=4,
-  kv_heads=2,
+  **{"vocab_size": 16, "width": 8, "layers": 3, "heads": 4, "kv_heads": 2},
   head_size=6,
   ffn=20,
   qkv_bias=True,
@@ -71,20 +68,22 @@ def test_optimizer_state_lies_where_its_parameters_do():
   assert specs[0].count == P()
 
 
-def test_a_mesh_axis_is_used_once_for_a_parameter():
-  rules = {"D": "fsdp", "F": "fsdp"}
-  leaf = jax.ShapeDtypeStruct((8, 8), jnp.float32)
-  assert partition.specs({"gate_DF": leaf}, SIZES, rules) == {
-    "gate_DF": P("fsdp")
-  }
-
-
-def test_axes_of_one_device_are_left_out():
-  """As jax leaves them out of what a program returns."""
-  leaf = jax.ShapeDtypeStruct((8, 8), jnp.float32)
-  sizes = {"data": 1, "fsdp": 1, "tensor": 2}
-  specs = partition.specs({"gate_DF": leaf, "down_FD": leaf}, sizes)
-  assert specs == {"gate_DF": P(None, "tensor"), "down_FD": P("tensor")}
+@pytest.mark.parametrize(
+  ("name", "shape", "options", "spec"),
+  [
+    # A mesh axis is used once for a parameter.
+    ("gate_DF", (8, 8), {"rules": {"D": "fsdp", "F": "fsdp"}}, P("fsdp")),
+    # Axes of one device are left out, as in what a program of jax returns.
+    ("gate_DF", (8, 8), {"axis_sizes": ONE_WAY}, P(None, "tensor")),
+    ("down_FD", (8, 8), {"axis_sizes": ONE_WAY}, P("tensor")),
+    # A rank that the letters do not explain is replicated.
+    ("q_DNH", (8,), {}, P()),
+  ],
+)
+def test_a_parameters_spec(name, shape, options, spec):
+  leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+  options = {"axis_sizes": SIZES, **options}
+  assert partition.specs({name: leaf}, **options) == {name: spec}
 
 
 def test_what_does_not_divide_is_replicated_and_logged_once(caplog):
@@ -97,11 +96,6 @@ def test_what_does_not_divide_is_replicated_and_logged_once(caplog):
   assert [record.getMessage() for record in caplog.records] == [
     "odd_DNH: N=6 does not divide by the mesh axis tensor=4; replicated there."
   ]
-
-
-def test_a_rank_that_the_letters_do_not_explain_is_replicated():
-  leaf = jax.ShapeDtypeStruct((8,), jnp.float32)
-  assert partition.specs({"q_DNH": leaf}, SIZES) == {"q_DNH": P()}
 
 
 def test_pin_is_the_identity_without_a_mesh():

@@ -57,31 +57,30 @@ GROUP = Kind("an object with fields", lambda x: isinstance(x, dict))
 HARMLESS = frozenset(
   (
     # Records and hints.
-    *("architectures", "auto_map", "dtype", "torch_dtype", "model_type"),
-    *("name_or_path", "transformers_version", "use_cache", "torchscript"),
-    *("task_specific_params", "tokenizer_class", "use_bfloat16", "n_ctx"),
-    *("gradient_checkpointing", "cache_implementation", "pretraining_tp"),
-    *("output_attentions", "output_hidden_states", "return_dict"),
-    *("unsloth_fixed", "unsloth_version", "base_model_tp_plan"),
-    *("base_model_pp_plan", "chunk_size_feed_forward", "is_decoder"),
+    *("chunk_size_feed_forward", "gradient_checkpointing", "output_attentions"),
+    *("transformers_version", "task_specific_params", "cache_implementation"),
+    *("output_hidden_states", "base_model_tp_plan", "base_model_pp_plan"),
+    *("tokenizer_class", "unsloth_version", "pretraining_tp", "architectures"),
+    *("unsloth_fixed", "name_or_path", "use_bfloat16", "torch_dtype", "dtype"),
+    *("torchscript", "return_dict", "model_type", "is_decoder", "use_cache"),
+    *("auto_map", "n_ctx"),
     # Scores are computed in fp32 either way.
     "reorder_and_upcast_attn",
     # Classifiers.
-    *("id2label", "label2id", "num_labels", "problem_type"),
-    *("classifier_dropout", "finetuning_task", "summary_activation"),
-    *("summary_first_dropout", "summary_proj_to_labels", "summary_type"),
-    "summary_use_proj",
+    *("summary_proj_to_labels", "summary_first_dropout", "classifier_dropout"),
+    *("summary_activation", "summary_use_proj", "finetuning_task", "id2label"),
+    *("problem_type", "summary_type", "num_labels", "label2id"),
     # Special ids.
-    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"),
-    *("cls_token_id", "unk_token_id", "decoder_start_token_id", "prefix"),
-    *("forced_bos_token_id", "forced_eos_token_id"),
+    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "prefix"),
+    *("cls_token_id", "unk_token_id"),
     # Dropout.
-    *("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
-    *("dropout", "hidden_dropout", "layerdrop", "activation_dropout"),
+    *("activation_dropout", "attention_dropout", "hidden_dropout", "layerdrop"),
+    *("resid_pdrop", "attn_pdrop", "embd_pdrop", "dropout"),
     # Sampling, which old versions kept here.
-    *("do_sample", "temperature", "top_k", "top_p", "max_length"),
-    *("min_length", "num_beams", "repetition_penalty", "length_penalty"),
-    *("num_return_sequences", "early_stopping", "no_repeat_ngram_size"),
+    *("num_return_sequences", "no_repeat_ngram_size", "repetition_penalty"),
+    *("length_penalty", "early_stopping", "temperature", "max_length", "top_k"),
+    *("min_length", "do_sample", "num_beams", "top_p"),
   )
 )
 

@@ -184,12 +184,8 @@ def fused_qkv(
 ) -> list[tuple[str, str, str, Part]]:
   """The rows of queries, keys and values that are parts of one tensor.
 
-  Args:
-    stored: the tensor's name.
-    path: such as "trunk/blocks/attention/{}_D{}H", to be filled with q and N,
-      k and K, v and K.
-    axes: such as "{}H D", to be filled with N, K and K.
-    qkv: the three parts.
+  The path and the axes, such as "trunk/blocks/attention/{}_D{}H" and "{}H D",
+  are filled with q and N, k and K, v and K.
   """
   return [
     (stored, path.format(name, heads), axes.format(heads), part)
