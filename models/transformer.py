@@ -24,8 +24,7 @@ REMAT_POLICIES = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-_INT = np.int32
-_EVERYTHING = np.iinfo(_INT).max  # A window that hides nothing.
+_EVERYTHING = np.iinfo(np.int32).max  # A window that hides nothing.
 
 
 class Traits(NamedTuple):
@@ -44,14 +43,14 @@ def _traits(config: configs.ModelConfig) -> Traits:
   L = config.layers
   window = rotation = divisor = None
   if any(config.windows):
-    window = np.array([size or _EVERYTHING for size in config.windows], _INT)
+    window = np.array([x or _EVERYTHING for x in config.windows], np.int32)
   has_local = config.local_rope is not None
   if config.rope is not None and (has_local or not all(config.rope_layers)):
     turns_L = np.array(config.rope_layers or (True,) * L)
     local_L = has_local & (np.array(config.windows or (0,) * L) > 0)
-    rotation = np.where(turns_L, 1 + local_L, 0).astype(_INT)
+    rotation = np.where(turns_L, 1 + local_L, 0).astype(np.int32)
   if config.scale_by_layer:
-    divisor = np.arange(1, L + 1, dtype=_INT)
+    divisor = np.arange(1, L + 1, dtype=np.int32)
   return Traits(window, rotation, divisor)
 
 

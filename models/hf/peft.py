@@ -114,9 +114,8 @@ def _fields(adapter: Adapter, groups: Any, head: Any) -> dict[str, Any]:
 def _inputs(row: table.Tensor) -> int:
   """Which of a weight's two stored axes is that of its inputs."""
   down, _ = layers.adapter_names(row.path)
-  return [set(x) for x in row.axes.split()].index(
-    set(configs.letters(down)) - {"R"}
-  )
+  letters = set(configs.letters(down)) - {"R"}
+  return [set(axis) for axis in row.axes.split()].index(letters)
 
 
 def _factors(

@@ -686,15 +686,6 @@ def test_transformers_opens_a_classifier_and_finds_the_same(tmp_path):
   assert_equal(again, scorer)
 
 
-def test_a_classifier_on_a_tied_trunk_survives(tmp_path):
-  scorer = random_scorer(TIED)
-  writer.save_classifier(tmp_path, TIED, scorer)
-  assert "lm_head.weight" not in stored(tmp_path)
-  config, again = reader.load_classifier(tmp_path)
-  assert config == TIED
-  assert_equal(again, scorer)
-
-
 def test_classifiers_and_language_models_are_not_mixed_up(folder, tmp_path):
   refused(folder, "holds no classifier", reader.load_classifier)
   writer.save_classifier(tmp_path / "scorer", TIED, random_scorer(TIED))
@@ -704,14 +695,18 @@ def test_classifiers_and_language_models_are_not_mixed_up(folder, tmp_path):
     reader.check(model)
 
 
-def test_a_classifier_of_other_classes_is_refused(tmp_path):
-  writer.save_classifier(tmp_path, TIED, random_scorer(TIED))
-  three = {"score.weight": np.zeros((3, 8), np.float32)}
-  store(tmp_path, stored(tmp_path) | three)
+def test_a_classifier_on_a_tied_trunk(tmp_path):
+  scorer = random_scorer(TIED)
+  writer.save_classifier(tmp_path, TIED, scorer)
+  config, again = reader.load_classifier(tmp_path)
+  assert config == TIED
+  assert_equal(again, scorer)
+  tensors = stored(tmp_path)
+  assert "lm_head.weight" not in tensors
+  store(tmp_path, tensors | {"score.weight": np.zeros((3, 8), np.float32)})
+  message = r"score.weight \(score_DC\) has shape \(3, 8\) and not"
   for load in (reader.load_classifier, reader.check):
-    refused(
-      tmp_path, r"score.weight \(score_DC\) has shape \(3, 8\) and not", load
-    )
+    refused(tmp_path, message, load)
 
 
 # Mistakes.

@@ -89,8 +89,8 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
 
 def unknown_fields(fields: Mapping[str, Any]) -> list[str]:
   """Those set in a config.json that `read_config` neither reads nor refuses."""
-  own = BY_TYPE[fields["model_type"]].FIELDS.keys()
-  known = own | rope_fields.KINDS.keys() | kinds.HARMLESS
+  own = BY_TYPE[fields["model_type"]].FIELDS
+  known = {*own, *rope_fields.KINDS, *kinds.HARMLESS}
   return sorted(
     name
     for name, value in fields.items()

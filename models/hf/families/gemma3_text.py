@@ -27,7 +27,6 @@ FIELDS = {
   "rope_local_base_freq": kinds.POSITIVE.field(1e4),
   "sliding_window_pattern": kinds.SIZE.field(6),
 }
-_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 
 tensors = llama.tensors
 
@@ -38,8 +37,8 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
   full = {name: fields.get(name) for name in ("rope_theta", "rope_scaling")}
   local = {"rope_theta": fields["rope_local_base_freq"]}
   if both := fields.get("rope_parameters"):
-    full |= {"rope_parameters": both.get(_GLOBAL), "rope_scaling": None}
-    local["rope_parameters"] = both.get(_LOCAL)
+    full |= {"rope_parameters": both.get(windows.FULL), "rope_scaling": None}
+    local["rope_parameters"] = both.get(windows.SLIDING)
   own = {x: fields[x] for x in fields if x not in rope_fields.KINDS}
   shared = gemma2.read_shared(own | full)
   return configs.ModelConfig(
@@ -60,8 +59,8 @@ def write_config(config: configs.ModelConfig) -> dict[str, Any]:
   fields = gemma2.write_config(config)
   local = config.local_rope or rope_fields.of(config)
   ropes = {
-    _GLOBAL: fields["rope_parameters"],
-    _LOCAL: rope_fields.write_parameters(local, config.head_size),
+    windows.FULL: fields["rope_parameters"],
+    windows.SLIDING: rope_fields.write_parameters(local, config.head_size),
   }
   return {
     **fields,

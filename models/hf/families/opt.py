@@ -29,7 +29,6 @@ FIELDS = {
   "init_std": kinds.NUMBER.field(0.02, "init_scale"),
 }
 
-_POSITION_OFFSET = 2  # Unused rows before the first position.
 _BLOCK = "trunk/blocks"
 _LAYER = "model.decoder.layers.{}"
 
@@ -46,7 +45,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.ModelConfig:
     head_size=width // heads,
     embed_size=None if embed == width else embed,
     rope=None,
-    position_offset=_POSITION_OFFSET,
+    position_offset=2,  # Unused rows before the first position.
     norm="layer",
     norm_place="pre" if pre else "sum",
     final_norm=pre and not fields["_remove_final_layer_norm"],

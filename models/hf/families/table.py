@@ -204,6 +204,5 @@ def present(
 @functools.lru_cache
 def _paths(config: configs.ModelConfig) -> frozenset[str]:
   """The path of every parameter, as the networks name them."""
-  init = networks.Networks(config).init
-  policy = jax.eval_shape(init, jax.random.key(0))
+  policy = jax.eval_shape(networks.Networks(config).init, jax.random.key(0))
   return frozenset(traverse_util.flatten_dict(policy, sep="/"))

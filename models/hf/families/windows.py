@@ -11,7 +11,7 @@ FIELDS = {
   "sliding_window": kinds.SIZE.field(4096, nullable=True),
   "layer_types": kinds.TEXTS,
 }
-_SLIDING, _FULL = "sliding_attention", "full_attention"
+SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def read(
@@ -32,17 +32,17 @@ def read(
   listed = fields.get("layer_types")
   if listed is None:
     layers = range(fields["num_hidden_layers"])
-    listed = [_SLIDING if slides(layer) else _FULL for layer in layers]
-  others = set(listed) - {_SLIDING, _FULL}
+    listed = [SLIDING if slides(layer) else FULL for layer in layers]
+  others = set(listed) - {SLIDING, FULL}
   if others:
     raise errors.UnsupportedModelError(
       f"layer_types has {sorted(others)[0]!r}, which is not implemented; only "
-      f"{_FULL!r} and {_SLIDING!r} are."
+      f"{FULL!r} and {SLIDING!r} are."
     )
   window = fields["sliding_window"]
-  if window is None or not used or _SLIDING not in listed:
+  if window is None or not used or SLIDING not in listed:
     return ()
-  return tuple(window if each == _SLIDING else 0 for each in listed)
+  return tuple(window if each == SLIDING else 0 for each in listed)
 
 
 def write(config: configs.ModelConfig) -> dict[str, Any]:
@@ -50,5 +50,5 @@ def write(config: configs.ModelConfig) -> dict[str, Any]:
   windows = config.windows or (0,) * config.layers
   return {
     "sliding_window": max(windows) or None,
-    "layer_types": [_SLIDING if each else _FULL for each in windows],
+    "layer_types": [SLIDING if each else FULL for each in windows],
   }
