@@ -55,19 +55,6 @@ def test_steps_by_hand():
   assert sampled["sft"] is None
 
 
-def test_starts():
-  rows = plan(ALL)
-  assert {stage: row["from"] for stage, row in rows.items()} == {
-    "base": None,
-    "warmup": "base",
-    "sft": "warmup",
-    "offline_st": "base",
-    "online_st": "warmup",
-    "reft": "warmup",
-    "reward_model": "warmup",
-  }
-
-
 def test_the_official_choice_may_repeat_annotations():
   counts = dry_run.Counts(questions=10, annotated=10, exact=True)
   settings = ("stages=[base,offline_st]", "offline_st.batch_size=1")
