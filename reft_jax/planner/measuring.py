@@ -246,7 +246,7 @@ def count(program: programs.Program) -> tuple[Measured, Any]:
     kinds[kind] = shapes.device_bytes(tree, but=seen)
     seen.append(tree)
   outputs = None
-  if program.result_kind and program.guess_shardings:
+  if program.guess_shardings:
     result = jax.eval_shape(
       program.function, *program.arguments, **program.keywords
     )

@@ -11,11 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from reft_jax import types
 from reft_jax.algorithms import online_st
-from reft_jax.config import schema
 from reft_jax.learning import optim, ppo
 from reft_jax.learning import supervised as supervised_lib
 from reft_jax.models import lora as lora_lib
@@ -34,8 +32,8 @@ class Program:
   """One compiled function of a run.
 
   Attributes:
-    name: its name.
     phase: the part of a step that it belongs to.
+    name: its name.
     mesh: the mesh that is set where it runs.
     function: the jitted function.
     arguments: jax.ShapeDtypeStruct with shardings.
@@ -44,19 +42,19 @@ class Program:
     times: how often a step runs it.
     keywords: further arguments.
     result_kind: the kind of its result, if that stays on the devices.
-    guess_shardings: shards the result's shapes where no compiler does.
+    guess_shardings: then shards the result's shapes where no compiler does.
     open_loop: how often a loop runs that may stop early.
   """
 
-  name: str
   phase: str
+  name: str
   mesh: Any
   function: Any
   arguments: tuple[Any, ...]
   resident: Mapping[str, Any]
   times: float = 1
   keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  result_kind: str | None = None
+  result_kind: str = ""
   guess_shardings: Callable[[Any], Any] | None = None
   open_loop: int = 1
 
@@ -68,162 +66,199 @@ Handle = Callable[[Program], Any]
 def all_of(shapes: shapes_lib.Shapes, handle: Handle) -> None:
   """Hands over every program of a run, in the order in which they run."""
   subject = shapes.subject
-  arrays = published = None
+  stage = None
   if subject.supervised:
-    arrays = supervised(shapes, subject.supervised, handle)
+    stage = supervised(shapes, handle)
   if subject.online:
-    arrays, published = online(shapes, handle)
+    stage = online(shapes, handle)
   if subject.reinforced:
-    arrays, published = reinforced(shapes, handle)
-  if arrays:
-    evaluation(shapes, arrays, handle, published)
+    stage = reinforced(shapes, handle)
+  if stage:
+    stage.evaluate()
 
 
-def supervised(
-  shapes: shapes_lib.Shapes, name: str, handle: Handle
-) -> shapes_lib.StageArrays:
-  """A supervised stage (algorithms/sft); returns the arrays that it keeps."""
-  stage = getattr(shapes.subject.config, name)
-  optimizer = optim.build(stage.optimizer, _STEPS)
-  arrays = shapes.stage_arrays(optimizer)
-  batch = shapes.supervised(stage.batch_size, shapes.subject.row_slots)
-  handle(
-    Program(
-      name=name,
-      phase="supervised",
-      mesh=shapes.mesh,
-      function=_supervised_update(shapes, stage, optimizer),
-      arguments=(arrays.state, batch),
-      keywords={"base": arrays.base},
-      resident=arrays.by_kind,
-    )
-  )
-  return arrays
+class Stage:
+  """A stage's arrays on shapes, and the programs that several stages have.
 
+  Args:
+    shapes: the shapes of the run.
+    name: the stage's name.
+    handle: takes the programs.
+    kept: what `Shapes.stage_arrays` is to keep besides the weights.
 
-def online(
-  shapes: shapes_lib.Shapes, handle: Handle
-) -> tuple[shapes_lib.StageArrays, Any]:
-  """A step of algorithms/online_st: sample, imitate the correct samples.
-
-  Returns:
-    The arrays that the stage keeps, and its published policy.
+  Attributes:
+    settings: the stage's.
+    arrays: what it keeps on the devices.
   """
-  stage = shapes.subject.config.online_st
-  optimizer = optim.build(stage.optimizer, _STEPS)
-  arrays = shapes.stage_arrays(optimizer)
-  published = _rollouts(shapes, stage, arrays, handle, phase="online sample")
-  weights = online_st.loss_weights(stage)
-  slots = shapes.subject.prompt_slots + shapes.subject.response_slots
-  batches = [shapes.supervised(stage.minibatch, slots) for _ in weights]
-  handle(
-    Program(
-      name="online_st",
-      phase="online update",
-      mesh=shapes.mesh,
-      function=_supervised_update(shapes, stage, optimizer, weights),
-      arguments=(arrays.state, *batches),
-      keywords={"base": arrays.base},
-      resident=arrays.by_kind,
-      times=stage.passes * (stage.batch_size // stage.minibatch),
-    )
-  )
-  return arrays, published
 
+  def __init__(
+    self, shapes: shapes_lib.Shapes, name: str, handle: Handle, **kept: bool
+  ):
+    self.settings = getattr(shapes.subject.config, name)
+    self.optimizer = optim.build(self.settings.optimizer, _STEPS)
+    self.arrays = shapes.stage_arrays(self.optimizer, **kept)
+    self._name = name
+    self._shapes = shapes
+    self._handle = handle
+    self._published: Any = None
 
-def _supervised_update(
-  shapes: shapes_lib.Shapes,
-  stage: Any,
-  optimizer: optax.GradientTransformation,
-  weights: dict[str, float] | None = None,
-) -> Any:
-  return supervised_lib.make_update(
-    shapes.networks,
-    optimizer,
-    micro_batch=stage.micro_batch,
-    logit_chunk=shapes.subject.config.model.logit_chunk,
-    weights=weights,
-  )
-
-
-def reinforced(
-  shapes: shapes_lib.Shapes, handle: Handle
-) -> tuple[shapes_lib.StageArrays, Any]:
-  """A step of algorithms/reft: sample, score, update.
-
-  Returns:
-    The arrays that the stage keeps, and its published policy.
-  """
-  stage = shapes.subject.config.reft
-  logit_chunk = shapes.subject.config.model.logit_chunk
-  optimizer = optim.build(stage.optimizer, _STEPS)
-  arrays = shapes.stage_arrays(
-    optimizer, critic=stage.has_critic, reference=True
-  )
-  published = _rollouts(shapes, stage, arrays, handle, phase="sample")
-  rollout = shapes.rollout(stage.batch_size)
-  _score(shapes, arrays, rollout, handle)
-  update = ppo.make_update(
-    shapes.networks, optimizer, stage, logit_chunk=logit_chunk
-  )
-  experience = _experience(shapes, stage, rollout)
-  handle(
-    Program(
-      name="update",
-      phase="update",
-      mesh=shapes.mesh,
-      function=update,
-      arguments=(arrays.state, experience, shapes.key()),
-      keywords={"base": arrays.base},
-      resident=arrays.by_kind,
-    )
-  )
-  return arrays, published
-
-
-def _score(
-  shapes: shapes_lib.Shapes,
-  arrays: shapes_lib.StageArrays,
-  rollout: types.Rollout,
-  handle: Handle,
-) -> None:
-  """The forwards of ppo.make_assess."""
-  config = shapes.subject.config
-  by_action, values = ppo.make_forward(
-    shapes.networks, config.reft, logit_chunk=config.model.logit_chunk
-  )
-  critic = arrays.state.params.get("value", {"head": None})
-  critic = lora_lib.join(arrays.base, {"value": critic})["value"]
-  own_trunk = "trunk" in critic
-  head = None if own_trunk else critic["head"]
-  # One executable, called for the policy and for its reference.
-  handle(
-    Program(
-      name="assess",
-      phase="score",
-      mesh=shapes.mesh,
-      function=by_action,
-      arguments=((arrays.policy, head), rollout),
-      resident=arrays.by_kind,
-      times=2,
-    )
-  )
-  if own_trunk:
-    handle(
+  def run(
+    self, phase: str, name: str, function: Any, *arguments: Any, **more: Any
+  ) -> Any:
+    """Hands over a program on the learner's mesh; returns its result."""
+    usual = {"mesh": self._shapes.mesh, "resident": self.arrays.by_kind}
+    return self._handle(
       Program(
-        name="assess values",
-        phase="score",
-        mesh=shapes.mesh,
-        function=values,
-        arguments=(critic, rollout),
-        resident=arrays.by_kind,
+        phase, name, function=function, arguments=arguments, **usual | more
       )
     )
 
+  def update(
+    self, phase: str, name: str, function: Any, *data: Any, times: int = 1
+  ) -> None:
+    """Hands over an update of the stage's state."""
+    base = {"base": self.arrays.base}
+    state = self.arrays.state
+    self.run(phase, name, function, state, *data, keywords=base, times=times)
+
+  def imitate(
+    self,
+    phase: str,
+    *batches: types.SupervisedBatch,
+    weights: dict[str, float] | None = None,
+    times: int = 1,
+  ) -> None:
+    """Hands over a supervised update of batches, whose losses have weights."""
+    function = supervised_lib.make_update(
+      self._shapes.networks,
+      self.optimizer,
+      micro_batch=self.settings.micro_batch,
+      logit_chunk=self._shapes.subject.config.model.logit_chunk,
+      weights=weights,
+    )
+    self.update(phase, self._name, function, *batches, times=times)
+
+  def rollouts(self, phase: str) -> None:
+    """Publishes the policy and samples a step's rollouts from it."""
+    samples = self.settings.samples_per_question
+    questions = mesh_lib.pad_to_shards(
+      self._shapes.sampling.mesh, self.settings.batch_size // samples, samples
+    )
+    self._sample(phase, questions, self.settings.temperature, samples)
+
+  def evaluate(self) -> None:
+    """Samples answers to dev questions, while the stage's arrays stay."""
+    shards = self._shapes.sampling.num_shards
+    rows = max(self._shapes.subject.config.evaluation.batch_size, shards)
+    self._sample("evaluate", rows // shards * shards, temperature=0.0)
+
+  def _sample(
+    self, phase: str, questions: int, temperature: float, samples: int = 1
+  ) -> None:
+    """Samples one batch; the policy is published unless it already is."""
+    shapes, mesh = self._shapes.sampling, self._shapes.sampling.mesh
+    if self._published is None:
+      self._published = self.run(
+        phase,
+        "publish",
+        jax.jit(shapes.networks.publish),
+        self.arrays.policy,
+        mesh=mesh,
+        result_kind="published",
+        guess_shardings=shapes.shard_published,
+      )
+    sampler = sampler_lib.Sampler(
+      self._shapes.networks,
+      response_tokens=shapes.subject.response_slots,
+      eos_ids=_EOS,
+      pad_id=_PAD,
+      temperature=temperature,
+      samples=samples,
+    )
+    resident = self.arrays.by_kind | {"published": self._published}
+    cache = self.run(
+      phase,
+      "prefill",
+      sampler.prefill,
+      *(self._published, shapes.prompts(questions), shapes.key()),
+      mesh=mesh,
+      resident=resident,
+      result_kind="cache",
+      guess_shardings=shapes.shard_rows,
+    )
+    chunk = sampler_lib.CHUNK
+    self.run(
+      phase,
+      "decode",
+      sampler.decode,
+      *(self._published, cache, shapes.array(jnp.int32)),
+      mesh=mesh,
+      resident=resident | {"cache": cache},
+      # A chunk of tokens is one call; the last one may be shorter.
+      times=shapes.subject.response_slots / chunk,
+      open_loop=chunk,
+    )
+
+
+def supervised(shapes: shapes_lib.Shapes, handle: Handle) -> Stage:
+  """The planned supervised stage (algorithms/sft)."""
+  subject = shapes.subject
+  stage = Stage(shapes, subject.supervised or "", handle)
+  batch = shapes.supervised(stage.settings.batch_size, subject.row_slots)
+  stage.imitate("supervised", batch)
+  return stage
+
+
+def online(shapes: shapes_lib.Shapes, handle: Handle) -> Stage:
+  """A step of algorithms/online_st: sample, imitate the correct samples."""
+  stage = Stage(shapes, "online_st", handle)
+  stage.rollouts("online sample")
+  settings = stage.settings
+  weights = online_st.loss_weights(settings)
+  slots = shapes.subject.prompt_slots + shapes.subject.response_slots
+  stage.imitate(
+    "online update",
+    *(shapes.supervised(settings.minibatch, slots) for _ in weights),
+    weights=weights,
+    times=settings.passes * (settings.batch_size // settings.minibatch),
+  )
+  return stage
+
+
+def reinforced(shapes: shapes_lib.Shapes, handle: Handle) -> Stage:
+  """A step of algorithms/reft: sample, score, update."""
+  config = shapes.subject.config
+  chunk = config.model.logit_chunk
+  stage = Stage(
+    shapes, "reft", handle, critic=config.reft.has_critic, reference=True
+  )
+  stage.rollouts("sample")
+  rollout = shapes.rollout(config.reft.batch_size)
+  # The forwards of ppo.make_assess.
+  by_action, values = ppo.make_forward(
+    shapes.networks, config.reft, logit_chunk=chunk
+  )
+  arrays = stage.arrays
+  critic = arrays.state.params.get("value", {"head": None})
+  critic = lora_lib.join(arrays.base, {"value": critic})["value"]
+  own_trunk = "trunk" in critic
+  policy = (arrays.policy, None if own_trunk else critic["head"])
+  # One executable, called for the policy and for its reference.
+  stage.run("score", "assess", by_action, policy, rollout, times=2)
+  if own_trunk:
+    stage.run("score", "assess values", values, critic, rollout)
+  update = ppo.make_update(
+    shapes.networks, stage.optimizer, config.reft, logit_chunk=chunk
+  )
+  experience = _experience(shapes, rollout)
+  stage.update("update", "update", update, experience, shapes.key())
+  return stage
+
 
 def _experience(
-  shapes: shapes_lib.Shapes, config: schema.ReftConfig, rollout: types.Rollout
+  shapes: shapes_lib.Shapes, rollout: types.Rollout
 ) -> types.Experience:
+  config = shapes.subject.config.reft
   rows, slots = rollout.response_BT.shape
   by_action = shapes.array(jnp.float32, rows, slots)
   assessment = ppo.Assessment(
@@ -231,134 +266,9 @@ def _experience(
     reference_logprobs_BT=by_action,
     values_BT=by_action if config.has_critic else None,
   )
+  rewards_B = shapes.array(jnp.float32, rows)
+  kl_coef = shapes.array(jnp.float32)
   experience, _ = jax.eval_shape(
-    ppo.make_score(config),
-    rollout,
-    assessment,
-    shapes.array(jnp.float32, rows),
-    shapes.array(jnp.float32),
+    ppo.make_score(config), rollout, assessment, rewards_B, kl_coef
   )
   return shapes.shard_rows(experience)
-
-
-def evaluation(
-  shapes: shapes_lib.Shapes,
-  arrays: shapes_lib.StageArrays,
-  handle: Handle,
-  published: Any = None,
-) -> None:
-  """Sampled answers to dev questions, while a stage's arrays stay.
-
-  `published` is the stage's published policy, if it has one already.
-  """
-  if published is None:
-    published = _publish(shapes, arrays, handle, phase="evaluate")
-  shards = shapes.sampling.num_shards
-  rows = max(shapes.subject.config.evaluation.batch_size, shards)
-  _sample(
-    shapes,
-    published,
-    arrays,
-    _make_sampler(shapes, temperature=0.0),
-    rows // shards * shards,
-    handle,
-    phase="evaluate",
-  )
-
-
-def _rollouts(
-  shapes: shapes_lib.Shapes,
-  stage: schema.RolloutsConfig,
-  arrays: shapes_lib.StageArrays,
-  handle: Handle,
-  *,
-  phase: str,
-) -> Any:
-  """Publishes a stage's policy and samples a step's rollouts from it."""
-  samples = stage.samples_per_question
-  sampler = _make_sampler(
-    shapes, temperature=stage.temperature, samples=samples
-  )
-  questions = mesh_lib.pad_to_shards(
-    shapes.sampling.mesh, stage.batch_size // samples, samples
-  )
-  published = _publish(shapes, arrays, handle, phase=phase)
-  _sample(shapes, published, arrays, sampler, questions, handle, phase=phase)
-  return published
-
-
-def _make_sampler(
-  shapes: shapes_lib.Shapes, *, temperature: float, samples: int = 1
-) -> sampler_lib.Sampler:
-  return sampler_lib.Sampler(
-    shapes.networks,
-    response_tokens=shapes.subject.response_slots,
-    eos_ids=_EOS,
-    pad_id=_PAD,
-    temperature=temperature,
-    samples=samples,
-  )
-
-
-def _publish(
-  shapes: shapes_lib.Shapes,
-  arrays: shapes_lib.StageArrays,
-  handle: Handle,
-  *,
-  phase: str,
-) -> Any:
-  """Publishes a stage's policy."""
-  sampling = shapes.sampling
-  return handle(
-    Program(
-      name="publish",
-      phase=phase,
-      mesh=sampling.mesh,
-      function=jax.jit(sampling.networks.publish),
-      arguments=(arrays.policy,),
-      resident=arrays.by_kind,
-      result_kind="published",
-      guess_shardings=sampling.shard_published,
-    )
-  )
-
-
-def _sample(
-  shapes: shapes_lib.Shapes,
-  published: Any,
-  arrays: shapes_lib.StageArrays,
-  sampler: sampler_lib.Sampler,
-  questions: int,
-  handle: Handle,
-  *,
-  phase: str,
-) -> None:
-  """Samples one batch from a published policy."""
-  shapes = shapes.sampling
-  resident = arrays.by_kind | {"published": published}
-  cache = handle(
-    Program(
-      name="prefill",
-      phase=phase,
-      mesh=shapes.mesh,
-      function=sampler.prefill,
-      arguments=(published, shapes.prompts(questions), shapes.key()),
-      resident=resident,
-      result_kind="cache",
-      guess_shardings=shapes.shard_rows,
-    )
-  )
-  chunk = sampler_lib.CHUNK
-  handle(
-    Program(
-      name="decode",
-      phase=phase,
-      mesh=shapes.mesh,
-      function=sampler.decode,
-      arguments=(published, cache, shapes.array(jnp.int32)),
-      resident=resident | {"cache": cache},
-      # A chunk of tokens is one call; the last one may be shorter.
-      times=shapes.subject.response_slots / chunk,
-      open_loop=chunk,
-    )
-  )

@@ -39,10 +39,8 @@ class StageArrays:
   @property
   def by_kind(self) -> dict[str, Any]:
     """The arrays by measuring.KINDS."""
-    kinds = {
-      "weights": (self.state.params, self.base),
-      "optimizer": self.state.opt_state,
-    }
+    weights = (self.state.params, self.base)
+    kinds = {"weights": weights, "optimizer": self.state.opt_state}
     if self.reference is not None:
       kinds["reference"] = self.reference
     return kinds
@@ -58,7 +56,7 @@ class Shapes:
     gather: how training passes gather weights.
 
   Attributes:
-    sampling: the shapes of the sampler's arrays.
+    sampling: the same on the mesh to sample on.
   """
 
   def __init__(
@@ -70,11 +68,9 @@ class Shapes:
   ):
     self.subject = subject
     self.mesh = mesh
-    self.sampling = (
-      self
-      if sampling_mesh in (None, mesh)
-      else Shapes(subject, sampling_mesh, gather=gather)
-    )
+    self.sampling = self
+    if sampling_mesh not in (None, mesh):
+      self.sampling = Shapes(subject, sampling_mesh, gather=gather)
     config = subject.config
     self.networks = networks_lib.Networks(
       config=subject.shape,
@@ -111,12 +107,12 @@ class Shapes:
 
   def shard_published(self, tree: Any) -> Any:
     """Published parameters, which are sharded over "tensor" alone."""
+
+    def shard(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+      return _struct(leaf, NamedSharding(self.mesh, spec))
+
     specs = partition.specs(tree, self.mesh.shape, partition.GATHERED_RULES)
-    return jax.tree.map(
-      lambda leaf, spec: _struct(leaf, NamedSharding(self.mesh, spec)),
-      tree,
-      specs,
-    )
+    return jax.tree.map(shard, tree, specs)
 
   def key(self) -> Any:
     """A random key."""
@@ -163,29 +159,25 @@ class Shapes:
     reference: bool = False,
   ) -> StageArrays:
     """The arrays after `Learner.split_trainable` and `Learner.start`."""
+
+    def start(init: Any, *given: Any, **settings: Any) -> Any:
+      init = functools.partial(init, **settings)
+      return self.shard_params(jax.eval_shape(init, *given))
+
     config, lora = self.subject.config, self.subject.config.lora
     key = jax.eval_shape(lambda: jax.random.key(0))
-    policy = self.shard_params(jax.eval_shape(self.networks.init, key))
+    policy = start(self.networks.init, key)
     frozen, trainable = {}, policy
     if lora.rank:
-      init_lora = functools.partial(
-        lora_lib.init,
-        self.subject.shape,
-        rank=lora.rank,
-        targets=lora.targets,
-      )
-      adapter = self.shard_params(jax.eval_shape(init_lora, key))
-      frozen, trainable = policy, adapter
+      adapt = functools.partial(lora_lib.init, self.subject.shape)
+      frozen = policy
+      trainable = start(adapt, key, rank=lora.rank, targets=lora.targets)
     params = {"policy": trainable}
     if critic:
-      init_value = functools.partial(
-        self.networks.init_value, kind=config.model.value
-      )
-      value = jax.eval_shape(init_value, trainable)
-      params["value"] = self.shard_params(value)
+      init_value = self.networks.init_value
+      params["value"] = start(init_value, trainable, kind=config.model.value)
     base = lora_lib.frozen_base(frozen, params)
-    init_state = functools.partial(learner_lib.init_state, optimizer=optimizer)
-    state = self.shard_params(jax.eval_shape(init_state, params))
+    state = start(learner_lib.init_state, params, optimizer=optimizer)
     started = lora_lib.join(base, {"policy": trainable})["policy"]
     return StageArrays(
       state=state,

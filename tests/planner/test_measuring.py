@@ -75,16 +75,15 @@ def test_arguments_are_as_large_as_the_compiler_says():
 def test_shapes_are_those_of_a_real_run():
   """The state on shapes is the state that a run makes, shard by shard."""
   some = dataclasses.replace(planned.tiny_subject(), shape=tiny.CONFIG)
-  made, (arrays, _) = planned.recorded(
-    programs.reinforced, some, tiny.mesh((1, 8, 1))
-  )
+  mesh = tiny.mesh((1, 8, 1))
+  made, stage = planned.recorded(programs.reinforced, some, mesh)
   params = {
     "policy": tiny.policy(),
     "value": tiny.make().init_value(tiny.policy(), "shared"),
   }
   optimizer = optim.build(some.config.reft.optimizer, 10)
   state = jax.eval_shape(lambda p: learner_lib.init_state(p, optimizer), params)
-  assert shapes_of(arrays.state) == shapes_of(state)
+  assert shapes_of(stage.arrays.state) == shapes_of(state)
   prefill = made["prefill"]
   rows = jax.eval_shape(prefill.function, *prefill.arguments)
   assert rows.response_BT.shape == (8, 8)
