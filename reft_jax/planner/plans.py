@@ -53,7 +53,7 @@ def make(
     )
   over = {name for name, m in phases.items() if too_large(m, target)}
   laid_out = measuring.laid_out(subject, target)
-  total, trainable = parameters(subject, target)
+  numbers = parameters(subject, target)
   memory = _memory(phases, over, target)
   advised = None
   if over and search:
@@ -68,13 +68,11 @@ def make(
     "compiled": compiled,
     "unplanned": subject.unplanned,
     "warnings": warnings,
-    "parameters": total,
-    "learnt": trainable,
+    "parameters": numbers[0],
+    "learnt": numbers[1],
     "memory": memory,
     "programs": [dataclasses.asdict(m) | {"total": m.total} for m in measured],
-    "time": timing.times(
-      subject, target, measured, total=total, trainable=trainable
-    ),
+    "time": timing.times(subject, target, measured, numbers),
     "advice": advised,
   }
 

@@ -12,6 +12,7 @@ Letters are those of models.config.
 """
 
 import dataclasses
+import operator
 from collections.abc import Collection
 
 from reft_jax.models import config as configs
@@ -92,9 +93,9 @@ class Model:
   def of(
     cls,
     shape: configs.ModelConfig,
-    *,
     total: int,
     trainable: int | None = None,
+    *,
     compute_dtype: str = "bfloat16",
     remat: str = "none",
     tensor: int = 1,
@@ -159,12 +160,8 @@ class Work:
   far: float = 0.0
 
   def __add__(self, other: "Work") -> "Work":
-    return Work(
-      self.flops + other.flops,
-      self.memory + other.memory,
-      self.near + other.near,
-      self.far + other.far,
-    )
+    ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+    return Work(*map(operator.add, ours, theirs))
 
   def __mul__(self, times: float) -> "Work":
     return Work(*(times * value for value in dataclasses.astuple(self)))
@@ -192,11 +189,9 @@ class Time:
 
 def time(work: Work, target: hardware.Target, dtype: str) -> Time:
   """The least time of some work on a target, with products in `dtype`."""
-  network = 0.0
-  if work.near:
-    network += work.near / target.link(crosses=False)
+  network = work.near / target.chip.link
   if work.far:
-    network += work.far / target.link(crosses=True)
+    network += work.far / target.chip.network
   return Time(
     compute=work.flops / target.peak(dtype),
     memory=work.memory / target.chip.bandwidth,
@@ -235,24 +230,18 @@ def activation_bytes(model: Model, tokens: int, columns: int) -> float:
 def publish(model: Model, layout: Layout) -> Work:
   """Masters to the sampler's copy: cast, and all-gathered along fsdp."""
   whole = model.total * model.number / layout.tensor
-  shards = layout.fsdp * layout.tensor
-  return Work(memory=4 * model.total / shards + whole) + _gathered(
-    whole, layout
-  )
+  masters = 4 * model.total / (layout.fsdp * layout.tensor)
+  return Work(memory=masters + whole) + _gathered(whole, layout)
 
 
 def prefill(model: Model, layout: Layout, rows: int, slots: int) -> Work:
   """One forward of the prompts, which fills the cache."""
   tokens = rows * slots
-  return Work(
-    flops=forward_flops(model, tokens, slots) / layout.devices,
-    memory=(
-      model.total * model.number
-      + cache_bytes(model, rows, slots) / layout.num_shards
-    )
-    / layout.tensor
-    + activation_bytes(model, tokens, slots) / layout.devices,
-  ) + _summed(model, layout, tokens, 1)
+  cache = cache_bytes(model, rows, slots) / layout.num_shards
+  traffic = (model.total * model.number + cache) / layout.tensor
+  traffic += activation_bytes(model, tokens, slots) / layout.devices
+  flops = forward_flops(model, tokens, slots) / layout.devices
+  return Work(flops, traffic) + _summed(model, layout, tokens, 1)
 
 
 def decode(model: Model, layout: Layout, rows: int, columns: int) -> Work:
@@ -260,47 +249,60 @@ def decode(model: Model, layout: Layout, rows: int, columns: int) -> Work:
   weights = (model.total - model.embedding) * model.number
   logits = 3 * 4 * rows * model.vocab
   cache = cache_bytes(model, rows, columns)
-  return Work(
-    flops=(forward_flops(model, rows, columns) + head_flops(model, rows))
-    / layout.devices,
-    memory=weights / layout.tensor + (cache + logits) / layout.devices,
-  ) + _summed(model, layout, rows, 1)
+  traffic = weights / layout.tensor + (cache + logits) / layout.devices
+  flops = forward_flops(model, rows, columns) + head_flops(model, rows)
+  return Work(flops / layout.devices, traffic) + _summed(model, layout, rows, 1)
 
 
-def read(
-  model: Model,
-  layout: Layout,
-  *,
-  rows: int,
-  slots: int,
-  predicted: int,
-  micro: int,
-) -> Work:
-  """One forward of whole rows, `predicted` tokens of each with logits."""
-  tokens = rows * slots
-  flops = forward_flops(model, tokens, slots)
-  flops += head_flops(model, rows * predicted)
-  traffic = activation_bytes(model, tokens, slots) / layout.devices
-  traffic += _head_bytes(model, layout, rows * predicted)
-  passes = max(1, rows // micro)
-  return Work(
-    flops=flops / layout.devices,
-    memory=traffic + passes * sum(_weight_bytes(model, layout)),
-  ) + (
-    _gathered(model.total * model.number / layout.tensor, layout) * passes
-    + _summed(model, layout, tokens, 1)
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Whole rows of prompt and response.
+
+  Attributes:
+    number: how many.
+    micro: how many pass through the model at once.
+    slots: the tokens of each.
+    predicted: how many of these have logits.
+  """
+
+  number: int
+  micro: int
+  slots: int
+  predicted: int
+
+  @property
+  def tokens(self) -> int:
+    """The tokens of all rows."""
+    return self.number * self.slots
+
+  @property
+  def logits(self) -> int:
+    """The tokens of all rows that have logits."""
+    return self.number * self.predicted
+
+  @property
+  def passes(self) -> int:
+    """The number of micro-batches."""
+    return max(1, self.number // self.micro)
+
+
+def read(model: Model, layout: Layout, rows: Rows) -> Work:
+  """One forward of whole rows."""
+  flops = forward_flops(model, rows.tokens, rows.slots)
+  flops += head_flops(model, rows.logits)
+  traffic = activation_bytes(model, rows.tokens, rows.slots) / layout.devices
+  traffic += _head_bytes(model, layout, rows.logits)
+  traffic += rows.passes * sum(_weight_bytes(model, layout))
+  gathers = _gathered(model.total * model.number / layout.tensor, layout)
+  return (
+    Work(flops=flops / layout.devices, memory=traffic)
+    + gathers * rows.passes
+    + _summed(model, layout, rows.tokens, 1)
   )
 
 
 def learn(
-  model: Model,
-  layout: Layout,
-  *,
-  rows: int,
-  slots: int,
-  predicted: int,
-  micro: int,
-  gather: str = "layer",
+  model: Model, layout: Layout, rows: Rows, gather: str = "layer"
 ) -> Work:
   """Forward, backward and optimizer of one update's rows.
 
@@ -309,17 +311,18 @@ def learn(
   logits are always recomputed (ops.logprobs). Weights are all-gathered once
   where `gather` is `step`, else forward and backward in each micro-batch.
   """
-  tokens = rows * slots
   backward = 1 if model.adapted else 2
   recomputed = model.remat == "block"
-  blocks = forward_flops(model, tokens, slots) * (1 + backward + recomputed)
+  forward = forward_flops(model, rows.tokens, rows.slots)
+  blocks = forward * (1 + backward + recomputed)
   if model.remat == "dots":
-    blocks += tokens * 4 * slots * model.queries * model.layers
-  head = head_flops(model, rows * predicted) * (2 + backward)
+    blocks += rows.tokens * 4 * rows.slots * model.queries * model.layers
+  head = head_flops(model, rows.logits) * (2 + backward)
   forwards = 3 + (model.remat != "none")
-  traffic = forwards * activation_bytes(model, tokens, slots) / layout.devices
-  traffic += 3 * _head_bytes(model, layout, rows * predicted)
-  passes = max(1, rows // micro)
+  activations = activation_bytes(model, rows.tokens, rows.slots)
+  traffic = forwards * activations / layout.devices
+  traffic += 3 * _head_bytes(model, layout, rows.logits)
+  passes = rows.passes
   copied, read = _weight_bytes(model, layout)
   copies = 1 if gather == "step" else passes * forwards
   traffic += copies * copied + passes * forwards * read
@@ -332,7 +335,7 @@ def learn(
     Work(flops=(blocks + head) / layout.devices, memory=traffic)
     + gathers * (1 if gather == "step" else 2 * passes)
     + _scattered(4 * model.trainable / layout.tensor, layout) * passes
-    + _summed(model, layout, tokens, 2 + (model.remat != "none"))
+    + _summed(model, layout, rows.tokens, forwards - 1)
   )
 
 

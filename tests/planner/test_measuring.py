@@ -131,7 +131,7 @@ def test_online_self_training_is_planned():
   assert update.traffic
   assert update.kinds == by_name["warmup"].kinds
   assert not any("reference" in m.kinds for m in measured)
-  works = timing.work(some, target, total=1000, trainable=1000)
+  works = timing.work(some, target, (1000, 1000))
   # Two batches of minibatch_size rows, passes x minibatches times.
   assert works["online update"].flops == 2 * 6 * works["supervised"].flops
   found = plans.make(some, target, compiled=False, search=False)
@@ -140,7 +140,7 @@ def test_online_self_training_is_planned():
     phases["online sample"]["seconds"] + phases["online update"]["seconds"]
   )
   alone = some.changed({"online_st.gold_share": 0.0})
-  once = timing.work(alone, target, total=1000, trainable=1000)
+  once = timing.work(alone, target, (1000, 1000))
   assert once["online update"].flops == works["online update"].flops / 2
 
 

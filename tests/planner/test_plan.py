@@ -108,12 +108,8 @@ def test_a_plan_says_what_a_tensor_axis_does_not_split():
   assert found["warnings"].count(warning) == 1
   assert f"\n{warning}\n" in printed(showing.show, found)
   eight = found["time"]["phases"]["update"]["flops"]
-  four = timing.work(
-    some.changed({"mesh.tensor": 4}),
-    target,
-    total=found["parameters"],
-    trainable=found["learnt"],
-  )
+  parameters = found["parameters"], found["learnt"]
+  four = timing.work(some.changed({"mesh.tensor": 4}), target, parameters)
   # Twice the devices share what is split, and attention's are not.
   assert eight > 1.5 * four["update"].flops
 

@@ -51,40 +51,39 @@ def test_a_decoded_token_reads_weights_and_cache():
 
 
 def test_a_step_costs_three_forwards_and_a_fourth_with_remat():
-  rows = {"rows": 4, "slots": 6, "predicted": 5, "micro": 4}
+  rows = roofline.Rows(4, micro=4, slots=6, predicted=5)
   one = roofline.Layout()
   blocks = roofline.forward_flops(TOY, 24, 6)
   head = roofline.head_flops(TOY, 20)
-  plain = roofline.learn(TOY, one, **rows).flops
+  plain = roofline.learn(TOY, one, rows).flops
   assert plain == 3 * blocks + 4 * head
   remat = dataclasses.replace(TOY, remat="block")
-  assert roofline.learn(remat, one, **rows).flops == 4 * (blocks + head)
+  assert roofline.learn(remat, one, rows).flops == 4 * (blocks + head)
   adapted = dataclasses.replace(TOY, trainable=10)
-  assert roofline.learn(adapted, one, **rows).flops == 2 * blocks + 3 * head
+  assert roofline.learn(adapted, one, rows).flops == 2 * blocks + 3 * head
 
 
 def test_what_is_sent_by_hand():
   # Weights are gathered forward and backward and gradients scattered.
-  rows = {"rows": 8, "slots": 6, "predicted": 5}
+  rows = roofline.Rows(8, micro=4, slots=6, predicted=5)
   layout = roofline.Layout(fsdp=8)
-  done = roofline.learn(TOY, layout, micro=4, **rows)
+  done = roofline.learn(TOY, layout, rows)
   assert done.near == pytest.approx(
     2 * (2 * 2 * 1500 * 7 / 8 + 4 * 1500 * 7 / 8)
   )
   # With gather=step once, however many micro-batches there are.
-  done = roofline.learn(TOY, layout, micro=4, gather="step", **rows)
+  done = roofline.learn(TOY, layout, rows, gather="step")
   assert done.near == pytest.approx(2 * 1500 * 7 / 8 + 2 * 4 * 1500 * 7 / 8)
   # Beyond a node, all of it is far.
-  done = roofline.learn(
-    TOY, dataclasses.replace(layout, node=4), micro=4, **rows
-  )
+  done = roofline.learn(TOY, dataclasses.replace(layout, node=4), rows)
   assert done.near == 0
   # Two all-reduces of the stream in each layer, forward, backward twice.
-  done = roofline.learn(TOY, roofline.Layout(tensor=4), micro=8, **rows)
+  rows = dataclasses.replace(rows, micro=8)
+  done = roofline.learn(TOY, roofline.Layout(tensor=4), rows)
   assert done.near == pytest.approx(2 * 2 * (2 * 3 / 4) * 48 * 10 * 2 * 2)
   # One, where tensor splits only attention or only the feed-forward layer.
   one = dataclasses.replace(TOY, sums=1)
-  half = roofline.learn(one, roofline.Layout(tensor=4), micro=8, **rows)
+  half = roofline.learn(one, roofline.Layout(tensor=4), rows)
   assert half.near == pytest.approx(done.near / 2)
 
 
@@ -99,9 +98,8 @@ def test_seven_billion_parameters_by_hand():
   took = roofline.time(done, hardware.target("h100"), "bfloat16")
   assert took.bound == "memory"
   assert took.seconds == pytest.approx(13.2e9 / 3.35e12, rel=0.01)
-  learnt = roofline.learn(
-    model, roofline.Layout(), rows=1, slots=700, predicted=699, micro=1
-  )
+  row = roofline.Rows(1, micro=1, slots=700, predicted=699)
+  learnt = roofline.learn(model, roofline.Layout(), row)
   assert learnt.flops == pytest.approx(6 * 6.6e9 * 700, rel=0.1)
 
 
