@@ -154,19 +154,6 @@ def lora(subject: subjects.Subject) -> list[Knob]:
   return [Knob("lora", [{"lora.rank": _LORA_RANK}])]
 
 
-def larger(target: hardware.Target) -> list[hardware.Target]:
-  """The next four sizes of the same kind."""
-  if target.kind == "cpu":
-    return []
-  if target.chip.platform == "tpu":
-    return hardware.larger_slices(target)[:4]
-  return [
-    hardware.target(f"{target.kind} x{n}")
-    for n in (2, 4, 8, 16, 32, 64, 128)
-    if n > target.devices
-  ][:4]
-
-
 def _divisors(rows: int) -> list[int]:
   """The proper divisors of `rows`, the largest first."""
   return [n for n in range(rows // 2, 0, -1) if rows % n == 0]

@@ -11,9 +11,10 @@ link in one direction, the tables of jax-ml.github.io/scaling-book/tpus.
 """
 
 import dataclasses
+import functools
+import math
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from reft_jax.errors import UserError
@@ -34,11 +35,11 @@ class Chip:
     bandwidth: bytes/s of its memory.
     link: bytes/s that it can send to its neighbours in a collective.
     network: bytes/s that it can send to devices of another node.
+    kernel: the rest of what the compiler of a GPU knows (`description`).
     node: devices that share the fast links; 0: all of a slice do.
     reserve: bytes that programs cannot use: the context, libraries' handles,
       the runtime's own memory.
     reserve_shared: further bytes for collectives, with several devices.
-    fields: further numbers of a GPU for its compiler.
   """
 
   platform: str
@@ -48,12 +49,10 @@ class Chip:
   bandwidth: float
   link: float = 0.0
   network: float = 0.0
+  kernel: tuple[Any, ...] = ()
   node: int = 0
   reserve: int = 0
   reserve_shared: int = 0
-  fields: Mapping[str, Any] = dataclasses.field(
-    default_factory=dict, hash=False
-  )
 
 
 # The share of the rest that is lost between the allocator's blocks.
@@ -62,29 +61,14 @@ FRAGMENTS = 0.03
 GPU_FRACTION = 0.75
 
 
-def _gpu(
-  memory: int,
-  peak: float,
-  peak_float32: float,
-  bandwidth: float,
-  link: float,
-  network: float,
-  **fields: Any,
-) -> Chip:
-  return Chip(
-    platform="cuda",
-    memory=memory,
-    peak=peak,
-    peak_float32=peak_float32,
-    bandwidth=bandwidth,
-    link=link,
-    network=network,
-    node=8,
-    # The CUDA context with cuBLAS's and cuDNN's kernels, then NCCL's buffers.
-    reserve=int(0.75 * GIB),
-    reserve_shared=GIB,
-    fields=fields,
-  )
+_gpu = functools.partial(
+  Chip,
+  "cuda",
+  node=8,
+  # The CUDA context with cuBLAS's and cuDNN's kernels, then NCCL's buffers.
+  reserve=int(0.75 * GIB),
+  reserve_shared=GIB,
+)
 
 
 def _tpu(memory: float, peak: float, bandwidth: float, link: float) -> Chip:
@@ -92,80 +76,25 @@ def _tpu(memory: float, peak: float, bandwidth: float, link: float) -> Chip:
   return Chip("tpu", int(memory), peak, peak, bandwidth, link)
 
 
-_A100: dict[str, Any] = {
-  "name": "NVIDIA A100-SXM4",
-  "major": 8,
-  "minor": 0,
-  "cores": 108,
-  "fpus": 64,
-  "clock": 1.41,
-  "l2": 40 << 20,
-  "shared": 164 << 10,
-  "threads": 2048,
-}
-_HOPPER: dict[str, Any] = {
-  "name": "NVIDIA H100 80GB HBM3",
-  "major": 9,
-  "minor": 0,
-  "cores": 132,
-  "fpus": 128,
-  "clock": 1.98,
-  "l2": 50 << 20,
-  "shared": 228 << 10,
-  "threads": 2048,
-}
+# The name, its compute capability, cores, float32 units of each, GHz, MiB of L2
+# cache, and a core's KiB of shared memory and threads.
+_A100 = ("NVIDIA A100-SXM4", 8, 0, 108, 64, 1.41, 40, 164, 2048)
+_H100 = ("NVIDIA H100 80GB HBM3", 9, 0, 132, 128, 1.98, 50, 228, 2048)
+_H200 = ("NVIDIA H200", *_H100[1:])
+_L4 = ("NVIDIA L4", 8, 9, 58, 128, 2.04, 48, 100, 1536)
+_T4 = ("Tesla T4", 7, 5, 40, 64, 1.59, 4, 64, 1024)
 
 GPUS = {
   # NVLink 3: 600 GB/s both ways; 8 x 200 Gbit/s between nodes.
-  "a100-80g": _gpu(85100068864, 312e12, 156e12, 2.039e12, 300e9, 25e9, **_A100),
-  "a100-40g": _gpu(42331013120, 312e12, 156e12, 1.555e12, 300e9, 25e9, **_A100),
+  "a100-80g": _gpu(85100068864, 312e12, 156e12, 2.039e12, 300e9, 25e9, _A100),
+  "a100-40g": _gpu(42331013120, 312e12, 156e12, 1.555e12, 300e9, 25e9, _A100),
   # NVLink 4: 900 GB/s both ways; 8 x 400 Gbit/s between nodes.
-  "h100": _gpu(84942979072, 989e12, 494e12, 3.35e12, 450e9, 50e9, **_HOPPER),
-  "h200": _gpu(
-    151397597184,
-    989e12,
-    494e12,
-    4.8e12,
-    450e9,
-    50e9,
-    **_HOPPER | {"name": "NVIDIA H200"},
-  ),
+  "h100": _gpu(84942979072, 989e12, 494e12, 3.35e12, 450e9, 50e9, _H100),
+  "h200": _gpu(151397597184, 989e12, 494e12, 4.8e12, 450e9, 50e9, _H200),
   # PCIe 4.0 x16 and no NVLink; 100 Gbit/s between nodes.
-  "l4": _gpu(
-    22 * GIB,
-    121e12,
-    60e12,
-    300e9,
-    32e9,
-    12.5e9,
-    name="NVIDIA L4",
-    major=8,
-    minor=9,
-    cores=58,
-    fpus=128,
-    clock=2.04,
-    l2=48 << 20,
-    shared=100 << 10,
-    threads=1536,
-  ),
+  "l4": _gpu(22 * GIB, 121e12, 60e12, 300e9, 32e9, 12.5e9, _L4),
   # PCIe 3.0 x16. Turing has no bfloat16: products are in float32 instead.
-  "t4": _gpu(
-    15843721216,
-    8.1e12,
-    8.1e12,
-    320e9,
-    16e9,
-    12.5e9,
-    name="Tesla T4",
-    major=7,
-    minor=5,
-    cores=40,
-    fpus=64,
-    clock=1.59,
-    l2=4 << 20,
-    shared=64 << 10,
-    threads=1024,
-  ),
+  "t4": _gpu(15843721216, 8.1e12, 8.1e12, 320e9, 16e9, 12.5e9, _T4),
 }
 
 # A link has 45 GB/s one way in v4 and v5e and 90 GB/s in v5p and v6e; a ring
@@ -178,27 +107,14 @@ TPUS = {
   "v6e": _tpu(31.25 * GIB, 918e12, 1.638e12, 180e9),
 }
 
-# By the number of chips.
-_FLAT = {
-  1: "1x1",
-  4: "2x2",
-  8: "2x4",
-  16: "4x4",
-  32: "4x8",
-  64: "8x8",
-  128: "8x16",
-  256: "16x16",
-}
-_CUBIC = {
-  4: "2x2x1",
-  8: "2x2x2",
-  16: "2x2x4",
-  32: "2x4x4",
-  64: "4x4x4",
-  128: "4x4x8",
-  256: "4x8x8",
-  512: "8x8x8",
-}
+
+def _by_chips(shapes: str) -> dict[int, str]:
+  """Shapes of slices by the number of their chips."""
+  return {math.prod(map(int, x.split("x"))): x for x in shapes.split()}
+
+
+_FLAT = _by_chips("1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16")
+_CUBIC = _by_chips("2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8")
 # Google's names of accelerator types that are not the generation's.
 _TYPES = {"v5litepod": "v5e"}
 # Generations whose slices are named by cores, of which a chip has two.
@@ -233,14 +149,10 @@ class Target:
       left -= chip.reserve_shared
     return int(left * (1 - FRAGMENTS))
 
-  def link(self, crosses: bool) -> float:
-    """Bytes/s that a device sends in a collective; `crosses`: across nodes."""
-    return self.chip.network if crosses else self.chip.link
-
   def peak(self, dtype: str) -> float:
     """FLOP/s of products in a compute dtype."""
-    bf16 = dtype == "bfloat16"
-    return self.chip.peak if bf16 else self.chip.peak_float32
+    chip = self.chip
+    return chip.peak if dtype == "bfloat16" else chip.peak_float32
 
 
 def target(text: str) -> Target:
@@ -256,7 +168,8 @@ def target(text: str) -> Target:
     devices = int(count or 1)
     if not devices:
       raise UserError(f"--target {text}: take 1 device or more.")
-    return Target(_times("cpu", devices), "cpu", _this_cpu(devices), devices)
+    name = f"cpu x{devices}" if devices > 1 else "cpu"
+    return Target(name, "cpu", _this_cpu(devices), devices)
   if kind in GPUS:
     devices = int(count or 1)
     node = GPUS[kind].node
@@ -267,18 +180,14 @@ def target(text: str) -> Target:
       )
     nodes = -(-devices // node)
     shape = f"{nodes}x1x{devices // nodes}"
-    return Target(_times(kind, devices), kind, GPUS[kind], devices, shape)
+    return Target(f"{kind} x{devices}", kind, GPUS[kind], devices, shape)
   tpu = re.fullmatch(r"(v\d+\w*)-(\d+)", words)
   if tpu and (kind := _TYPES.get(tpu[1], tpu[1])) in TPUS:
     return _slice(text, kind, int(tpu[2]))
-  known = (
-    "cpu",
-    *(f"{name} x8" for name in GPUS),
-    *(f"{name}-8" for name in TPUS),
-  )
+  known = ", ".join([*(f"{x} x8" for x in GPUS), *(f"{x}-8" for x in TPUS)])
   raise UserError(
     f"--target {text}: not known; a target is cpu, a GPU and how many, or a TPU"
-    f" slice: {', '.join(known)} and so on."
+    f" slice: cpu, {known} and so on."
   )
 
 
@@ -293,18 +202,16 @@ def _slice(text: str, kind: str, size: int) -> Target:
   return Target(f"{kind}-{size}", kind, TPUS[kind], chips, shapes[chips])
 
 
-def larger_slices(target: Target) -> list[Target]:
-  """The slices of a TPU target's kind with more chips."""
-  halved = target.kind in _BY_CORES
-  return [
-    _slice("", target.kind, chips * (1 + halved))
-    for chips in (_CUBIC if halved else _FLAT)
-    if chips > target.devices
-  ]
-
-
-def _times(kind: str, devices: int) -> str:
-  return f"{kind} x{devices}" if devices > 1 or kind != "cpu" else kind
+def larger(than: Target) -> list[Target]:
+  """The next four sizes of the same kind."""
+  kind, devices = than.kind, than.devices
+  if kind in TPUS:
+    halved = kind in _BY_CORES
+    more = [chips for chips in (_CUBIC if halved else _FLAT) if chips > devices]
+    return [_slice("", kind, chips * (1 + halved)) for chips in more[:4]]
+  sizes = (2, 4, 8, 16, 32, 64, 128) if kind in GPUS else ()
+  more = [size for size in sizes if size > devices]
+  return [target(f"{kind} x{size}") for size in more[:4]]
 
 
 def _this_cpu(devices: int) -> Chip:
@@ -313,46 +220,40 @@ def _this_cpu(devices: int) -> Chip:
   The speed is a guess: 3 GHz, 32 float32 operations a cycle and core (AVX2),
   20 GB/s. bfloat16 is not faster.
   """
-  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // devices
   peak = (os.cpu_count() or 1) * 3e9 * 32 / devices
+  speed = 20e9 / devices
   return Chip(
-    platform="cpu",
-    memory=memory // devices,
-    peak=peak,
-    peak_float32=peak,
-    bandwidth=20e9 / devices,
-    link=20e9 / devices,
-    network=20e9 / devices,
-    reserve=GIB // devices,
+    "cpu", memory, peak, peak, speed, speed, speed, reserve=GIB // devices
   )
 
 
 def description(chip: Chip) -> str:
   """XLA's description of a GPU that is not here: a GpuTargetConfigProto."""
-  f = chip.fields
+  name, major, minor, cores, fpus, clock, l2, shared, threads = chip.kernel
   return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
   shared_memory_per_block: 49152
-  shared_memory_per_core: {f["shared"]}
-  threads_per_core_limit: {f["threads"]}
-  core_count: {f["cores"]}
-  fpus_per_core: {f["fpus"]}
+  shared_memory_per_core: {shared << 10}
+  threads_per_core_limit: {threads}
+  core_count: {cores}
+  fpus_per_core: {fpus}
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
   memory_bandwidth: {int(chip.bandwidth)}
-  l2_cache_size: {f["l2"]}
-  clock_rate_ghz: {f["clock"]}
+  l2_cache_size: {l2 << 20}
+  clock_rate_ghz: {clock}
   device_memory_size: {chip.memory}
-  shared_memory_per_block_optin: {f["shared"] - (1024 if f["major"] > 7 else 0)}
-  cuda_compute_capability {{ major: {f["major"]} minor: {f["minor"]} }}
+  shared_memory_per_block_optin: {(shared << 10) - (1024 if major > 7 else 0)}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 12 }}
 runtime_version {{ major: 13 minor: 0 patch: 0 }}
-device_description_str: "{f["name"]}"
+device_description_str: "{name}"
 """

@@ -201,7 +201,7 @@ def searched(
     larger = next(
       (
         other.name
-        for other in advice.larger(target)
+        for other in hardware.larger(target)
         if _needs(subject, other, phases) <= other.usable
       ),
       None,

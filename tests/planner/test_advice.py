@@ -113,7 +113,7 @@ def test_advice_for_an_evaluation_that_no_halves_divide():
 
 def test_larger_targets():
   def larger(name):
-    return [t.name for t in advice.larger(hardware.target(name))]
+    return [t.name for t in hardware.larger(hardware.target(name))]
 
   assert larger("h200 x1") == ["h200 x2", "h200 x4", "h200 x8", "h200 x16"]
   assert larger("v5p-8")[0] == "v5p-16"
