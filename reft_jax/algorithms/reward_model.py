@@ -8,6 +8,8 @@ import dataclasses
 import functools
 from typing import Any
 
+from reft_jax import types
+from reft_jax.algorithms import sft
 from reft_jax.data import batches
 from reft_jax.evaluation import votes
 from reft_jax.learning import classifier
@@ -44,39 +46,25 @@ def train(run: context.Run, stage: context.StageRun) -> context.Trained:
 def _train_at(
   run: context.Run, stage: context.StageRun, *, data: Labelled
 ) -> context.Trained:
-  config = stage.config
   rows, labels = data
-  epoch = -(-len(rows) // config.batch_size)
-  learner = classifier.ClassifierLearner(
-    *run.learner_arguments(),
-    name=stage.name,
-    policy=stage.start_policy(),
-    optimizer=config.optimizer,
-    updates=epoch * config.epochs,
-    micro_batch=config.micro_batch,
-  )
-  with loop_lib.Loop(
-    run,
-    stage,
-    learner,
-    steps=epoch * config.epochs,
-    evaluate_every=epoch * config.evaluate_every,
-  ) as loop:
-    for step in loop:
-      chosen = batches.epoch_rows(
-        len(rows), seed=run.config.seed, step=step, batch=config.batch_size
-      )
-      some = [rows[index] for index in chosen]
-      batch = batches.labelled(
-        some,
-        [labels[index] for index in chosen],
-        batch=config.batch_size,
-        slots=judge_lib.row_slots(run.engine, some),
-        pad_id=run.engine.tokenizer.pad_id,
-      )
-      metrics = learner.update(mesh_lib.put_batch(run.engine.mesh, batch))
-      loop.end_step(step, metrics | learner.learning_rate(step))
-    return loop.result()
+  size = stage.config.batch_size
+
+  def batch(step: int) -> types.LabelledBatch:
+    chosen = batches.epoch_rows(
+      len(rows), seed=run.config.seed, step=step, batch=size
+    )
+    some = [rows[index] for index in chosen]
+    host = batches.labelled(
+      some,
+      [labels[index] for index in chosen],
+      batch=size,
+      slots=judge_lib.row_slots(run.engine, some),
+      pad_id=run.engine.tokenizer.pad_id,
+    )
+    return mesh_lib.put_batch(run.engine.mesh, host)
+
+  epoch = -(-len(rows) // size)
+  return sft.run_epochs(run, stage, classifier.ClassifierLearner, batch, epoch)
 
 
 def labelled_rows(run: context.Run, groups: context.Groups) -> Labelled:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from reft_jax import types
 from reft_jax.data import batches, encode
@@ -42,23 +43,35 @@ def annotated(examples: Sequence[encode.Example]) -> list[Row]:
 def _train_at(
   run: context.Run, stage: context.StageRun, *, rows: Sequence[Row]
 ) -> context.Trained:
+  epoch = -(-len(rows) // stage.config.batch_size)
+  batch = epoch_batches(run, rows, stage.config.batch_size)
+  return run_epochs(run, stage, supervised.SupervisedLearner, batch, epoch)
+
+
+def run_epochs(
+  run: context.Run,
+  stage: context.StageRun,
+  make_learner: Callable[..., Any],
+  batch: Callable[[int], Any],
+  epoch: int,
+) -> context.Trained:
+  """Trains for the stage's epochs of `epoch` steps; `batch(step)` has its rows.
+
+  Each step is one update; dev is asked at the ends of epochs.
+  """
   config = stage.config
-  epoch = -(-len(rows) // config.batch_size)
-  batch = epoch_batches(run, rows, config.batch_size)
-  learner = supervised.SupervisedLearner(
+  steps = epoch * config.epochs
+  learner = make_learner(
     *run.learner_arguments(),
     name=stage.name,
     policy=stage.start_policy(),
     optimizer=config.optimizer,
-    updates=epoch * config.epochs,
+    updates=steps,
     micro_batch=config.micro_batch,
   )
+  evaluate_every = epoch * config.evaluate_every
   with loop_lib.Loop(
-    run,
-    stage,
-    learner,
-    steps=epoch * config.epochs,
-    evaluate_every=epoch * config.evaluate_every,
+    run, stage, learner, steps=steps, evaluate_every=evaluate_every
   ) as loop:
     for step in loop:
       metrics = learner.update(batch(step))

@@ -38,6 +38,8 @@ Groups = Sequence[Sequence[grading.Answer]]
 # questions are then compared on the same resamples.
 _BOOTSTRAP_SEED = 0
 _QUESTIONS_JUDGED_AT_ONCE = 16
+# The settings of an evaluation that say how answers are sampled.
+_SAMPLING = ("samples", "temperature", "top_k")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,26 +98,19 @@ class Evaluation:
     self._seconds = self._seconds_before()
     settings = engine.config.evaluation
     facts = {"model": fingerprint.of_weights(model.folder)}
+    sampled = {name: getattr(settings, name) for name in _SAMPLING}
+    asked = {"greedy": {"samples": 1, "temperature": 0.0}, "sampled": sampled}
     self._stores = {
-      "greedy": store.Store(
+      name: store.Store(
         engine,
-        directory / "greedy.jsonl",
+        directory / f"{name}.jsonl",
         problems.examples,
-        samples=1,
-        temperature=0.0,
+        **options,
         facts=facts,
       )
+      for name, options in asked.items()
+      if options["samples"]
     }
-    if settings.samples:
-      self._stores["sampled"] = store.Store(
-        engine,
-        directory / "sampled.jsonl",
-        problems.examples,
-        samples=settings.samples,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        facts=facts,
-      )
     check(model, engine)
     if settings.reward_model:
       judge_lib.check(engine, self._judge_folder)
