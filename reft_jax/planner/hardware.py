@@ -24,34 +24,25 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One device.
+  """One device."""
 
-  Attributes:
-    platform: jax's name: cpu, cuda or tpu.
-    memory: bytes that its driver, or its compiler, reports.
-    peak: FLOP/s of matrix products in bfloat16.
-    peak_float32: the same in float32 at jax's default precision, which is TF32
-      on NVIDIA GPUs that have it and bfloat16 on TPUs.
-    bandwidth: bytes/s of its memory.
-    link: bytes/s that it can send to its neighbours in a collective.
-    network: bytes/s that it can send to devices of another node.
-    kernel: the rest of what the compiler of a GPU knows (`description`).
-    node: devices that share the fast links; 0: all of a slice do.
-    reserve: bytes that programs cannot use: the context, libraries' handles,
-      the runtime's own memory.
-    reserve_shared: further bytes for collectives, with several devices.
-  """
-
-  platform: str
-  memory: int
-  peak: float
+  platform: str  # In jax's words: cpu, cuda or tpu.
+  memory: int  # Bytes that its driver, or its compiler, reports.
+  peak: float  # FLOP/s of matrix products in bfloat16.
+  # The same in float32 at jax's default precision, which is TF32 on NVIDIA GPUs
+  # that have it and bfloat16 on TPUs.
   peak_float32: float
-  bandwidth: float
+  bandwidth: float  # Bytes/s of its memory.
+  # Bytes/s that it can send to its neighbours in a collective.
   link: float = 0.0
-  network: float = 0.0
+  network: float = 0.0  # Bytes/s that it can send to devices of another node.
+  # The rest of what the compiler of a GPU knows (`description`).
   kernel: tuple[Any, ...] = ()
-  node: int = 0
+  node: int = 0  # Devices that share the fast links; 0: all of a slice do.
+  # Bytes that programs cannot use: the context, libraries' handles, the
+  # runtime's own memory.
   reserve: int = 0
+  # Further bytes for collectives, with several devices.
   reserve_shared: int = 0
 
 
@@ -123,21 +114,13 @@ _BY_CORES = ("v4", "v5p")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """Some devices of one kind.
+  """Some devices of one kind."""
 
-  Attributes:
-    name: its name, such as "h100 x8" or "v5e-8".
-    kind: its row of GPUS or TPUS, or "cpu".
-    chip: its numbers.
-    devices: how many.
-    topology: for the compiler: hosts x processes x GPUs, or the shape of a
-      slice.
-  """
-
-  name: str
-  kind: str
-  chip: Chip
-  devices: int
+  name: str  # Its name, such as "h100 x8" or "v5e-8".
+  kind: str  # Its row of GPUS or TPUS, or "cpu".
+  chip: Chip  # Its numbers.
+  devices: int  # How many.
+  # For the compiler: hosts x processes x GPUs, or the shape of a slice.
   topology: str = ""
 
   @property

@@ -35,23 +35,14 @@ _OPENING = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a computation.
+  """One line of a computation."""
 
-  Attributes:
-    name: the name of its result.
-    kind: its opcode.
-    type: the type of its result, as text.
-    operands: the names of its arguments; a parameter's number.
-    attributes: the rest of the line.
-    root: whether its result is that of the computation.
-  """
-
-  name: str
-  kind: str
-  type: str
-  operands: tuple[str, ...]
-  attributes: str
-  root: bool
+  name: str  # The name of its result.
+  kind: str  # Its opcode.
+  type: str  # The type of its result, as text.
+  operands: tuple[str, ...]  # The names of its arguments; a parameter's number.
+  attributes: str  # The rest of the line.
+  root: bool  # Whether its result is that of the computation.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +56,14 @@ class Module:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective of a program.
+  """One collective of a program."""
 
-  Attributes:
-    kind: one of KINDS.
-    payload: bytes on one device of the array that is gathered, reduced or
-      exchanged.
-    group: the devices of its first group, by number.
-    times: how often it runs.
-    bounded: whether `times` is an upper bound: the loop may stop early.
-  """
-
-  kind: str
+  kind: str  # One of KINDS.
+  # Bytes on one device of the array that is gathered, reduced or exchanged.
   payload: int
-  group: tuple[int, ...]
-  times: int
+  group: tuple[int, ...]  # The devices of its first group, by number.
+  times: int  # How often it runs.
+  # Whether `times` is an upper bound: the loop may stop early.
   bounded: bool = False
 
   @property
@@ -294,23 +278,14 @@ def _group_of_axes(mesh: str, axes: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """All collectives of one kind.
+  """All collectives of one kind."""
 
-  Attributes:
-    kind: one of KINDS.
-    count: how many run.
-    payload: bytes of their arrays.
-    near: bytes that a device sends within its node.
-    far: bytes that it sends to other nodes.
-    bounded: whether these are upper bounds.
-  """
-
-  kind: str
-  count: int
-  payload: int
-  near: float
-  far: float
-  bounded: bool
+  kind: str  # One of KINDS.
+  count: int  # How many run.
+  payload: int  # Bytes of their arrays.
+  near: float  # Bytes that a device sends within its node.
+  far: float  # Bytes that it sends to other nodes.
+  bounded: bool  # Whether these are upper bounds.
 
 
 def by_kind(found: Sequence[Collective], node: int = 0) -> list[Traffic]:

@@ -25,28 +25,19 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """The memory and collectives of a program. Bytes are those of one device.
-
-  Attributes:
-    name: the program's name.
-    phase: the part of a step that it belongs to.
-    times: how often a step runs it.
-    kinds: bytes of the resident arrays, by KINDS.
-    rest: bytes of temporaries, batches and results; without a compiler those of
-      the gradients alone, if there are any.
-    traffic: the collectives of one run; None if it is not compiled.
-    seconds: the time of its compilation.
-    fits_alone: False if the compiler refused it for its memory.
-  """
+  """The memory and collectives of a program. Bytes are those of one device."""
 
   name: str
-  phase: str
-  times: float
-  kinds: Mapping[str, int]
+  phase: str  # The part of a step that it belongs to.
+  times: float  # How often a step runs it.
+  kinds: Mapping[str, int]  # Bytes of the resident arrays, by KINDS.
+  # Bytes of temporaries, batches and results; without a compiler those of the
+  # gradients alone, if there are any.
   rest: int
+  # The collectives of one run; None if it is not compiled.
   traffic: list[hlo.Traffic] | None = None
-  seconds: float = 0.0
-  fits_alone: bool = True
+  seconds: float = 0.0  # The time of its compilation.
+  fits_alone: bool = True  # False if the compiler refused it for its memory.
 
   @property
   def total(self) -> int:

@@ -29,34 +29,23 @@ _EOS, _PAD = (2,), 0
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """One compiled function of a run.
+  """One compiled function of a run."""
 
-  Attributes:
-    phase: the part of a step that it belongs to.
-    name: its name.
-    mesh: the mesh that is set where it runs.
-    function: the jitted function.
-    arguments: jax.ShapeDtypeStruct with shardings.
-    resident: what is on the devices before, while and after it runs, by kind;
-      the same objects as in `arguments` where these are arguments too.
-    times: how often a step runs it.
-    keywords: further arguments.
-    result_kind: the kind of its result, if that stays on the devices.
-    guess_shardings: then shards the result's shapes where no compiler does.
-    open_loop: how often a loop runs that may stop early.
-  """
-
-  phase: str
+  phase: str  # The part of a step that it belongs to.
   name: str
-  mesh: Any
-  function: Any
-  arguments: tuple[Any, ...]
+  mesh: Any  # The mesh that is set where it runs.
+  function: Any  # The jitted function.
+  arguments: tuple[Any, ...]  # Trees of jax.ShapeDtypeStruct with shardings.
+  # What is on the devices before, while and after it runs, by kind; the same
+  # objects as in `arguments` where these are arguments too.
   resident: Mapping[str, Any]
-  times: float = 1
+  times: float = 1  # How often a step runs it.
+  # Further arguments.
   keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  result_kind: str = ""
+  result_kind: str = ""  # The kind of its result, if that stays on the devices.
+  # Then shards the result's shapes where no compiler does.
   guess_shardings: Callable[[Any], Any] | None = None
-  open_loop: int = 1
+  open_loop: int = 1  # How often a loop runs that may stop early.
 
 
 # Compiles or counts a program, and returns the shapes of its result.

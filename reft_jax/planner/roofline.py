@@ -23,20 +23,13 @@ _ADAM_BYTES = 28  # A float32 gradient, weight and two moments; three written.
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """The sizes of a mesh's axes.
+  """The sizes of a mesh's axes."""
 
-  Attributes:
-    data: copies of the weights.
-    fsdp: shards of the weights that share the batch.
-    tensor: shards of heads, hidden units and vocabulary, where it splits them
-      (Model).
-    node: devices that share fast links; 0: all do.
-  """
-
-  data: int = 1
-  fsdp: int = 1
+  data: int = 1  # Copies of the weights.
+  fsdp: int = 1  # Shards of the weights that share the batch.
+  # Shards of heads, hidden units and vocabulary, where it splits them (Model).
   tensor: int = 1
-  node: int = 0
+  node: int = 0  # Devices that share fast links; 0: all do.
 
   @property
   def num_shards(self) -> int:
@@ -54,40 +47,23 @@ class Model:
   """The sizes of a model that cost time, summed over a tensor axis's devices.
 
   What the axis does not split is replicated, and counts once for each device.
-
-  Attributes:
-    block: weights of all blocks, which every token is multiplied with.
-    head: weights of the LM head, used for each token with logits.
-    embedding: weights that are looked up and not multiplied.
-    total: all weights.
-    trainable: weights with a gradient.
-    layers: L.
-    width: D.
-    heads: N.
-    queries: N x H.
-    keys: K x H.
-    ffn: F.
-    vocab: V.
-    number: bytes of a number in the compute dtype.
-    remat: what the backward pass recomputes (models.networks).
-    sums: the all-reduces of a layer along tensor.
   """
 
-  block: int
-  head: int
-  embedding: int
-  total: int
-  trainable: int
-  layers: int
-  width: int
-  heads: int
-  queries: int
-  keys: int
-  ffn: int
-  vocab: int
-  number: int = 2
-  remat: str = "none"
-  sums: int = 2
+  block: int  # Weights of all blocks, which every token is multiplied with.
+  head: int  # Weights of the LM head, used for each token with logits.
+  embedding: int  # Weights that are looked up and not multiplied.
+  total: int  # All weights.
+  trainable: int  # Weights with a gradient.
+  layers: int  # L.
+  width: int  # D.
+  heads: int  # N.
+  queries: int  # N x H.
+  keys: int  # K x H.
+  ffn: int  # F.
+  vocab: int  # V.
+  number: int = 2  # Bytes of a number in the compute dtype.
+  remat: str = "none"  # What the backward pass recomputes (models.networks).
+  sums: int = 2  # The all-reduces of a layer along tensor.
 
   @classmethod
   def of(
@@ -256,19 +232,12 @@ def decode(model: Model, layout: Layout, rows: int, columns: int) -> Work:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """Whole rows of prompt and response.
+  """Whole rows of prompt and response."""
 
-  Attributes:
-    number: how many.
-    micro: how many pass through the model at once.
-    slots: the tokens of each.
-    predicted: how many of these have logits.
-  """
-
-  number: int
-  micro: int
-  slots: int
-  predicted: int
+  number: int  # How many.
+  micro: int  # How many pass through the model at once.
+  slots: int  # The tokens of each.
+  predicted: int  # How many of these have logits.
 
   @property
   def tokens(self) -> int:

@@ -22,18 +22,13 @@ from reft_jax.runtime import mesh as mesh_lib
 
 @dataclasses.dataclass(frozen=True)
 class StageArrays:
-  """What a stage keeps on the devices.
+  """What a stage keeps on the devices."""
 
-  Attributes:
-    state: what its updates change.
-    base: the frozen weights that the state's parameters adapt (models.lora).
-    policy: the trained policy, whole.
-    reference: the policy it started from; None where the stage needs none.
-  """
-
-  state: types.TrainState
+  state: types.TrainState  # What its updates change.
+  # The frozen weights that the state's parameters adapt (models.lora).
   base: Mapping[str, Any]
-  policy: Any
+  policy: Any  # The trained policy, whole.
+  # The policy it started from; None where the stage needs none.
   reference: Any = None
 
   @property

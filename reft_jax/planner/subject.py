@@ -41,18 +41,12 @@ _PUBLISHED_PROBLEMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """What a plan is made for, besides the hardware.
-
-  Attributes:
-    config: the run's settings.
-    shape: the model's architecture.
-    model: the model's name.
-    problems: the number of training problems; None if it is not known.
-  """
+  """What a plan is made for, besides the hardware."""
 
   config: schema.Config
   shape: configs.ModelConfig
   model: str
+  # The number of training problems; None if it is not known.
   problems: int | None
 
   @property
