@@ -5,9 +5,10 @@ rematerialisation, a smaller dtype of activations, more shards. LoRA, which is
 another method, comes last.
 """
 
-import dataclasses
+import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from reft_jax.planner import hardware
@@ -15,25 +16,14 @@ from reft_jax.planner import subject as subjects
 from reft_jax.runtime import layout
 
 Settings = dict[str, Any]
+# Changes that may help, by name: settings, the smallest change first.
+Knobs = Mapping[str, Sequence[Settings]]
 
 _LORA_RANK = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Knob:
-  """One change that may help.
-
-  Attributes:
-    name: its name.
-    options: settings by their keys, the smallest change first.
-  """
-
-  name: str
-  options: Sequence[Mapping[str, Any]]
-
-
 def smallest(
-  knobs: Sequence[Knob],
+  knobs: Knobs,
   needs: Callable[[Settings], float],
   limit: float,
   now: float = math.inf,
@@ -53,43 +43,38 @@ def smallest(
   """
   tried: dict[tuple[tuple[str, Any], ...], float] = {}
 
-  def need(options: Mapping[str, Mapping[str, Any]]) -> float:
-    settings = _merged(options.values())
+  def need(options: Mapping[str, Settings]) -> float:
+    settings = _merged(options)
     key = tuple(sorted(settings.items()))
     if key not in tried:
       tried[key] = needs(settings)
     return tried[key]
 
-  chosen: dict[str, Mapping[str, Any]] = {}
+  chosen: dict[str, Settings] = {}
   best = now
-  for knob in knobs:
-    turned = chosen | {knob.name: knob.options[-1]}
+  for name, options in knobs.items():
+    turned = chosen | {name: options[-1]}
     if need(turned) <= best:
       chosen, best = turned, need(turned)
     if best <= limit:
       break
   if best > limit:
     return None
-  for knob in reversed(knobs):
-    if knob.name not in chosen:
-      continue
-    less = {name: x for name, x in chosen.items() if name != knob.name}
+  for name in reversed(list(chosen)):
+    less = {other: x for other, x in chosen.items() if other != name}
     if less and need(less) <= limit:
       chosen = less
       continue
-    for option in knob.options[:-1]:
-      milder = chosen | {knob.name: option}
+    for option in knobs[name][:-1]:
+      milder = chosen | {name: option}
       if need(milder) <= limit:
         chosen = milder
         break
-  return _merged(chosen.values())
+  return _merged(chosen)
 
 
-def _merged(options: Iterable[Mapping[str, Any]]) -> Settings:
-  merged: Settings = {}
-  for option in options:
-    merged |= option
-  return merged
+def _merged(options: Mapping[str, Settings]) -> Settings:
+  return functools.reduce(operator.or_, options.values(), {})
 
 
 def knobs(
@@ -97,20 +82,23 @@ def knobs(
   target: hardware.Target,
   laid_out: layout.Layout,
   failing: Collection[str],
-) -> list[Knob]:
+) -> Knobs:
   """The changes that may help the failing phases of the current layout.
 
   Micro-batches go down to one row. With more shards than rows they are padded,
   but a larger tensor axis leaves fewer shards.
   """
   config, model = subject.config, subject.config.model
-  found = []
+  found: dict[str, list[Settings]] = {}
+
+  def add(key: str, values: Sequence[Any]) -> None:
+    if values:
+      found[key] = [{key: value} for value in values]
+
   if "evaluate" in failing:
     shards = target.devices // laid_out.sampler_tensor
     rows = _fewer(config.evaluation.batch_size, shards)
-    found.append(
-      Knob("evaluation", [{"evaluation.batch_size": n} for n in rows])
-    )
+    add("evaluation.batch_size", rows)
   stages = []
   if subject.supervised and "supervised" in failing:
     stages.append(subject.supervised)
@@ -119,20 +107,18 @@ def knobs(
   if {"update", "score"} & set(failing):
     stages.append("reft")
   for name in stages:
-    stage = getattr(config, name)
-    key = f"{name}.micro_batch_size"
-    divisors = _divisors(stage.micro_batch)
-    found.append(Knob(key, [{key: n} for n in divisors]))
+    rows = _divisors(getattr(config, name).micro_batch)
+    add(f"{name}.micro_batch_size", rows)
   if stages:
     kinds = ("none", "dots", "block")
-    stronger = kinds[kinds.index(model.remat) + 1 :]
-    found.append(Knob("remat", [{"model.remat": kind} for kind in stronger]))
+    add("model.remat", kinds[kinds.index(model.remat) + 1 :])
   if model.compute_dtype != "bfloat16":
-    found.append(Knob("dtype", [{"model.compute_dtype": "bfloat16"}]))
+    add("model.compute_dtype", ["bfloat16"])
   if stages and laid_out.gather == "step":
-    found.append(Knob("gather", [{"mesh.gather": "layer"}]))
+    add("mesh.gather", ["layer"])
+  spread = {"mesh.data": 1, "mesh.fsdp": -1}
   if laid_out.data != 1:
-    found.append(Knob("fsdp", [{"mesh.data": 1, "mesh.fsdp": -1}]))
+    found["mesh.fsdp"] = [spread]
   splits = [
     n
     for n in (2, 4, 8)
@@ -140,18 +126,17 @@ def knobs(
   ]
   if {"sample", "online sample", "evaluate"} & set(failing):
     more = [n for n in splits if n > laid_out.sampler_tensor]
-    found.append(Knob("sampler", [{"mesh.sampler_tensor": n} for n in more]))
-  spread = {"mesh.data": 1, "mesh.fsdp": -1}
-  more = [n for n in splits if n > laid_out.tensor]
-  found.append(Knob("tensor", [spread | {"mesh.tensor": n} for n in more]))
-  return [knob for knob in found if knob.options]
+    add("mesh.sampler_tensor", more)
+  if more := [n for n in splits if n > laid_out.tensor]:
+    found["mesh.tensor"] = [spread | {"mesh.tensor": n} for n in more]
+  return found
 
 
-def lora(subject: subjects.Subject) -> list[Knob]:
+def lora(subject: subjects.Subject) -> Knobs:
   """LoRA, if the run does not have it already."""
   if subject.config.lora.rank:
-    return []
-  return [Knob("lora", [{"lora.rank": _LORA_RANK}])]
+    return {}
+  return {"lora.rank": [{"lora.rank": _LORA_RANK}]}
 
 
 def _divisors(rows: int) -> list[int]:

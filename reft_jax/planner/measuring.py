@@ -1,9 +1,10 @@
 """Programs compiled for a target: their memory and their collectives."""
 
 import dataclasses
+import math
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -44,29 +45,61 @@ class Measured:
     """Bytes on the device while it runs."""
     return sum(self.kinds.values()) + self.rest
 
+  def fits(self, target: hardware.Target) -> bool:
+    """Whether a target's devices can hold it."""
+    return self.fits_alone and self.total <= target.usable
+
+
+class TooLargeError(Exception):
+  """A program needs more memory than the limit."""
+
+
+def measure(
+  subject: subjects.Subject,
+  target: hardware.Target,
+  phases: Collection[str],
+  limit: float = math.inf,
+) -> list[Measured]:
+  """Measures every program of the run; those of `phases` are compiled.
+
+  Raises:
+    TooLargeError: by arithmetic, a program needs more than `limit` bytes.
+    UserError: the settings of the mesh do not use all of its devices.
+  """
+  measured = []
+
+  def handle(program: programs.Program) -> Any:
+    counted, outputs = count(program)
+    if counted.total > limit:
+      raise TooLargeError(program.name)
+    if program.phase in phases:
+      counted, outputs = _compile(program, counted, outputs, target)
+    measured.append(counted)
+    return outputs
+
+  meshes = (open_meshes if phases else abstract_meshes)(subject, target)
+  gather = laid_out(subject, target).gather
+  programs.all_of(shapes.Shapes(subject, *meshes, gather=gather), handle)
+  return measured
+
 
 def open_meshes(
   subject: subjects.Subject, target: hardware.Target
 ) -> tuple[Mesh, Mesh]:
   """The run's meshes over a target's devices, which need not be here."""
-  found: Sequence[Any]
-  match target.chip.platform:
-    case "cpu":
-      found = jax.devices()[: target.devices]
-    case "cuda":
-      found = topologies.get_topology_desc(
-        platform="cuda",
-        target_config=hardware.description(target.chip),
-        topology=target.topology,
-      ).devices
-    case "tpu":
-      single = target.devices == 1  # A host has more chips than this slice.
-      bounds = {"chips_per_host_bounds": [1, 1, 1]} if single else {}
-      found = topologies.get_topology_desc(
-        platform="tpu",
-        topology_name=f"{target.kind}:{target.topology}",
-        **bounds,
-      ).devices
+  chip = target.chip
+  if chip.platform == "cpu":
+    found = jax.devices()[: target.devices]
+  else:
+    more: dict[str, Any] = {}
+    if chip.platform == "cuda":
+      description = hardware.description(chip)
+      more = {"target_config": description, "topology": target.topology}
+    else:
+      more = {"topology_name": f"{target.kind}:{target.topology}"}
+      if target.devices == 1:  # A host has more chips than this slice.
+        more["chips_per_host_bounds"] = [1, 1, 1]
+    found = topologies.get_topology_desc(platform=chip.platform, **more).devices
   return mesh_lib.make_meshes(laid_out(subject, target), found)
 
 
@@ -90,119 +123,75 @@ def laid_out(
   Raises:
     UserError: the settings of the mesh do not use all of its devices.
   """
-  chip = target.chip
-  memory: float | None = None
-  if chip.platform != "cpu":
-    memory = chip.memory
-    if chip.platform == "cuda":
-      memory *= hardware.GPU_FRACTION
+  chip, count = target.chip, target.devices
+  memory: float | None = chip.memory
+  if chip.platform == "cpu":
+    memory = None
+  elif chip.platform == "cuda":
+    memory = chip.memory * hardware.GPU_FRACTION
   return layout.choose(
     subject.config.mesh,
     subject.shape,
     parameters=subject.parameters,
     compute_dtype=subject.config.model.compute_dtype,
-    devices=layout.Devices(
-      target.devices, min(chip.node or target.devices, target.devices), memory
-    ),
+    devices=layout.Devices(count, min(chip.node or count, count), memory),
   )
 
 
-class Recorder:
-  """A programs.Handle that compiles programs, or counts by arithmetic.
-
-  Args:
-    target: the hardware.
-    phases: the phases whose programs are compiled; none on abstract meshes.
-    limit: bytes of a device; a program that needs more raises TooLargeError.
-      None: no limit.
-
-  Attributes:
-    measured: the programs so far.
-  """
-
-  def __init__(
-    self,
-    target: hardware.Target,
-    *,
-    phases: Collection[str],
-    limit: int | None = None,
-  ):
-    self.measured: list[Measured] = []
-    self._target = target
-    self._phases = phases
-    self._limit = limit
-
-  def __call__(self, program: programs.Program) -> Any:
-    """Records a program; returns the shapes of its result."""
-    counted, outputs = count(program)
-    self._check(counted)
-    if program.phase in self._phases:
-      counted, outputs = self._compile(program, counted, outputs)
-      self._check(counted)
-    self.measured.append(counted)
-    return outputs
-
-  def _check(self, measured: Measured) -> None:
-    if self._limit is not None and measured.total > self._limit:
-      raise TooLargeError(measured.name)
-
-  def _compile(
-    self, program: programs.Program, counted: Measured, guessed: Any
-  ) -> tuple[Measured, Any]:
-    """Compiles a program, of which arithmetic has `counted` what it can."""
-    begin = time.monotonic()
-    platform = self._target.chip.platform
-    with jax.set_mesh(program.mesh):
-      traced = program.function.trace(*program.arguments, **program.keywords)
-      lowered = traced.lower(lowering_platforms=(platform,))
-    inputs = (program.arguments, program.keywords)
-    given = shapes.device_bytes(inputs)
-    outside = shapes.device_bytes(program.resident, but=inputs)
-    try:
-      compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-      needed = refused(str(error), given)
-      if needed is None:
-        raise
-      kept = sum(counted.kinds.values())
-      counted = dataclasses.replace(
-        counted,
-        rest=max(outside + needed - kept, counted.rest),
-        seconds=time.monotonic() - begin,
-        fits_alone=False,
-      )
-      return counted, guessed
-    memory = compiled.memory_analysis()
-    total = (
-      outside
-      # Compilers pad arguments, and leave out unused ones.
-      + max(memory.argument_size_in_bytes, given)
-      + memory.output_size_in_bytes
-      - memory.alias_size_in_bytes
-      + memory.temp_size_in_bytes
-      + memory.generated_code_size_in_bytes
-    )
-    outputs = jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      lowered.out_info,
-      compiled.output_shardings,
-    )
-    kinds = dict(counted.kinds)
-    if program.result_kind:
-      kinds[program.result_kind] = shapes.device_bytes(outputs)
-    found = hlo.collectives(
-      hlo.parse(compiled.as_text()), open_loop=program.open_loop
-    )
-    measured = dataclasses.replace(
+def _compile(
+  program: programs.Program,
+  counted: Measured,
+  guessed: Any,
+  target: hardware.Target,
+) -> tuple[Measured, Any]:
+  """Compiles a program, of which arithmetic has `counted` what it can."""
+  begin = time.monotonic()
+  with jax.set_mesh(program.mesh):
+    traced = program.function.trace(*program.arguments, **program.keywords)
+    lowered = traced.lower(lowering_platforms=(target.chip.platform,))
+  inputs = (program.arguments, program.keywords)
+  given = shapes.device_bytes(inputs)
+  outside = shapes.device_bytes(program.resident, but=inputs)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    needed = refused(str(error), given)
+    if needed is None:
+      raise
+    kept = sum(counted.kinds.values())
+    counted = dataclasses.replace(
       counted,
-      kinds=kinds,
-      rest=total - sum(kinds.values()),
-      traffic=hlo.by_kind(found, self._target.chip.node),
+      rest=max(outside + needed - kept, counted.rest),
       seconds=time.monotonic() - begin,
+      fits_alone=False,
     )
-    return measured, outputs
+    return counted, guessed
+  memory = compiled.memory_analysis()
+  total = (
+    outside
+    # Compilers pad arguments, and leave out unused ones.
+    + max(memory.argument_size_in_bytes, given)
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.generated_code_size_in_bytes
+  )
+  outputs = jax.tree.map(
+    shapes.struct, lowered.out_info, compiled.output_shardings
+  )
+  kinds = dict(counted.kinds)
+  if program.result_kind:
+    kinds[program.result_kind] = shapes.device_bytes(outputs)
+  module = hlo.parse(compiled.as_text())
+  found = hlo.collectives(module, open_loop=program.open_loop)
+  measured = dataclasses.replace(
+    counted,
+    kinds=kinds,
+    rest=total - sum(kinds.values()),
+    traffic=hlo.by_kind(found, target.chip.node),
+    seconds=time.monotonic() - begin,
+  )
+  return measured, outputs
 
 
 def refused(message: str, given: int) -> int | None:
@@ -225,10 +214,6 @@ def refused(message: str, given: int) -> int | None:
   return given
 
 
-class TooLargeError(Exception):
-  """A program needs more memory than the limit."""
-
-
 def count(program: programs.Program) -> tuple[Measured, Any]:
   """Counts by arithmetic alone: resident arrays and gradients."""
   seen: list[Any] = []
@@ -246,13 +231,7 @@ def count(program: programs.Program) -> tuple[Measured, Any]:
   gradients = 0
   if program.phase in ("supervised", "online update", "update"):
     gradients = shapes.device_bytes(program.arguments[0].params)
-  return (
-    Measured(
-      name=program.name,
-      phase=program.phase,
-      times=program.times,
-      kinds=kinds,
-      rest=gradients,
-    ),
-    outputs,
+  measured = Measured(
+    program.name, program.phase, program.times, kinds, gradients
   )
+  return measured, outputs

@@ -12,7 +12,7 @@ import optax
 
 from reft_jax.errors import UserError
 from reft_jax.models import partition
-from reft_jax.planner import advice, hardware, measuring, programs, timing
+from reft_jax.planner import advice, hardware, measuring, timing
 from reft_jax.planner import shapes as shapes_lib
 from reft_jax.planner import subject as subjects
 from reft_jax.runtime import layout
@@ -44,14 +44,14 @@ def make(
     UserError: the mesh or a batch does not fit the target's devices.
   """
   with _warnings() as warnings:
-    measured = measure(subject, target, PHASES if compiled else ())
+    measured = measuring.measure(subject, target, PHASES if compiled else ())
   phases = by_phase(measured)
   if not phases:
     raise UserError(
       f"stages={list(subject.config.stages)}: none of them is planned; plans"
       " are of supervised stages, online_st and reft."
     )
-  over = {name for name, m in phases.items() if too_large(m, target)}
+  over = {name for name, m in phases.items() if not m.fits(target)}
   laid_out = measuring.laid_out(subject, target)
   numbers = parameters(subject, target)
   memory = _memory(phases, over, target)
@@ -117,27 +117,6 @@ def _memory(
   }
 
 
-def measure(
-  subject: subjects.Subject,
-  target: hardware.Target,
-  phases: Collection[str],
-  limit: int | None = None,
-) -> list[measuring.Measured]:
-  """Measures every program of the run; those of `phases` are compiled.
-
-  Raises:
-    TooLargeError: a program needs more than `limit` bytes.
-    UserError: as `make`.
-  """
-  open_ = measuring.open_meshes if phases else measuring.abstract_meshes
-  mesh, sampling_mesh = open_(subject, target)
-  gather = measuring.laid_out(subject, target).gather
-  recorder = measuring.Recorder(target, phases=phases, limit=limit)
-  shapes = shapes_lib.Shapes(subject, mesh, sampling_mesh, gather)
-  programs.all_of(shapes, recorder)
-  return recorder.measured
-
-
 def by_phase(
   measured: Sequence[measuring.Measured],
 ) -> dict[str, measuring.Measured]:
@@ -148,11 +127,6 @@ def by_phase(
     if some:
       found[phase] = max(some, key=lambda m: m.total)
   return found
-
-
-def too_large(m: measuring.Measured, target: hardware.Target) -> bool:
-  """Whether a program does not fit."""
-  return m.total > target.usable or not m.fits_alone
 
 
 def parameters(
@@ -195,17 +169,12 @@ def searched(
   settings = advice.smallest(knobs, needs, target.usable, peak or math.inf)
   adapted = larger = None
   if settings is None:
-    lora = advice.lora(subject)
-    if lora:
-      adapted = advice.smallest([*lora, *knobs], needs, target.usable)
-    larger = next(
-      (
-        other.name
-        for other in hardware.larger(target)
-        if _needs(subject, other, phases) <= other.usable
-      ),
-      None,
-    )
+    if lora := advice.lora(subject):
+      adapted = advice.smallest({**lora, **knobs}, needs, target.usable)
+    for other in hardware.larger(target):
+      if _needs(subject, other, phases) <= other.usable:
+        larger = other.name
+        break
   return {"settings": settings, "lora": adapted, "target": larger}
 
 
@@ -218,10 +187,10 @@ def _needs(
   arithmetic alone shows that it does not fit, or a batch does not divide.
   """
   try:
-    found = measure(subject, target, (), limit=target.usable)
+    found = measuring.measure(subject, target, (), limit=target.usable)
     for compiled in (phases, PHASES) if phases else ():
-      found = measure(subject, target, compiled)
-      if any(too_large(m, target) for m in found):
+      found = measuring.measure(subject, target, compiled)
+      if not all(m.fits(target) for m in found):
         break
   except (measuring.TooLargeError, UserError):
     return math.inf

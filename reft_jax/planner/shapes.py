@@ -92,19 +92,19 @@ class Shapes:
         spec = mesh_lib.BATCH
       if leaf.ndim == 4 and leaf.shape[1] % self.mesh.shape["tensor"] == 0:
         spec = PartitionSpec(*mesh_lib.BATCH, "tensor")
-      return _struct(leaf, NamedSharding(self.mesh, spec))
+      return struct(leaf, NamedSharding(self.mesh, spec))
 
     return jax.tree.map(shard, tree)
 
   def shard_params(self, tree: Any) -> Any:
     """Parameters and optimizer state, sharded as by `mesh.put`."""
-    return jax.tree.map(_struct, tree, mesh_lib.shardings(self.mesh, tree))
+    return jax.tree.map(struct, tree, mesh_lib.shardings(self.mesh, tree))
 
   def shard_published(self, tree: Any) -> Any:
     """Published parameters, which are sharded over "tensor" alone."""
 
     def shard(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
-      return _struct(leaf, NamedSharding(self.mesh, spec))
+      return struct(leaf, NamedSharding(self.mesh, spec))
 
     specs = partition.specs(tree, self.mesh.shape, partition.GATHERED_RULES)
     return jax.tree.map(shard, tree, specs)
@@ -182,7 +182,8 @@ class Shapes:
     )
 
 
-def _struct(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def struct(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+  """The shape of an array that is sharded so."""
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

@@ -11,11 +11,11 @@ from reft_jax.planner import advice, hardware, measuring, plans
 
 def test_the_smallest_change_on_a_toy():
   tried = []
-  knobs = [
-    advice.Knob("rows", [{"rows": 8}, {"rows": 4}, {"rows": 2}]),
-    advice.Knob("remat", [{"remat": "dots"}, {"remat": "block"}]),
-    advice.Knob("dtype", [{"dtype": "bfloat16"}]),
-  ]
+  knobs = {
+    "rows": [{"rows": 8}, {"rows": 4}, {"rows": 2}],
+    "remat": [{"remat": "dots"}, {"remat": "block"}],
+    "dtype": [{"dtype": "bfloat16"}],
+  }
 
   def bytes_of(settings):
     tried.append(settings)
@@ -39,7 +39,7 @@ def test_the_smallest_change_on_a_toy():
 
 
 def test_a_change_that_makes_it_worse_is_not_made():
-  knobs = [advice.Knob("rows", [{"rows": 1}]), advice.Knob("bf16", [{"b": 1}])]
+  knobs = {"rows": [{"rows": 1}], "bf16": [{"b": 1}]}
 
   def needs(settings):
     return 10 + 5 * ("rows" in settings) - 4 * ("b" in settings)
@@ -54,18 +54,13 @@ def test_knobs_are_those_that_may_help():
   )
   target = hardware.target("h100 x8")
   laid_out = measuring.laid_out(some, target)
-  names = [k.name for k in advice.knobs(some, target, laid_out, {"update"})]
-  assert names == [
+  assert list(advice.knobs(some, target, laid_out, {"update"})) == [
     "reft.micro_batch_size",
-    "remat",
-    "dtype",
-    "gather",
-    "tensor",
+    *("model.remat", "model.compute_dtype", "mesh.gather", "mesh.tensor"),
   ]
-  (rows, *others) = advice.knobs(some, target, laid_out, {"evaluate"})
-  sizes = (32, 16, 8, 4, 2, 1)
-  assert rows.options == [{"evaluation.batch_size": n} for n in sizes]
-  assert "sampler" in [knob.name for knob in others]
+  knobs = advice.knobs(some, target, laid_out, {"evaluate"})
+  assert next(iter(knobs)) == "evaluation.batch_size"
+  assert "mesh.sampler_tensor" in knobs
   assert advice.lora(some)
   assert not advice.lora(planned.tiny_subject("lora.rank=2"))
 
@@ -96,15 +91,15 @@ def test_rows_are_tried_down_to_one(failing, settings, sizes):
   some = planned.tiny_subject(*settings.split())
   target = hardware.target("h100 x8")
   laid_out = measuring.laid_out(some, target)
-  rows, *_ = advice.knobs(some, target, laid_out, {failing})
-  assert [size for option in rows.options for size in option.values()] == sizes
+  rows, *_ = advice.knobs(some, target, laid_out, {failing}).values()
+  assert [size for option in rows for size in option.values()] == sizes
 
 
 def test_advice_for_an_evaluation_that_no_halves_divide():
   some = planned.tiny_subject("evaluation.batch_size=100")
   target = hardware.target("cpu x8")
   less = some.changed({"evaluation.batch_size": 48})
-  needed = max(m.total for m in plans.measure(less, target, ()))
+  needed = max(m.total for m in measuring.measure(less, target, ()))
   chip = dataclasses.replace(target.chip, memory=int(1.05 * needed), reserve=0)
   target = dataclasses.replace(target, chip=chip)
   found = plans.searched(some, target, {"evaluate"}, None)
@@ -128,17 +123,17 @@ def test_a_change_is_found_where_memory_is_short():
   some = some.changed({"stages": ("base", "reft")})
   target = hardware.target("cpu x2")
   laid_out = measuring.laid_out(some, target)
-  (rows, *_) = advice.knobs(some, target, laid_out, {"update"})
+  rows, *_ = advice.knobs(some, target, laid_out, {"update"}).values()
 
   @functools.cache
   def needs(micro):
     each = some.changed({"reft.micro_batch_size": micro})
-    return plans.measure(each, target, ("update",))[-3]
+    return measuring.measure(each, target, ("update",))[-3]
 
   assert needs(256).name == "update"
   limit = (needs(256).total + needs(32).total) / 2
   found = advice.smallest(
-    [advice.Knob("rows", rows.options[2:3])],
+    {"rows": rows[2:3]},
     lambda settings: needs(*settings.values()).total,
     limit,
   )

@@ -29,7 +29,7 @@ def shapes_of(tree):
 @pytest.fixture(scope="module")
 def compiled():
   """The tiny run on eight simulated devices."""
-  return plans.measure(
+  return measuring.measure(
     planned.tiny_subject(), hardware.target("cpu x8"), plans.PHASES
   )
 
@@ -46,7 +46,7 @@ def test_every_program_of_a_run_is_compiled(compiled):
 
 def test_arithmetic_agrees_with_the_compiler_on_what_stays(compiled):
   target = hardware.target("cpu x8")
-  counted = plans.measure(planned.tiny_subject(), target, ())
+  counted = measuring.measure(planned.tiny_subject(), target, ())
   for ours, theirs in zip(counted, compiled, strict=True):
     assert ours.kinds == theirs.kinds
     assert ours.total <= theirs.total
@@ -118,7 +118,7 @@ def test_online_self_training_is_planned():
     "online_st.minibatch_size=8",
     "online_st.passes=3",
   )
-  measured = plans.measure(some, target, ("online update",))
+  measured = measuring.measure(some, target, ("online update",))
   assert [(m.phase, m.name) for m in measured] == [
     ("supervised", "warmup"),
     *(("online sample", name) for name in ("publish", "prefill", "decode")),
@@ -179,7 +179,7 @@ def test_refusals_say_how_much_is_needed(message, needed):
 
 def test_adapters_leave_the_reference_where_the_weights_are():
   target = hardware.target("cpu x8")
-  counted = plans.measure(planned.tiny_subject("lora.rank=2"), target, ())
+  counted = measuring.measure(planned.tiny_subject("lora.rank=2"), target, ())
   update = next(m for m in counted if m.name == "update")
   # Of its own it has the adapter that it started with, which is small.
   assert update.kinds["reference"] < update.kinds["weights"] / 2
