@@ -19,7 +19,8 @@ Settings = dict[str, Any]
 # Changes that may help, by name: settings, the smallest change first.
 Knobs = Mapping[str, Sequence[Settings]]
 
-_LORA_RANK = 16
+# Another method, which needs less.
+LORA: Knobs = {"lora.rank": [{"lora.rank": 16}]}
 
 
 def smallest(
@@ -97,8 +98,8 @@ def knobs(
 
   if "evaluate" in failing:
     shards = target.devices // laid_out.sampler_tensor
-    rows = _fewer(config.evaluation.batch_size, shards)
-    add("evaluation.batch_size", rows)
+    fewer = _fewer(config.evaluation.batch_size, shards)
+    add("evaluation.batch_size", fewer)
   stages = []
   if subject.supervised and "supervised" in failing:
     stages.append(subject.supervised)
@@ -107,8 +108,9 @@ def knobs(
   if {"update", "score"} & set(failing):
     stages.append("reft")
   for name in stages:
-    rows = _divisors(getattr(config, name).micro_batch)
-    add(f"{name}.micro_batch_size", rows)
+    rows = getattr(config, name).micro_batch
+    divisors = [n for n in range(rows // 2, 0, -1) if rows % n == 0]
+    add(f"{name}.micro_batch_size", divisors)
   if stages:
     kinds = ("none", "dots", "block")
     add("model.remat", kinds[kinds.index(model.remat) + 1 :])
@@ -130,18 +132,6 @@ def knobs(
   if more := [n for n in splits if n > laid_out.tensor]:
     found["mesh.tensor"] = [spread | {"mesh.tensor": n} for n in more]
   return found
-
-
-def lora(subject: subjects.Subject) -> Knobs:
-  """LoRA, if the run does not have it already."""
-  if subject.config.lora.rank:
-    return {}
-  return {"lora.rank": [{"lora.rank": _LORA_RANK}]}
-
-
-def _divisors(rows: int) -> list[int]:
-  """The proper divisors of `rows`, the largest first."""
-  return [n for n in range(rows // 2, 0, -1) if rows % n == 0]
 
 
 def _fewer(rows: int, shards: int) -> list[int]:

@@ -9,16 +9,13 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 KINDS = (
-  "all-gather",
-  "all-reduce",
-  "reduce-scatter",
-  "all-to-all",
-  "ragged-all-to-all",
-  "collective-permute",
-  "collective-broadcast",
+  *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
+  *("ragged-all-to-all", "collective-permute", "collective-broadcast"),
 )
 
 _BITS = {
@@ -155,38 +152,35 @@ def collectives(module: Module, *, open_loop: int = 1) -> list[Collective]:
     module: the program.
     open_loop: the assumed trips of a loop whose text does not tell them.
   """
-  return list(_inside(module, module.entry, 1, False, open_loop))
+  found = []
 
-
-def _inside(
-  module: Module, name: str, times: int, bounded: bool, open_loop: int
-) -> Iterator[Collective]:
-  instructions = module.computations.get(name, ())
-  types = {each.name: each.type for each in instructions}
-  for each in instructions:
-    kind = each.kind.removesuffix("-start")
-    if kind in KINDS:
-      if name.startswith("all-reduce-scatter"):  # A fusion on TPUs.
-        kind = "reduce-scatter"
-      group = groups(each.attributes, module.partitions)
-      given = sum(size(types.get(operand, "")) for operand in each.operands)
-      payload = given * len(group) if kind == "all-gather" else given
-      if len(group) > 1:
-        yield Collective(kind, payload, group, times, bounded)
-    elif each.kind == "while":
-      count, known = trips(module, each, open_loop)
-      body = _called(each, "body")
-      condition = _called(each, "condition")
-      bound = bounded or not known
-      # The condition runs once more, to end the loop.
-      runs = [(called, times * count) for called in body]
-      runs += [(called, times * (count + 1)) for called in condition]
-      for called, often in runs:
-        yield from _inside(module, called, often, bound, open_loop)
-    elif not each.kind.endswith(("-done", "-update")):
-      for field in ("calls", "branch_computations", "to_apply"):
+  def run(name: str, times: int, bounded: bool) -> None:
+    instructions = module.computations.get(name, ())
+    types = {each.name: each.type for each in instructions}
+    for each in instructions:
+      kind = each.kind.removesuffix("-start")
+      runs: dict[str, int] = {}
+      sure = True
+      if kind in KINDS:
+        if name.startswith("all-reduce-scatter"):  # A fusion on TPUs.
+          kind = "reduce-scatter"
+        group = groups(each.attributes, module.partitions)
+        given = sum(size(types.get(operand, "")) for operand in each.operands)
+        payload = given * len(group) if kind == "all-gather" else given
+        if len(group) > 1:
+          found.append(Collective(kind, payload, group, times, bounded))
+      elif each.kind == "while":
+        count, sure = trips(module, each, open_loop)
+        # The condition runs once more, to end the loop.
+        runs = {"body": count, "condition": count + 1}
+      elif not each.kind.endswith(("-done", "-update")):
+        runs = {"calls": 1, "branch_computations": 1, "to_apply": 1}
+      for field, often in runs.items():
         for called in _called(each, field):
-          yield from _inside(module, called, times, bounded, open_loop)
+          run(called, times * often, bounded or not sure)
+
+  run(module.entry, 1, False)
+  return found
 
 
 def _called(instruction: Instruction, field: str) -> list[str]:
@@ -228,13 +222,15 @@ def groups(attributes: str, partitions: int) -> tuple[int, ...]:
   if listed and listed[1]:
     return tuple(map(int, listed[1].split(",")))
   iota = re.search(
-    r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?",
+    r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?",
     attributes,
   )
   if iota:
-    shape = list(map(int, iota[3].split(",")))
-    order = list(map(int, iota[4].split(","))) if iota[4] else range(len(shape))
-    return _transposed_iota(shape, list(order))[: int(iota[2])]
+    shape = [int(size) for size in iota[2].split(",")]
+    devices = np.arange(math.prod(shape)).reshape(shape)
+    if iota[3]:
+      devices = devices.transpose([int(axis) for axis in iota[3].split(",")])
+    return tuple(devices.flatten()[: int(iota[1])].tolist())
   mesh = re.search(
     r"replica_groups=(?:@?\w*)?\[([^\]]*)\]\s*\{([^}]*)\}", attributes
   )
@@ -246,29 +242,19 @@ def groups(attributes: str, partitions: int) -> tuple[int, ...]:
   return tuple(range(partitions))
 
 
-def _transposed_iota(
-  shape: Sequence[int], order: Sequence[int]
-) -> tuple[int, ...]:
-  """0, 1, ... in `shape`, transposed and flattened."""
-  strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-  ranges = [range(0, shape[a] * strides[a], strides[a]) for a in order]
-  return tuple(sum(place) for place in itertools.product(*ranges))
-
-
 def _group_of_axes(mesh: str, axes: str) -> tuple[int, ...]:
   """The group of device 0 along some axes of a mesh, or parts of axes.
 
   'x':(2)4 is the part of size 4 of axis x after a part of size 2.
   """
   sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
-  names = list(sizes)
-  stride_of = {
-    name: math.prod(sizes[later] for later in names[place + 1 :])
-    for place, name in enumerate(names)
-  }
+  strides, devices = {}, 1
+  for name, size in reversed(sizes.items()):
+    strides[name] = devices
+    devices *= size
   ranges = []
   for name, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes):
-    count, stride = sizes[name], stride_of[name]
+    count, stride = sizes[name], strides[name]
     if part:
       stride *= count // (int(before) * int(part))
       count = int(part)

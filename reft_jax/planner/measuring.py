@@ -195,15 +195,10 @@ def _compile(
 
 
 def refused(message: str, given: int) -> int | None:
-  """Bytes that a refused program needs.
+  """Bytes that a program needs, by its compiler's message that refuses it.
 
-  Args:
-    message: the compiler's.
-    given: bytes of the program's arguments.
-
-  Returns:
-    The bytes in the message, `given` if it has none; None if the reason was not
-    memory.
+  They are those `given` as arguments if the message has none; None if the
+  reason was not memory.
   """
   if "RESOURCE_EXHAUSTED" not in message:
     return None

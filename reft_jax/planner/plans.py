@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import logging.handlers
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import optax
@@ -45,16 +45,21 @@ def make(
   """
   with _warnings() as warnings:
     measured = measuring.measure(subject, target, PHASES if compiled else ())
-  phases = by_phase(measured)
+  # The program of each phase that needs the most memory.
+  phases = {
+    phase: max(some, key=lambda m: m.total)
+    for phase in PHASES
+    if (some := [m for m in measured if m.phase == phase])
+  }
   if not phases:
     raise UserError(
       f"stages={list(subject.config.stages)}: none of them is planned; plans"
       " are of supervised stages, online_st and reft."
     )
-  over = {name for name, m in phases.items() if not m.fits(target)}
   laid_out = measuring.laid_out(subject, target)
   numbers = parameters(subject, target)
-  memory = _memory(phases, over, target)
+  memory = _memory(phases, target)
+  over = {name for name, x in memory["phases"].items() if not x["fits"]}
   advised = None
   if over and search:
     peak = memory["peak"] if compiled else None
@@ -92,41 +97,26 @@ def _warnings() -> Iterator[list[str]]:
 
 
 def _memory(
-  phases: Mapping[str, measuring.Measured],
-  over: Collection[str],
-  target: hardware.Target,
+  phases: Mapping[str, measuring.Measured], target: hardware.Target
 ) -> dict[str, Any]:
-  """Memory by phase; `over` are the phases that do not fit."""
   worst = max(phases.values(), key=lambda m: m.total)
   return {
     "capacity": target.chip.memory,
     "usable": target.usable,
     "peak": worst.total,
     "phase": worst.phase,
-    "fits": not over,
+    "fits": all(m.fits(target) for m in phases.values()),
     "phases": {
       name: {
         "program": m.name,
         **m.kinds,
         "rest": m.rest,
         "total": m.total,
-        "fits": name not in over,
+        "fits": m.fits(target),
       }
       for name, m in phases.items()
     },
   }
-
-
-def by_phase(
-  measured: Sequence[measuring.Measured],
-) -> dict[str, measuring.Measured]:
-  """The program of each phase that needs the most memory."""
-  found = {}
-  for phase in PHASES:
-    some = [m for m in measured if m.phase == phase]
-    if some:
-      found[phase] = max(some, key=lambda m: m.total)
-  return found
 
 
 def parameters(
@@ -169,8 +159,8 @@ def searched(
   settings = advice.smallest(knobs, needs, target.usable, peak or math.inf)
   adapted = larger = None
   if settings is None:
-    if lora := advice.lora(subject):
-      adapted = advice.smallest({**lora, **knobs}, needs, target.usable)
+    if not subject.config.lora.rank:
+      adapted = advice.smallest({**advice.LORA, **knobs}, needs, target.usable)
     for other in hardware.larger(target):
       if _needs(subject, other, phases) <= other.usable:
         larger = other.name

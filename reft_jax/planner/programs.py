@@ -58,9 +58,9 @@ def all_of(shapes: shapes_lib.Shapes, handle: Handle) -> None:
   stage = None
   if subject.supervised:
     stage = supervised(shapes, handle)
-  if subject.online:
+  if "online_st" in subject.config.stages:
     stage = online(shapes, handle)
-  if subject.reinforced:
+  if "reft" in subject.config.stages:
     stage = reinforced(shapes, handle)
   if stage:
     stage.evaluate()

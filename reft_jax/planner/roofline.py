@@ -77,23 +77,17 @@ class Model:
     tensor: int = 1,
     unsplit: Collection[str] = (),
   ) -> "Model":
-    """The sizes of an architecture.
+    """The sizes of an architecture of `total` weights, by default trainable.
 
-    Args:
-      shape: the architecture.
-      total: the number of its weights.
-      trainable: the number of those with a gradient; None: all.
-      compute_dtype: the dtype of products.
-      remat: what the backward pass recomputes.
-      tensor: devices of a tensor axis.
-      unsplit: which of the letters N, K, F and V that axis does not split.
+    `tensor` is the size of the mesh's axis, `unsplit` which of the letters N,
+    K, F and V it does not split.
     """
-    D, H = shape.width, shape.head_size
+    L, D, H = shape.layers, shape.width, shape.head_size
     times = {letter: tensor if letter in unsplit else 1 for letter in "NKFV"}
     weights = {
-      "N": 2 * shape.layers * D * shape.heads * H,
-      "K": 2 * shape.layers * D * shape.kv_heads * H,
-      "F": (2 + shape.gated) * shape.layers * D * shape.ffn,
+      "N": 2 * L * D * shape.heads * H,
+      "K": 2 * L * D * shape.kv_heads * H,
+      "F": (2 + shape.gated) * L * D * shape.ffn,
       "V": shape.vocab_size * (shape.embed_size or D),
     }
     head = times["V"] * weights["V"]
@@ -108,7 +102,7 @@ class Model:
       embedding=0 if shape.tied_head else head,
       total=total + copies,
       trainable=trainable,
-      layers=shape.layers,
+      layers=L,
       width=D,
       heads=times["N"] * shape.heads,
       queries=times["N"] * shape.heads * H,

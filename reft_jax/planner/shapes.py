@@ -42,16 +42,10 @@ class StageArrays:
 
 
 class Shapes:
-  """Shapes of a run's arrays on a mesh.
+  """Shapes of a run's arrays on a mesh, which may be abstract.
 
-  Args:
-    subject: what is planned.
-    mesh: the mesh to learn on; it may be abstract.
-    sampling_mesh: the mesh to sample on; None: the same.
-    gather: how training passes gather weights.
-
-  Attributes:
-    sampling: the same on the mesh to sample on.
+  `sampling` is the same on the mesh to sample on, if there is another one.
+  `gather` says how training passes gather weights.
   """
 
   def __init__(
@@ -96,22 +90,24 @@ class Shapes:
 
     return jax.tree.map(shard, tree)
 
-  def shard_params(self, tree: Any) -> Any:
-    """Parameters and optimizer state, sharded as by `mesh.put`."""
-    return jax.tree.map(struct, tree, mesh_lib.shardings(self.mesh, tree))
-
-  def shard_published(self, tree: Any) -> Any:
-    """Published parameters, which are sharded over "tensor" alone."""
+  def shard_params(
+    self, tree: Any, rules: Mapping[str, str] = partition.DEFAULT_RULES
+  ) -> Any:
+    """Parameters and optimizer state, sharded by the rules of a run."""
 
     def shard(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
       return struct(leaf, NamedSharding(self.mesh, spec))
 
-    specs = partition.specs(tree, self.mesh.shape, partition.GATHERED_RULES)
+    specs = partition.specs(tree, self.mesh.shape, rules)
     return jax.tree.map(shard, tree, specs)
+
+  def shard_published(self, tree: Any) -> Any:
+    """Published parameters, which are sharded over "tensor" alone."""
+    return self.shard_params(tree, partition.GATHERED_RULES)
 
   def key(self) -> Any:
     """A random key."""
-    return self.shard_rows(jax.eval_shape(lambda: jax.random.key(0)))
+    return self.shard_rows(jax.eval_shape(jax.random.key, 0))
 
   def array(self, dtype: Any, *shape: int) -> Any:
     """An array of rows, or a scalar."""
@@ -160,7 +156,7 @@ class Shapes:
       return self.shard_params(jax.eval_shape(init, *given))
 
     config, lora = self.subject.config, self.subject.config.lora
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = self.key()
     policy = start(self.networks.init, key)
     frozen, trainable = {}, policy
     if lora.rank:

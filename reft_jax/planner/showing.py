@@ -69,34 +69,26 @@ def _show_time(plan: Mapping[str, Any], screen: console_lib.Console) -> None:
   screen.table(
     "the least time of a step, by phase",
     [
-      "phase",
-      "TFLOP a device",
-      "GB of memory",
-      "GB sent",
-      "seconds",
-      "bound by",
+      *("phase", "TFLOP a device", "GB of memory", "GB sent"),
+      *("seconds", "bound by"),
     ],
     [
       [
-        name,
-        row["flops"] / 1e12,
-        row["memory"] / 1e9,
-        (row["near"] + row["far"]) / 1e9,
-        row["seconds"],
-        row["bound"],
+        *(name, x["flops"] / 1e12, x["memory"] / 1e9, _sent(x) / 1e9),
+        *(x["seconds"], x["bound"]),
       ]
-      for name, row in plan["time"]["phases"].items()
+      for name, x in plan["time"]["phases"].items()
     ],
   )
-  traffic = list(_traffic(plan))
-  if traffic:
+  if traffic := list(_traffic(plan)):
     screen.table(
       "collectives of a step, by program",
       ["program", "kind", "how many", "GB of arrays", "GB sent a device"],
       traffic,
     )
-  for name in (name for name in plan["time"] if name != "phases"):
-    screen.line(_duration(name, plan["time"][name]))
+  for name, times in plan["time"].items():
+    if name != "phases":
+      screen.line(_duration(name, times))
 
 
 def compare(
@@ -116,6 +108,7 @@ def compare(
 
 def _row(plan: Mapping[str, Any], size: int) -> list[Any]:
   memory, times = plan["memory"], plan["time"]
+  fits = "yes" if plan["compiled"] else "perhaps"
   reft = times.get("reft", {})
   supervised = times["phases"].get("supervised", {})
   bounds = dict.fromkeys(
@@ -125,21 +118,13 @@ def _row(plan: Mapping[str, Any], size: int) -> list[Any]:
   )
   return [
     plan["target"],
-    _fits(plan),
+    fits if memory["fits"] else "no",
     memory["phase"],
-    _size(memory["peak"], size),
-    _size(memory["usable"], size),
-    _span(reft.get("step")),
-    _span(reft.get("epoch")),
+    *(_size(memory[name], size) for name in ("peak", "usable")),
+    *(_span(reft.get(name)) for name in ("step", "epoch")),
     ", ".join(bounds) or None,
     _span(supervised.get("seconds")),
   ]
-
-
-def _fits(plan: Mapping[str, Any]) -> str:
-  if not plan["memory"]["fits"]:
-    return "no"
-  return "yes" if plan["compiled"] else "perhaps"
 
 
 def verdict(plan: Mapping[str, Any]) -> str:
@@ -169,8 +154,7 @@ def _advice(plan: Mapping[str, Any]) -> Iterator[str]:
       f"jax allocates {hardware.GPU_FRACTION:.0%} of a GPU's memory by"
       " default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
     )
-  found = plan["advice"]
-  if found is None:
+  if (found := plan["advice"]) is None:
     return
   fits = "fits" if plan["compiled"] else "may fit"
   if found["settings"] is not None:
@@ -200,8 +184,12 @@ def _traffic(plan: Mapping[str, Any]) -> Iterator[list[Any]]:
         row["kind"],
         f"{bound}{row['count'] * times:,.0f}",
         row["payload"] * times / 1e9,
-        (row["near"] + row["far"]) * times / 1e9,
+        _sent(row) * times / 1e9,
       ]
+
+
+def _sent(row: Mapping[str, Any]) -> float:
+  return row["near"] + row["far"]
 
 
 def _duration(name: str, times: Mapping[str, Any]) -> str:

@@ -83,23 +83,11 @@ class Subject:
     return max(names, key=rows_and_epochs, default=None)
 
   @property
-  def online(self) -> bool:
-    """Whether the run has a stage of online self-training."""
-    return "online_st" in self.config.stages
-
-  @property
-  def reinforced(self) -> bool:
-    """Whether the run has a ReFT stage."""
-    return "reft" in self.config.stages
-
-  @property
   def unplanned(self) -> list[str]:
     """The parts of the run that are not planned."""
-    stages = self.config.stages
-    found: list[str] = [
-      name for name in ("base", "reward_model") if name in stages
-    ]
-    if {"offline_st", "reward_model"} & set(stages):
+    stages = set(self.config.stages)
+    found = [name for name in ("base", "reward_model") if name in stages]
+    if stages & {"offline_st", "reward_model"}:
       found.append("collecting samples")
     return found
 
@@ -137,8 +125,7 @@ def published() -> dict[str, dict[str, Any]]:
 
 def read_shape(name: str) -> configs.ModelConfig:
   """The architecture of a published model."""
-  fields = published()[name]["config"]
-  return families.read_config(fields)
+  return families.read_config(published()[name]["config"])
 
 
 def subject(config: schema.Config, model: str | None) -> Subject:

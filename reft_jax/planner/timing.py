@@ -31,13 +31,8 @@ def times(
   """The least seconds of a step's phases, of a step and of an epoch.
 
   The bytes that collectives send are the compiler's where it has compiled all
-  programs of a phase.
-
-  Args:
-    subject: what is planned.
-    target: the hardware.
-    measured: the programs.
-    parameters: the number of all parameters, and of the trainable ones.
+  programs of a phase. `parameters` are the numbers of all parameters and of the
+  trainable ones.
   """
   config = subject.config
   phases = {}
@@ -127,7 +122,7 @@ def work(
     stage = getattr(config, subject.supervised)
     batch = rows(stage.batch_size, stage.micro_batch, slots=S, predicted=S - 1)
     found["supervised"] = roofline.learn(model, layout, batch, gather)
-  if subject.online:
+  if "online_st" in config.stages:
     online = config.online_st
     batch = rows(
       online.minibatch, online.micro_batch, slots=P + T, predicted=P + T - 1
@@ -139,7 +134,7 @@ def work(
     found["online update"] = (
       roofline.learn(model, layout, batch, gather) * updates
     )
-  if subject.reinforced:
+  if "reft" in config.stages:
     reft = config.reft
     # A critic with its own trunk is one more model in each pass.
     own_trunk = reft.has_critic and config.model.value == "separate"

@@ -20,10 +20,8 @@ from reft_jax.errors import UserError
 from reft_jax.planner import hardware
 from reft_jax.planner import subject as subjects
 
-_XLA_FLAGS = {
-  # No GPU to autotune on, without which Triton's kernels have no tile sizes.
-  "cuda": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
-}
+# No GPU to autotune on, without which Triton's kernels have no tile sizes.
+_GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 
 
 class CompilerError(Exception):
@@ -79,9 +77,10 @@ def ask(
     )
     answer = request.with_suffix(".json")
     if not answer.exists():
+      lines = done.stderr.strip().splitlines() or ["no message"]
       raise CompilerError(
         f"{target.name}: the compiler ended with code {done.returncode}:"
-        f" {_last_line(done.stderr)}"
+        f" {lines[-1].strip()}"
       )
     plan = json.loads(answer.read_text())
   if "error" in plan:
@@ -110,17 +109,12 @@ def environment(target: hardware.Target) -> dict[str, str]:
     case "cuda":
       variables["CUDA_VISIBLE_DEVICES"] = ""
       variables["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-      variables["XLA_FLAGS"] = _XLA_FLAGS["cuda"]
+      variables["XLA_FLAGS"] = _GPU_FLAGS
     case "tpu":
       variables["TPU_SKIP_MDS_QUERY"] = "1"
       # It uses no TPU, so it may run beside a process that does.
       variables["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
   return variables
-
-
-def _last_line(text: str) -> str:
-  lines = [line for line in text.splitlines() if line.strip()]
-  return lines[-1].strip() if lines else "no message"
 
 
 def main(request: pathlib.Path) -> None:

@@ -61,8 +61,6 @@ def test_knobs_are_those_that_may_help():
   knobs = advice.knobs(some, target, laid_out, {"evaluate"})
   assert next(iter(knobs)) == "evaluation.batch_size"
   assert "mesh.sampler_tensor" in knobs
-  assert advice.lora(some)
-  assert not advice.lora(planned.tiny_subject("lora.rank=2"))
 
 
 ONLINE = "stages=[warmup,online_st] online_st.batch_size=6"

@@ -93,7 +93,6 @@ def test_packaged_experiments_need_no_model():
   assert found.problems == 7465 - config.data.dev_size
   assert (found.prompt_slots, found.response_slots) == (304, 400)
   assert found.supervised == "sft"
-  assert found.reinforced
 
 
 @pytest.mark.slow
