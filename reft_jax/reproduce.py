@@ -19,6 +19,8 @@ SIGTERM, 130 interrupted.
 """
 
 import dataclasses
+import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +28,7 @@ from reft_jax import files
 from reft_jax.config import cli
 from reft_jax.errors import UserError
 from reft_jax.runtime import console as console_lib
-from reft_jax.studies import checking, reading, runner
+from reft_jax.studies import checking, reading, runner, suites
 
 PROGRAM = cli.Program(
   "reft_jax.reproduce",
@@ -41,7 +43,7 @@ PROGRAM = cli.Program(
       listed=True,
     ),
     cli.Option("--jobs", "how many processes run at once (1)", cli.COUNT, 1),
-    cli.Option("--dry-run", "check the suite, list its jobs"),
+    cli.Option("--dry-run", "check the suite, list its jobs", action="dry-run"),
     cli.Option("--report", "only write the report"),
   ),
 )
@@ -55,12 +57,14 @@ def main(argv: Sequence[str]) -> int:
     if command.action == "help":
       cli.print_help(PROGRAM)
       return 0
-    order = read_order(command)
-    suite = reading.load(order.suite)
-    suite = dataclasses.replace(suite, seeds=tuple(order.seeds or suite.seeds))
-    checking.check(suite, order.overrides)
-    output = files.expand_user(order.output or f"runs/suite-{suite.name}")
-    runner.run(suite, order, output, screen)
+    suite = read_suite(command)
+    checking.check(suite)
+    if command.action == "dry-run":
+      runner.dry_run(suite, screen)
+    else:
+      jobs, report = command.options["jobs"], command.options["report"]
+      line = command_line(command, suite.overrides)
+      runner.run(suite, line, screen, jobs=jobs, report=report)
   except (UserError, runner.FailedError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2 if isinstance(error, UserError) else 3
@@ -72,21 +76,33 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def read_order(command: cli.Command) -> runner.Order:
-  """The order that a command line stands for."""
-  output = None
-  overrides = []
+def read_suite(command: cli.Command) -> suites.Suite:
+  """The suite that a command line names, with its seeds and settings."""
+  suite = reading.load(command.paths[0])
+  output, overrides = f"runs/suite-{suite.name}", []
   for setting in command.overrides:
     if setting.startswith("output="):
       output = setting.removeprefix("output=")
     else:
       overrides.append(setting)
-  return runner.Order(
-    suite=command.paths[0],
-    **command.options,
-    output=output,
+  return dataclasses.replace(
+    suite,
+    seeds=command.options["seeds"] or suite.seeds,
+    output=files.expand_user(output),
     overrides=tuple(overrides),
   )
+
+
+def command_line(command: cli.Command, overrides: Sequence[str]) -> str:
+  """A command without what is of this machine: its folders."""
+  path, options = pathlib.Path(command.paths[0]), command.options
+  words = [path.name if path.is_absolute() else command.paths[0]]
+  if options["seeds"]:
+    words += ["--seeds", *map(str, options["seeds"])]
+  words += overrides
+  if options["jobs"] > 1:
+    words += ["--jobs", str(options["jobs"])]
+  return f"python -m reft_jax.reproduce {shlex.join(words)}"
 
 
 if __name__ == "__main__":

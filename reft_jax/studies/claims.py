@@ -64,40 +64,25 @@ class Finding:
 
 
 def judge(
-  claim: suites.Claim,
-  one: BySeed | float,
-  other: BySeed | float,
-  *,
-  seeds: int,
+  claim: suites.Claim, one: BySeed, other: BySeed, *, seeds: int
 ) -> Finding:
   """Judges a claim by its two sides' numbers on `seeds` seeds.
 
   A claim is not reproduced without the number of a seed: a run that diverged
   could have shown anything.
   """
-  differences = _minus(one, other)
-  if not differences:
+  both = [seed for seed in one if seed in other]
+  if not both:
     return Finding(claim, seeds, {}, None, 0, "could not be measured")
+  differences = {seed: one[seed] - other[seed] for seed in both}
   found = spread(list(differences.values()))
   held = sum(map(claim.holds, differences.values()))
-  ends = found.low, found.high
   verdict: Verdict = "unclear"
   if not claim.holds(found.mean):
     verdict = "did not reproduce"
-  elif held == seeds and all(map(claim.holds, ends)):
+  elif held == seeds and claim.holds(found.low) and claim.holds(found.high):
     verdict = "reproduced"
   return Finding(claim, seeds, differences, found, held, verdict)
-
-
-def _minus(one: BySeed | float, other: BySeed | float) -> dict[int, float]:
-  """Differences on the seeds that both sides have; a number has them all."""
-  sides = [side for side in (one, other) if isinstance(side, Mapping)]
-  seeds = [seed for seed in sides[0] if all(seed in side for side in sides)]
-  left, right = (
-    side if isinstance(side, Mapping) else dict.fromkeys(seeds, side)
-    for side in (one, other)
-  )
-  return {seed: left[seed] - right[seed] for seed in seeds}
 
 
 def to_json(finding: Finding) -> dict[str, Any]:

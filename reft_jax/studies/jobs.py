@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from reft_jax import manifest
 from reft_jax.config import loading, schema
@@ -35,66 +35,47 @@ class Job:
   folder: pathlib.Path | None = None
 
 
-def plan(
-  suite: suites.Suite, output: pathlib.Path, overrides: Sequence[str]
-) -> list[Job]:
+def plan(suite: suites.Suite) -> list[Job]:
   """Every run and evaluation of a suite; a job comes after those it needs."""
-  folder = output / "runs"
   jobs: dict[str, Job] = {}
   for seed in suite.seeds:
-    for run in suite.runs.values():
-      job = _train(suite, run, seed, folder, overrides, jobs)
+    for run in suite.runs:
+      job = _train(suite, run, seed, jobs)
       jobs[job.name] = job
     for evaluation in suite.evaluations:
-      job = _evaluate(suite, evaluation, seed, folder, overrides, jobs)
+      job = _evaluate(suite, evaluation, seed, jobs)
       jobs[job.name] = job
   return list(jobs.values())
 
 
-def _models(config: schema.Config, origin: str) -> str:
-  """A fingerprint of what decides a run's models."""
-  settings = loading.identity(config)
-  return manifest.Manifest("models", settings | {"origin": origin}).fingerprint
-
-
-def _settings(config: schema.Config) -> str:
-  """A fingerprint of all settings."""
-  settings = {key: value for key, _, value in loading.settings(config)}
-  return manifest.Manifest("settings", settings).fingerprint
-
-
 def _train(
-  suite: suites.Suite,
-  run: suites.Run,
-  seed: int,
-  folder: pathlib.Path,
-  overrides: Sequence[str],
-  above: Mapping[str, Job],
+  suite: suites.Suite, run: str, seed: int, above: Mapping[str, Job]
 ) -> Job:
   """The job of a run."""
-  wanted = suite.config(run.name, seed, folder, overrides)
-  directory = suites.run_folder(folder, run.name, seed)
-  needs = {suites.run_name(each, seed) for each in suite.lenders(run.name)}
+  config = suite.config(run, seed)
+  folder = suite.run_folder(run, seed)
+  lenders = {lender for lender, _ in suite.lent(run).values()}
+  needs = frozenset(suites.run_name(lender, seed) for lender in lenders)
   origin = _origin(above, needs)
+  identity = loading.identity(config) | {"origin": origin}
 
   def finished() -> bool:
-    if not (directory / "summary.json").exists():
+    if not (folder / "summary.json").exists():
       return False
-    return loading.load([str(directory / "config.yaml")]) == wanted
+    return loading.load([str(folder / "config.yaml")]) == config
 
   return Job(
-    name=suites.run_name(run.name, seed),
+    name=suites.run_name(run, seed),
     command=(
       *("-m", "reft_jax.train", "--config", suite.experiment),
-      *suite.overrides(run.name, seed, folder),
-      *overrides,
+      *suite.run_settings(run, seed),
     ),
-    needs=frozenset(needs),
+    needs=needs,
     finished=finished,
-    settings=_settings(wanted),
+    settings=_settings(config),
     origin=origin,
-    models=_models(wanted, origin),
-    folder=directory,
+    models=manifest.Manifest("models", identity).fingerprint,
+    folder=folder,
   )
 
 
@@ -102,34 +83,35 @@ def _evaluate(
   suite: suites.Suite,
   evaluation: suites.Evaluation,
   seed: int,
-  folder: pathlib.Path,
-  overrides: Sequence[str],
   above: Mapping[str, Job],
 ) -> Job:
   """The job of an evaluation."""
-  wanted = suite.evaluation_config(evaluation, seed, folder, overrides)
-  directory = suites.run_folder(folder, evaluation.run, seed)
-  runs = {evaluation.run, evaluation.reward_model} - {""}
-  needs = {suites.run_name(run, seed) for run in runs}
-  made = [
-    results.evaluation_file(directory, stage) for stage in evaluation.stages
-  ]
+  run, stages = evaluation.run, evaluation.stages
+  folder = suite.run_folder(run, seed)
+  runs = {run, evaluation.reward_model} - {""}
+  needs = frozenset(suites.run_name(each, seed) for each in runs)
+  made = [results.evaluation_file(folder, stage) for stage in stages]
   return Job(
     name=suites.evaluation_name(evaluation, seed),
     command=(
       *("-m", "reft_jax.evaluate"),
-      *(str(directory / "models" / stage) for stage in evaluation.stages),
-      *suite.evaluation_overrides(evaluation, seed, folder),
-      *overrides,
+      *(str(suite.model_folder(run, seed, stage)) for stage in stages),
+      *suite.evaluation_settings(evaluation, seed),
     ),
-    needs=frozenset(needs),
+    needs=needs,
     finished=lambda: all(file.exists() for file in made),
-    settings=_settings(wanted),
+    settings=_settings(suite.evaluation_config(evaluation, seed)),
     origin=_origin(above, needs),
   )
 
 
+def _settings(config: schema.Config) -> str:
+  """A fingerprint of all settings."""
+  values = {key: value for key, _, value in loading.settings(config)}
+  return manifest.Manifest("settings", values).fingerprint
+
+
 def _origin(jobs: Mapping[str, Job], needs: Iterable[str]) -> str:
-  """What decides the models of the jobs in `needs`."""
+  """A fingerprint of what decides the models of the jobs in `needs`."""
   models = {name: jobs[name].models for name in sorted(needs)}
   return manifest.Manifest("origin", models).fingerprint

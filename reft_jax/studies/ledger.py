@@ -1,10 +1,8 @@
 """The ledger of a suite: which jobs were started, and how they ended."""
 
-import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Iterator
 
 from reft_jax import files
 from reft_jax.errors import UserError
@@ -15,7 +13,7 @@ DIVERGED = 4
 
 
 class Ledger:
-  """A file of the jobs that were started, and how they ended.
+  """The file jobs.json in the folder of a suite's results.
 
   Attributes:
     file: the file.
@@ -24,8 +22,8 @@ class Ledger:
       suite, up to the last `save`.
   """
 
-  def __init__(self, file: pathlib.Path):
-    self.file = file
+  def __init__(self, folder: pathlib.Path):
+    self.file = file = folder / "jobs.json"
     try:
       content = json.loads(file.read_text()) if file.exists() else {}
     except ValueError as error:
@@ -66,20 +64,9 @@ class Ledger:
       return
     self.seconds = round(self.seconds + now - self._saved, 1)
     self._saved = now
-    content = {
-      "at_once": self.at_once,
-      "seconds": self.seconds,
-      "jobs": self._jobs,
-    }
+    content = {"at_once": self.at_once, "seconds": self.seconds}
+    content |= {"jobs": self._jobs}
     files.replace(self.file, json.dumps(content, indent=2) + "\n")
-
-  @contextlib.contextmanager
-  def saving(self) -> Iterator[None]:
-    """Saves at the end, also after an error."""
-    try:
-      yield
-    finally:
-      self.save()
 
   def done(self, job: jobs.Job) -> bool:
     """Whether a job need not run: it ended as wanted, or diverged.

@@ -32,6 +32,7 @@ what the value must be, and a field without a default must be given.
 
 import dataclasses
 import math
+import pathlib
 import re
 import types
 import typing
@@ -66,7 +67,10 @@ def load(file: str) -> suites.Suite:
       f"suite {file}: no such file; packaged suites are {', '.join(packaged())}"
     )
   content = omegaconf.OmegaConf.to_container(loading.read_file(file, path))
-  return _fields(suites.Suite, file, content, file=file)
+  place = pathlib.Path()
+  return _fields(
+    suites.Suite, file, content, file=file, output=place, overrides=()
+  )
 
 
 def _fields(
@@ -141,29 +145,25 @@ def _value(kind: Any, where: str, content: Any, metric: str = "test") -> Any:
 
 
 def _runs(where: str, content: Any) -> dict[str, suites.Run]:
+  """The runs by their names, each with the run that lends it models."""
   runs: dict[str, suites.Run] = {}
   for key, each in _pairs(where, content).items():
     name = _value(str, where, key)
-    runs[name] = _run(f"{where.removesuffix('s')} {name}", name, each, runs)
+    place = f"{where.removesuffix('s')} {name}"
+    settings = _settings(place, each)
+    source = settings.pop("from", suites.MAIN if suites.MAIN in runs else None)
+    if source is not None:
+      source = _value(str, f"{place}: from", source)
+      if source not in runs:
+        raise errors.UserError(
+          f"{place}: from: {source} must name a run above it:"
+          f" {', '.join(runs) or 'there is none'}"
+        )
+    stages = _list(f"{place}: stages", settings.get("stages"))
+    if not stages:
+      raise errors.UserError(f"{place}: stages is empty")
+    runs[name] = suites.Run(name, tuple(stages), settings, source)
   return runs
-
-
-def _run(
-  where: str, name: str, content: Any, above: Mapping[str, suites.Run]
-) -> suites.Run:
-  settings = _settings(where, content)
-  source = settings.pop("from", suites.MAIN if suites.MAIN in above else None)
-  if source is not None:
-    source = _value(str, f"{where}: from", source)
-  if source not in (None, *above):
-    raise errors.UserError(
-      f"{where}: from: {source} must name a run above it:"
-      f" {', '.join(above) or 'there is none'}"
-    )
-  stages = _list(f"{where}: stages", settings.get("stages"))
-  if not stages:
-    raise errors.UserError(f"{where}: stages is empty")
-  return suites.Run(name, tuple(stages), settings, source)
 
 
 def _reference(where: str, content: Any, metric: str) -> suites.Reference:
@@ -176,7 +176,7 @@ def _reference(where: str, content: Any, metric: str) -> suites.Reference:
 
 def _settings(where: str, content: Any) -> dict[str, Any]:
   """Settings by their dotted keys, without those that the suite decides."""
-  settings = suites.flat(_pairs(where, content))
+  settings = _flat(_pairs(where, content))
   for name in ("name", "seed", "output"):
     if name in settings:
       raise errors.UserError(
@@ -184,6 +184,16 @@ def _settings(where: str, content: Any) -> dict[str, Any]:
         " leave it out"
       )
   return settings
+
+
+def _flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for key, value in settings.items():
+    if isinstance(value, Mapping):
+      found |= _flat(value, f"{prefix}{key}.")
+    else:
+      found[f"{prefix}{key}"] = value
+  return found
 
 
 def _paper(where: str, content: Any) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import get_args
 
 from reft_jax import files
@@ -20,17 +19,12 @@ RULES = (
 )
 
 
-# Yields a result by seed.
-Lookup = Callable[[suites.Reference], claims.BySeed]
-
-
 @dataclasses.dataclass(frozen=True)
 class Account:
   """How the numbers were made.
 
   Attributes:
     command: the command line that makes them.
-    overrides: the settings in it, for every run and evaluation.
     at_once: how many jobs ran at once.
     seconds: how long all jobs together took by the clock.
     done: the names of the finished runs and evaluations.
@@ -38,39 +32,35 @@ class Account:
   """
 
   command: str
-  overrides: Sequence[str]
   at_once: int
   seconds: float
   done: Collection[str]
   missing: Sequence[str]
 
 
-def write(
-  suite: suites.Suite, account: Account, output: pathlib.Path
-) -> list[claims.Finding]:
+def write(suite: suites.Suite, account: Account) -> list[claims.Finding]:
   """Writes report.md, its pictures and results.json; returns the findings.
 
   Results of other settings than the suite's count as missing.
   """
-  found = results.Results(suite, output / "runs", account.done)
-  machine = found.machine() or "no run is finished"
+  found = results.Results(suite, account.done)
 
-  def measured(side: suites.Side) -> claims.BySeed | float:
-    return side if isinstance(side, float) else found.of(side)
+  def measured(side: suites.Side) -> claims.BySeed:
+    if isinstance(side, float):
+      return dict.fromkeys(suite.seeds, side)
+    return found.of(side)
 
   findings = [
     claims.judge(claim, *map(measured, claim.sides), seeds=len(suite.seeds))
     for claim in suite.claims
   ]
-  pictures = draw(suite, found, output)
-  text = markdown(
-    suite, found.of, findings, account, machine=machine, pictures=pictures
-  )
-  files.replace(output / "report.md", text)
+  pictures = _draw(suite, found)
+  text = markdown(suite, found, findings, account, pictures)
+  files.replace(suite.output / "report.md", text)
   content = {
     "suite": suite.name,
     "command": account.command,
-    "machine": machine,
+    "machine": found.machine(),
     "at_once": account.at_once,
     "seconds": account.seconds,
     "seeds": suite.seeds,
@@ -79,13 +69,11 @@ def write(
     "runs": found.to_json(),
   }
   text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-  files.replace(output / "results.json", text)
+  files.replace(suite.output / "results.json", text)
   return findings
 
 
-def draw(
-  suite: suites.Suite, found: results.Results, output: pathlib.Path
-) -> dict[str, str]:
+def _draw(suite: suites.Suite, found: results.Results) -> dict[str, str]:
   """Draws the suite's figures; returns their titles by file name."""
   pictures = {}
   for figure in suite.figures:
@@ -106,47 +94,38 @@ def draw(
         for label, line in figure.points.items()
       }
     if any(lines.values()):
-      name = suites.picture(figure.title)
-      plots.lines(
-        [plots.Line(label, values) for label, values in lines.items()],
-        output / name,
-        title=figure.title,
-        x=x,
-        share=figure.share,
-        dense=dense,
-      )
-      pictures[name] = figure.title
+      name, title = suites.picture(figure.title), figure.title
+      path, share = suite.output / name, figure.share
+      plots.lines(lines, path, title=title, x=x, share=share, dense=dense)
+      pictures[name] = title
   return pictures
 
 
 def markdown(
   suite: suites.Suite,
-  of: Lookup,
+  found: results.Results,
   findings: Sequence[claims.Finding],
   account: Account,
-  *,
-  machine: str,
   pictures: Mapping[str, str],
 ) -> str:
   """The report as Markdown.
 
   Args:
     suite: the suite.
-    of: yields a result by seed.
+    found: the numbers.
     findings: the findings on the suite's claims.
     account: how the numbers were made.
-    machine: the machine that made them, in a line.
     pictures: the title of each picture by its file.
   """
   parts = [
     f"# Reproduction: {suite.name}",
     suite.about,
-    _introduction(suite, account, machine),
+    _introduction(suite, account, found.machine()),
   ]
   if findings:
     parts += ["## What reproduced and what did not", *_verdicts(findings)]
   for table in suite.tables:
-    parts += [f"## {table.title}", grid(*rows_of(table, of)), table.note]
+    parts += [f"## {table.title}", grid(*rows_of(table, found)), table.note]
   if pictures:
     parts += [
       "## Pictures",
@@ -154,8 +133,8 @@ def markdown(
       " the highest.",
     ]
   parts += [f"![{title}]({file})" for file, title in pictures.items()]
-  parts += ["## Every seed", _every_seed(suite, of)]
-  parts += ["## The runs", _runs(suite, account.overrides)]
+  parts += ["## Every seed", _every_seed(suite, found)]
+  parts += ["## The runs", _runs(suite)]
   return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -210,54 +189,51 @@ def sentence(finding: claims.Finding) -> str:
 def _difference(claim: suites.Claim, found: claims.Spread) -> str:
   """A mean difference with its deviation and interval."""
   sides = (side for side in claim.sides if not isinstance(side, float))
-  kinds = {suites.metric(side.metric).kind for side in sides}
-  share = kinds == {"share"}
-  mean, deviation, low, high = (
-    f"{100 * value:+.1f}" if share else _signed(value)
-    for value in (found.mean, found.deviation, found.low, found.high)
+  share = {suites.metric(side.metric).kind for side in sides} == {"share"}
+  kind, unit = ("share", " points") if share else ("number", "")
+  mean, low, high = (
+    f"{'+' * (value >= 0)}{_shown(value, kind)}"
+    for value in (found.mean, found.low, found.high)
   )
-  unit = " points" if share else ""
   if found.seeds == 1:
     return f"{mean}{unit}"
-  return f"{mean} ± {deviation[1:]}{unit} (95 % interval {low} to {high})"
+  deviation = _shown(found.deviation, kind)
+  return f"{mean} ± {deviation}{unit} (95 % interval {low} to {high})"
 
 
-def _signed(value: float) -> str:
-  return f"{'+' * (value >= 0)}{console_lib.number(value)}"
+def _shown(value: float, kind: str) -> str:
+  if kind == "share":
+    return f"{100 * value:.1f}"
+  return f"{value:.0f}" if kind == "seconds" else console_lib.number(value)
 
 
 def rows_of(
-  table: suites.Table, of: Lookup
+  table: suites.Table, found: results.Results
 ) -> tuple[list[str], list[list[str]]]:
   """A table's heads and cells; the paper's figures are the last columns.
 
   The column `seeds` holds the least number of seeds in the row; a cell with
   fewer seeds than others of its row says so.
   """
-  settings = list(
-    dict.fromkeys(name for row in table.rows for name in row.paper)
-  )
-  heads = [
-    "",
-    *(suites.metric(column).title for column in table.columns),
-    "seeds",
-    *(f"paper: {setting}" for setting in settings),
-  ]
+  papers = list(dict.fromkeys(name for row in table.rows for name in row.paper))
+  metrics = [suites.metric(column) for column in table.columns]
+  heads = ["", *(metric.title for metric in metrics), "seeds"]
+  heads += [f"paper: {setting}" for setting in papers]
   rows = []
   for row in table.rows:
     values = [
-      of(dataclasses.replace(row.result, metric=column))
+      list(found.of(dataclasses.replace(row.result, metric=column)).values())
       for column in table.columns
     ]
     counts = {len(some) for some in values if some} or {0}
     cells = [
-      cell(suites.metric(column).kind, list(some.values()))
+      cell(metric.kind, some)
       # Readers would compare it with its neighbours' means over more seeds.
       + f" (of {len(some)})" * (0 < len(some) < max(counts))
-      for column, some in zip(table.columns, values, strict=True)
+      for metric, some in zip(metrics, values, strict=True)
     ]
-    paper = [row.paper.get(setting, "") for setting in settings]
-    rows.append([row.label, *cells, str(min(counts)), *paper])
+    figures = [row.paper.get(setting, "") for setting in papers]
+    rows.append([row.label, *cells, str(min(counts)), *figures])
   return heads, rows
 
 
@@ -269,13 +245,8 @@ def cell(kind: str, values: Sequence[float]) -> str:
     some = [console_lib.number(v) if v < 1e-3 else f"{v:g}" for v in values]
     return ", ".join(some if len(set(some)) > 1 else some[:1])
   found = claims.spread(values)
-  if kind == "share":
-    written = [f"{100 * each:.1f}" for each in (found.mean, found.deviation)]
-  elif kind == "seconds":
-    written = [f"{each:.0f}" for each in (found.mean, found.deviation)]
-  else:
-    written = [console_lib.number(e) for e in (found.mean, found.deviation)]
-  return " ± ".join(written[: 1 if found.seeds == 1 else 2])
+  mean, deviation = _shown(found.mean, kind), _shown(found.deviation, kind)
+  return mean if found.seeds == 1 else f"{mean} ± {deviation}"
 
 
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -290,23 +261,25 @@ def _in_table(text: str) -> str:
   return " ".join(text.split()).replace("|", r"\|")
 
 
-def _every_seed(suite: suites.Suite, of: Lookup) -> str:
+def _every_seed(suite: suites.Suite, found: results.Results) -> str:
   """The test accuracy of every model in a table, seed by seed."""
-  seeds = suite.seeds
   models = dict.fromkeys(
-    (row.result.run, row.result.stage)
+    dataclasses.replace(row.result, metric="test")
     for table in suite.tables
     for row in table.rows
   )
   rows = []
-  for run, stage in models:
-    found = of(suites.Reference(run, stage, "test"))
-    cells = [cell("share", [found[s]] if s in found else []) for s in seeds]
-    rows.append([f"{run}/{stage}", *cells])
-  return grid(["test", *(f"seed {seed}" for seed in seeds)], rows)
+  for model in models:
+    values = found.of(model)
+    cells = [
+      cell("share", [values[seed]] if seed in values else [])
+      for seed in suite.seeds
+    ]
+    rows.append([f"{model.run}/{model.stage}", *cells])
+  return grid(["test", *(f"seed {seed}" for seed in suite.seeds)], rows)
 
 
-def _runs(suite: suites.Suite, overrides: Sequence[str]) -> str:
+def _runs(suite: suites.Suite) -> str:
   """The settings of every run, and the overrides of all."""
   common = " ".join(suites.written(suite.settings))
   lines = [f"All of them: `--config {suite.experiment} {common}`".rstrip()]
@@ -315,6 +288,6 @@ def _runs(suite: suites.Suite, overrides: Sequence[str]) -> str:
     + (f", from {run.source}'s models" if run.source else "")
     for run in suite.runs.values()
   ]
-  if overrides:
-    lines.append(f"* over them, for every run: `{' '.join(overrides)}`")
+  if suite.overrides:
+    lines.append(f"* over them, for every run: `{' '.join(suite.overrides)}`")
   return "\n".join(lines)

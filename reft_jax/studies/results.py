@@ -13,70 +13,37 @@ from reft_jax.evaluation import settings
 from reft_jax.runtime import metrics
 from reft_jax.studies import suites
 
-# A metric's key in a stage's part of summary.json.
-_IN_SUMMARY = {
-  "test": "test_accuracy",
-  "vote": "majority_accuracy",
-  "dev": "dev_accuracy",
-  "learning_rate": "learning_rate",
-  "best_step": "best_step",
-  "seconds": "seconds",
-}
-_IN_SHARES = {
-  "wrong": "verdict/wrong",
-  "none": "verdict/none",
-  "partial": "reward/partial",
-  "unreached": "choice/unreached",
-}
-# A metric's key in metrics.jsonl; its value is a mean over the last rows.
-_AT_THE_END = {
-  "reward": "reward/mean",
-  "kl": "kl",
-  "length": "response/length",
-}
-
 
 class Results:
   """The numbers of a suite's finished runs and evaluations.
 
   Args:
     suite: the suite.
-    folder: the folder of its runs.
     done: the names of the finished runs and evaluations, as
       `suites.run_name` and `suites.evaluation_name` give them. Others are not
       read: they may be unfinished, or have other settings.
   """
 
-  def __init__(
-    self,
-    suite: suites.Suite,
-    folder: pathlib.Path,
-    done: Collection[str],
-  ):
-    self.seeds = suite.seeds
-    self._folder = folder
-    evaluated = {
-      (evaluation.run, seed, stage)
-      for seed in suite.seeds
-      for evaluation in suite.evaluations
-      if suites.evaluation_name(evaluation, seed) in done
-      for stage in evaluation.stages
-    }
+  def __init__(self, suite: suites.Suite, done: Collection[str]):
+    self._suite = suite
     self._stages: dict[tuple[str, int], dict[str, Any]] = {}
     for run, seed in itertools.product(suite.runs, suite.seeds):
-      place = suites.run_folder(folder, run, seed)
-      found = stages(place) if suites.run_name(run, seed) in done else {}
-      for stage, facts in found.items():
-        if (run, seed, stage) in evaluated:
-          facts.update(accuracies(place, stage))
-      self._stages[run, seed] = found
+      finished = suites.run_name(run, seed) in done
+      folder = suite.run_folder(run, seed)
+      self._stages[run, seed] = stages(folder) if finished else {}
+    for evaluation, seed in itertools.product(suite.evaluations, suite.seeds):
+      if suites.evaluation_name(evaluation, seed) in done:
+        folder = suite.run_folder(evaluation.run, seed)
+        found = self._stages[evaluation.run, seed]
+        for stage in found.keys() & set(evaluation.stages):
+          found[stage] |= accuracies(folder, stage)
 
   def of(self, reference: suites.Reference) -> dict[int, float]:
     """A metric of a stage by seed, without seeds that lack it."""
     run, stage, metric = reference.run, reference.stage, reference.metric
     values = {
       seed: self._stages[run, seed].get(stage, {}).get(metric)
-      for seed in self.seeds
+      for seed in self._suite.seeds
     }
     return {seed: value for seed, value in values.items() if value is not None}
 
@@ -94,11 +61,11 @@ class Results:
     """
     run, stage, metric = reference.run, reference.stage, reference.metric
     curve: dict[float, list[float]] = {}
-    for seed in self.seeds:
+    for seed in self._suite.seeds:
       facts = self._stages[run, seed].get(stage)
       if facts is None:
         continue
-      folder = suites.run_folder(self._folder, run, seed)
+      folder = self._suite.run_folder(run, seed)
       rows = rows_of(folder, stage, facts["learning_rate"])
       times, last = 1, 1
       if over == "share":
@@ -113,17 +80,17 @@ class Results:
           curve.setdefault(place, []).append(row[metric])
     return dict(sorted(curve.items()))
 
-  def machine(self) -> str | None:
-    """The machine of the first finished run, in a line; None if none is."""
+  def machine(self) -> str:
+    """The machine of the first finished run, in a line."""
     for (run, seed), stages in self._stages.items():
       if stages:
-        folder = suites.run_folder(self._folder, run, seed)
+        folder = self._suite.run_folder(run, seed)
         facts = json.loads((folder / "environment.json").read_text())
         return (
           f"{facts['cpus']} CPU cores, devices {', '.join(facts['devices'])},"
           f" Python {facts['python']}, jax {facts['packages']['jax']}"
         )
-    return None
+    return "no run is finished"
 
   def to_json(self) -> dict[str, Any]:
     """All numbers as JSON: by run, seed, stage and metric."""
@@ -139,12 +106,18 @@ def stages(folder: pathlib.Path) -> dict[str, dict[str, float | None]]:
     return {}
   summary = json.loads((folder / "summary.json").read_text())
   return {
-    name: {key: facts.get(place) for key, place in _IN_SUMMARY.items()}
-    | {key: facts["shares"].get(place) for key, place in _IN_SHARES.items()}
+    name: {key: facts.get(place) for key, place in _keys("summary").items()}
+    | {key: facts["shares"].get(at) for key, at in _keys("shares").items()}
     | {"equations": equations(folder / "samples" / f"test-{name}.jsonl")}
     | at_the_end(rows_of(folder, name, facts["learning_rate"]))
     for name, facts in summary["stages"].items()
   }
+
+
+def _keys(source: str) -> dict[str, str]:
+  """The metrics of a source, and their keys there."""
+  every = suites.METRICS.items()
+  return {name: metric.key for name, metric in every if metric.source == source}
 
 
 def equations(file: pathlib.Path) -> float | None:
@@ -166,7 +139,7 @@ def rows_of(
 def at_the_end(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
   """Means over the last tenth of the finite values."""
   found = {}
-  for name, logged in _AT_THE_END.items():
+  for name, logged in _keys("log").items():
     values = [row.get(logged, math.nan) for row in rows]
     values = [value for value in values if math.isfinite(value)]
     last = values[-max(1, len(values) // 10) :]

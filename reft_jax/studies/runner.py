@@ -18,7 +18,8 @@ from reft_jax.errors import UserError
 from reft_jax.runtime import console as console_lib
 from reft_jax.studies import jobs as jobs_lib
 from reft_jax.studies import ledger as ledger_lib
-from reft_jax.studies import report, suites
+from reft_jax.studies import report as report_lib
+from reft_jax.studies import suites
 
 _POLL_SECONDS = 0.2
 # How much of the time a SIGKILL can take from the ledger.
@@ -34,28 +35,6 @@ class StoppedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
-  """A command line of reft_jax.reproduce."""
-
-  suite: str
-  seeds: Sequence[int] | None = None
-  jobs: int = 1
-  dry_run: bool = False
-  report: bool = False
-  output: str | None = None
-  overrides: tuple[str, ...] = ()
-
-  def __str__(self) -> str:
-    """The command without what is of this machine: its folders."""
-    seeds = ("--seeds", *map(str, self.seeds)) if self.seeds else ()
-    path = pathlib.Path(self.suite)
-    suite = path.name if path.is_absolute() else self.suite
-    words = (suite, *seeds, *self.overrides)
-    jobs = ("--jobs", str(self.jobs)) if self.jobs > 1 else ()
-    return f"python -m reft_jax.reproduce {shlex.join((*words, *jobs))}"
-
-
-@dataclasses.dataclass(frozen=True)
 class Live:
   """A job that is running."""
 
@@ -67,46 +46,54 @@ class Live:
 
 def run(
   suite: suites.Suite,
-  order: Order,
-  output: pathlib.Path,
+  command: str,
   screen: console_lib.Console,
+  *,
+  jobs: int,
+  report: bool,
 ) -> None:
   """Runs the jobs of a suite that are not finished, and writes its report.
 
   Args:
-    suite: the suite, checked and with the seeds of the order.
-    order: what to do with it.
-    output: the folder of all results.
+    suite: the suite, checked.
+    command: the command line, for the report.
     screen: where progress and verdicts are shown.
+    jobs: how many processes run at once.
+    report: whether to write only the report, and run nothing.
 
   Raises:
     FailedError: a job failed.
     StoppedError: SIGTERM stopped the suite.
     UserError: the folder is in use or not writable, or its ledger is damaged.
   """
-  jobs = jobs_lib.plan(suite, output, order.overrides)
-  if order.dry_run:
-    ledger = ledger_lib.Ledger(output / "jobs.json")
-    for job in jobs:
-      state = "finished" if ledger.done(job) else "to do"
-      screen.line(f"{state}: {job.name}: python {shlex.join(job.command)}")
-    return
-  with alone(output) as lock:
-    ledger = ledger_lib.Ledger(output / "jobs.json")
-    if not order.report:
-      perform(jobs, order.jobs, ledger, screen, lock)
-    reasons = {job.name: ledger.why(job) for job in jobs}
-    account = report.Account(
-      command=str(order),
-      overrides=order.overrides,
+  planned = jobs_lib.plan(suite)
+  with alone(suite.output) as lock:
+    ledger = ledger_lib.Ledger(suite.output)
+    if not report:
+      perform(planned, jobs, ledger, screen, lock)
+    reasons = {job.name: ledger.why(job) for job in planned}
+    account = report_lib.Account(
+      command=command,
       at_once=ledger.at_once,
       seconds=ledger.seconds,
       done={name for name, why in reasons.items() if why is None},
       missing=[f"{name} ({why})" for name, why in reasons.items() if why],
     )
-    for finding in report.write(suite, account, output):
-      screen.line(f"{finding.verdict}: {report.sentence(finding)}")
-    screen.line(f"report: {output / 'report.md'}", style="bold")
+    for finding in report_lib.write(suite, account):
+      screen.line(f"{finding.verdict}: {report_lib.sentence(finding)}")
+    screen.line(f"report: {suite.output / 'report.md'}", style="bold")
+
+
+def dry_run(suite: suites.Suite, screen: console_lib.Console) -> None:
+  """Shows the jobs of a suite, and which are finished.
+
+  Raises:
+    UserError: the ledger is damaged.
+  """
+  ledger = ledger_lib.Ledger(suite.output)
+  for job in jobs_lib.plan(suite):
+    state = "finished" if ledger.done(job) else "to do"
+    screen.line(f"{state}: {job.name}: python {shlex.join(job.command)}")
 
 
 def perform(
@@ -137,9 +124,10 @@ def perform(
   waiting = collections.Counter(need for job in jobs for need in job.needs)
   with (
     screen.stage("jobs", len(jobs), len(jobs) - len(todo)) as progress,
-    ledger.saving(),
-    _stopping() as live,
+    contextlib.ExitStack() as stack,
   ):
+    stack.callback(ledger.save)
+    live = stack.enter_context(_stopping())
     while todo or live:
       pending = [*todo, *(one.job for one in live.values())]
       succeeded = ledger.succeeded() - {job.name for job in pending}

@@ -5,13 +5,13 @@ suite can run.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NewType
 
-from reft_jax import errors
 from reft_jax.config import loading, schema
 from reft_jax.evaluation import settings as settings_lib
 
@@ -38,34 +38,39 @@ class Metric:
 
   Attributes:
     title: the heading of its column.
+    source: where it is found. `summary` and `shares` are a stage's parts of
+      summary.json, `log` is metrics.jsonl, of which the last rows count,
+      `answers` are the greedy test answers. `evaluation` is not the run's: it
+      is what reft_jax.evaluate computes.
+    key: its name there.
     kind: `share` is shown in per cent; values of `rate` are listed, not
       averaged; `number` and `seconds` are shown as they are.
-    evaluated: whether reft_jax.evaluate computes it, not the run.
   """
 
   title: str
+  source: Literal["summary", "shares", "log", "answers", "evaluation"]
+  key: str = ""
   kind: Literal["share", "number", "rate", "seconds"] = "share"
-  evaluated: bool = False
 
 
 METRICS: Mapping[str, Metric] = {
-  "test": Metric("test"),
-  "vote": Metric("vote"),
-  "dev": Metric("dev"),
-  "wrong": Metric("wrong"),
-  "none": Metric("no answer"),
-  "partial": Metric("partial reward"),
-  "unreached": Metric("unreached"),
-  "equations": Metric("equations a solution", "number"),
-  "reward": Metric("reward at the end", "number"),
-  "kl": Metric("KL at the end, nats", "number"),
-  "length": Metric("tokens at the end", "number"),
-  "learning_rate": Metric("learning rate", "rate"),
-  "best_step": Metric("best step", "number"),
-  "seconds": Metric("seconds", "seconds"),
-  "greedy": Metric("greedy", evaluated=True),
-  "sampled": Metric("one sample", evaluated=True),
-  "upper_bound": Metric("any sample", evaluated=True),
+  "test": Metric("test", "summary", "test_accuracy"),
+  "vote": Metric("vote", "summary", "majority_accuracy"),
+  "dev": Metric("dev", "summary", "dev_accuracy"),
+  "wrong": Metric("wrong", "shares", "verdict/wrong"),
+  "none": Metric("no answer", "shares", "verdict/none"),
+  "partial": Metric("partial reward", "shares", "reward/partial"),
+  "unreached": Metric("unreached", "shares", "choice/unreached"),
+  "equations": Metric("equations a solution", "answers", kind="number"),
+  "reward": Metric("reward at the end", "log", "reward/mean", "number"),
+  "kl": Metric("KL at the end, nats", "log", "kl", "number"),
+  "length": Metric("tokens at the end", "log", "response/length", "number"),
+  "learning_rate": Metric("learning rate", "summary", "learning_rate", "rate"),
+  "best_step": Metric("best step", "summary", "best_step", "number"),
+  "seconds": Metric("seconds", "summary", "seconds", "seconds"),
+  "greedy": Metric("greedy", "evaluation"),
+  "sampled": Metric("one sample", "evaluation"),
+  "upper_bound": Metric("any sample", "evaluation"),
 }
 # Of k samples, as in majority@16.
 AT_K = {"majority": "vote", "pass": "pass", "rerank": "rerank"}
@@ -193,7 +198,14 @@ Claim = Equal | Above
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-  """A suite file's content; `checking.check` tells whether it can run."""
+  """A suite file's content, and what a command line says of it.
+
+  `checking.check` tells whether it can run. Attributes that are not in the
+  file:
+    file: its name, for errors.
+    output: the folder of all results.
+    overrides: `key=value`s for every run and evaluation; they win.
+  """
 
   file: str
   name: str
@@ -205,112 +217,79 @@ class Suite:
   evaluations: tuple[Evaluation, ...] = ()
   tables: tuple[Table, ...] = ()
   figures: tuple[Curves | Points, ...] = ()
-  claims: tuple[Equal | Above, ...] = ()
+  claims: tuple[Claim, ...] = ()
+  output: pathlib.Path = pathlib.Path()
+  overrides: tuple[str, ...] = ()
 
-  def origin(self, run: str, stage: str) -> str | None:
-    """The run that trains a run's stage, itself or a source; None if none."""
-    if stage in self.runs[run].stages:
-      return run
-    source = self.runs[run].source
-    return self.origin(source, stage) if source else None
+  def run_folder(self, run: str, seed: int) -> pathlib.Path:
+    """The folder of a run with a seed."""
+    return self.output / "runs" / run_name(run, seed)
 
-  def overrides(self, run: str, seed: int, folder: pathlib.Path) -> list[str]:
-    """A run's settings as `key=value`s; `folder` holds the suite's runs."""
-    place = {
-      "name": f"{self.name}-{run}",
-      "seed": seed,
-      "output": str(run_folder(folder, run, seed)),
-    }
-    lent = self.lent_models(run, seed, folder)
-    settings = (place, lent, self.settings, self.runs[run].settings)
-    return [override for part in settings for override in written(part)]
+  def model_folder(self, run: str, seed: int, stage: str) -> pathlib.Path:
+    """The folder of the model of a run's stage."""
+    return self.run_folder(run, seed) / "models" / stage
 
-  def lenders(self, run: str) -> set[str]:
-    """The runs whose models a run starts from."""
-    return {origin for _, origin in self._lent(run).values()}
-
-  def config(
-    self,
-    run: str,
-    seed: int,
-    folder: pathlib.Path,
-    overrides: Sequence[str] = (),
-  ) -> schema.Config:
-    """All settings of one run; the command line's `overrides` win.
-
-    Raises:
-      UserError: an unknown setting, or a value of the wrong type.
-    """
-    return self._load(
-      f"run {run}", [*self.overrides(run, seed, folder), *overrides]
-    )
-
-  def evaluation_overrides(
-    self, evaluation: Evaluation, seed: int, folder: pathlib.Path
-  ) -> list[str]:
-    """The `key=value`s that an evaluation lays over its run's settings."""
-    judge = {}
-    if evaluation.reward_model:
-      path = model_folder(folder, evaluation.reward_model, seed, REWARD_MODEL)
-      judge = {"evaluation": {"reward_model": str(path)}}
-    return [*written(judge), *written(evaluation.settings)]
-
-  def evaluation_config(
-    self,
-    evaluation: Evaluation,
-    seed: int,
-    folder: pathlib.Path,
-    overrides: Sequence[str] = (),
-  ) -> schema.Config:
-    """All settings of an evaluation of a run's models; `overrides` win.
-
-    Raises:
-      UserError: an unknown setting, or a value of the wrong type.
-    """
-    run = evaluation.run
-    config = self._load(
-      f"evaluation of {run}",
-      [
-        *self.overrides(run, seed, folder),
-        *self.evaluation_overrides(evaluation, seed, folder),
-        *overrides,
-      ],
-    )
-    return settings_lib.settings_of(
-      config, str(model_folder(folder, run, seed, evaluation.stages[0]))
-    )
-
-  def lent_models(
-    self, run: str, seed: int, folder: pathlib.Path
-  ) -> dict[str, str]:
-    """The settings that name another run's model, and that model's folder."""
-    return {
-      key: str(model_folder(folder, origin, seed, stage))
-      for key, (stage, origin) in self._lent(run).items()
-    }
-
-  def _lent(self, run: str) -> dict[str, tuple[str, str]]:
-    """The settings that name another run's model: that model's stage and run.
+  def lent(self, run: str) -> dict[str, tuple[str, str]]:
+    """The settings that name another run's model: that run and its stage.
 
     Empty where a run has a base model of its own: no other model starts there.
     """
-    settings, own = self.runs[run].settings, self.runs[run].stages
-    if "base" in own or settings.get("model.path"):
-      return {}
-    origins = {
-      key: (stage, self.origin(run, stage))
-      for key, stage in (("model.path", "base"), ("model.warmup", "warmup"))
-      if stage not in own
-    }
-    return {key: (stage, run) for key, (stage, run) in origins.items() if run}
+    models: dict[str, tuple[str, str]] = {}
+    own = self.runs[run]
+    if "base" in own.stages or own.settings.get("model.path"):
+      return models
+    for key, stage in (("model.path", "base"), ("model.warmup", "warmup")):
+      lender: str | None = run
+      while lender and stage not in self.runs[lender].stages:
+        lender = self.runs[lender].source
+      if lender and lender != run:
+        models[key] = lender, stage
+    return models
 
-  def _load(self, where: str, overrides: Sequence[str]) -> schema.Config:
-    """The experiment's config with overrides; errors name the suite."""
-    try:
-      return loading.load([self.experiment], overrides)
-    except errors.UserError as error:
-      text = str(error).removeprefix("command line: ")
-      raise errors.UserError(f"{self.file}: {where}: {text}") from error
+  def run_settings(self, run: str, seed: int) -> list[str]:
+    """The `key=value`s of a run, over the experiment."""
+    own = self.runs[run].settings
+    place = {
+      "name": f"{self.name}-{run}",
+      "seed": seed,
+      "output": str(self.run_folder(run, seed)),
+    }
+    lent = {
+      key: str(self.model_folder(lender, seed, stage))
+      for key, (lender, stage) in self.lent(run).items()
+    }
+    parts: tuple[Settings, ...] = (place, lent, self.settings, own)
+    return [*itertools.chain(*map(written, parts)), *self.overrides]
+
+  def evaluation_settings(self, evaluation: Evaluation, seed: int) -> list[str]:
+    """The `key=value`s of an evaluation, over those of its run."""
+    judge = {}
+    if run := evaluation.reward_model:
+      path = self.model_folder(run, seed, REWARD_MODEL)
+      judge = {"evaluation.reward_model": str(path)}
+    return [*written(judge), *written(evaluation.settings), *self.overrides]
+
+  def config(self, run: str, seed: int) -> schema.Config:
+    """All settings of a run.
+
+    Raises:
+      UserError: an unknown setting, or a value of the wrong type.
+    """
+    return loading.load([self.experiment], self.run_settings(run, seed))
+
+  def evaluation_config(
+    self, evaluation: Evaluation, seed: int
+  ) -> schema.Config:
+    """All settings of an evaluation of a run's models.
+
+    Raises:
+      UserError: an unknown setting, or a value of the wrong type.
+    """
+    settings = self.run_settings(evaluation.run, seed)
+    settings += self.evaluation_settings(evaluation, seed)
+    config = loading.load([self.experiment], settings)
+    model = self.model_folder(evaluation.run, seed, evaluation.stages[0])
+    return settings_lib.settings_of(config, str(model))
 
 
 def run_name(run: str, seed: int) -> str:
@@ -323,18 +302,6 @@ def evaluation_name(evaluation: Evaluation, seed: int) -> str:
   return "-".join((run_name(evaluation.run, seed), *evaluation.stages))
 
 
-def run_folder(folder: pathlib.Path, run: str, seed: int) -> pathlib.Path:
-  """The folder of a run, in the folder of a suite's runs."""
-  return folder / run_name(run, seed)
-
-
-def model_folder(
-  folder: pathlib.Path, run: str, seed: int, stage: str
-) -> pathlib.Path:
-  """The folder of the model of a run's stage."""
-  return run_folder(folder, run, seed) / "models" / stage
-
-
 def metric(name: str) -> Metric:
   """The metric of this name.
 
@@ -343,24 +310,13 @@ def metric(name: str) -> Metric:
   """
   found = re.fullmatch(r"(\w+)@([1-9]\d*)", name)
   if found and found[1] in AT_K:
-    return Metric(f"{AT_K[found[1]]}@{found[2]}", evaluated=True)
+    return Metric(f"{AT_K[found[1]]}@{found[2]}", "evaluation")
   return METRICS[name]
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested settings by their dotted keys."""
-  found: dict[str, Any] = {}
-  for key, value in settings.items():
-    if isinstance(value, Mapping):
-      found |= flat(value, f"{prefix}{key}.")
-    else:
-      found[f"{prefix}{key}"] = value
-  return found
-
-
-def written(settings: Mapping[str, Any]) -> list[str]:
-  """Nested settings as the `key=value`s of a command line."""
-  return [f"{key}={_spelled(value)}" for key, value in flat(settings).items()]
+def written(settings: Settings) -> list[str]:
+  """Settings as the `key=value`s of a command line."""
+  return [f"{key}={_spelled(value)}" for key, value in settings.items()]
 
 
 def picture(title: str) -> str:

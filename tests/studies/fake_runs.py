@@ -13,13 +13,13 @@ from reft_jax.studies import results
 
 
 def make(
-  folder: pathlib.Path, seed: int, *, test=0.5, curve=(0.1, 0.2), steps=None
+  output: pathlib.Path, seed: int, *, test=0.5, curve=(0.1, 0.2), steps=None
 ) -> pathlib.Path:
-  """A finished run whose SFT swept two learning rates.
+  """A finished run in a suite's folder; its SFT swept two learning rates.
 
   Its dev accuracies are `curve`, at every second step, or `steps`, by step.
   """
-  run = folder / f"main-seed{seed}"
+  run = output / "runs" / f"main-seed{seed}"
   (run / "samples").mkdir(parents=True)
   (run / "config.yaml").write_text(
     loading.to_yaml(loading.load(["smoke"], ["sft.batch_size=16"]))
@@ -62,7 +62,7 @@ def make(
 
 def enter(output: pathlib.Path, jobs: Iterable[jobs_lib.Job]) -> None:
   """Enters jobs into a suite's ledger as finished."""
-  ledger = ledger_lib.Ledger(output / "jobs.json")
+  ledger = ledger_lib.Ledger(output)
   for job in jobs:
     ledger.started(job, 1)
     ledger.ended(job, 0, 1.0)

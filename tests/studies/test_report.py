@@ -1,8 +1,10 @@
 """A report's sentences, tables and text."""
 
+import types
+
 import pytest
 
-from reft_jax.studies import claims, report, suites
+from reft_jax.studies import claims, report, results, suites
 
 SEEDS = (1, 2, 3)
 SFT = suites.Reference("main", "sft", "test")
@@ -75,7 +77,8 @@ NUMBERS = {
 SUITE = suites.Suite(
   *("suite.yaml", "small", "About it.", "smoke", SEEDS),
   runs={"main": suites.Run("main", ("sft", "reft"), {"stages": ["sft"]}, None)},
-  settings={"reft": {"steps": 2}},
+  settings={"reft.steps": 2},
+  overrides=("reft.kl_coef=0.5",),
   tables=(
     suites.Table(
       "Methods",
@@ -91,8 +94,12 @@ SUITE = suites.Suite(
 )
 
 
-def numbers(one: suites.Reference) -> dict[int, float]:
-  return NUMBERS.get(str(one), {})
+def found(numbers) -> results.Results:
+  """Made-up results, by reference."""
+  return types.SimpleNamespace(
+    of=lambda reference: numbers.get(str(reference), {}),
+    machine=lambda: "2 CPU cores",
+  )
 
 
 def test_a_mean_over_fewer_seeds_than_its_neighbours_says_so():
@@ -103,13 +110,13 @@ def test_a_mean_over_fewer_seeds_than_its_neighbours_says_so():
   table = suites.Table(
     "", ("test", "learning_rate", "kl"), SUITE.tables[0].rows
   )
-  _, rows = report.rows_of(table, lambda one: known.get(str(one), {}))
+  _, rows = report.rows_of(table, found(known))
   assert rows[0][:5] == ["SFT", "20.0 ± 10.0", "1e-4 (of 1)", "-", "1"]
   assert rows[1][:5] == ["ReFT", "-", "-", "-", "0"]
 
 
 def test_a_table_beside_the_papers_figures():
-  text = report.grid(*report.rows_of(SUITE.tables[0], numbers))
+  text = report.grid(*report.rows_of(SUITE.tables[0], found(NUMBERS)))
   assert text.splitlines() == [
     "|  | test | learning rate | seeds | paper: GSM8K | paper: SVAMP |",
     "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -124,21 +131,17 @@ def test_a_label_breaks_no_table():
 
 
 def test_a_report_has_all_its_parts():
-  sides = (numbers(side) for side in BETTER.sides)
-  found = claims.judge(BETTER, *sides, seeds=3)
+  sides = (NUMBERS[str(side)] for side in BETTER.sides)
+  finding = claims.judge(BETTER, *sides, seeds=3)
   account = report.Account(
     command="python -m reft_jax.reproduce small",
-    overrides=("reft.kl_coef=0.5",),
     at_once=2,
     seconds=3700,
     done=(),
     missing=["kl_0-seed2 (diverged)"],
   )
-  text = report.markdown(
-    *(SUITE, numbers, [found], account),
-    machine="2 CPU cores",
-    pictures={"dev.png": "Dev"},
-  )
+  pictures = {"dev.png": "Dev"}
+  text = report.markdown(SUITE, found(NUMBERS), [finding], account, pictures)
   for part in (
     "# Reproduction: small\n\nAbout it.",
     "```bash\npython -m reft_jax.reproduce small\n```",

@@ -1,5 +1,6 @@
 """The command: what it refuses, its report, and a whole small suite."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from reft_jax import reproduce
 from reft_jax.config import cli, loading
 from reft_jax.studies import jobs as jobs_lib
-from reft_jax.studies import reading, runner
+from reft_jax.studies import reading
 
 SUITE = """
 name: small
@@ -32,29 +33,28 @@ claims:
 """
 
 
-def read_order(line: str) -> runner.Order:
-  return reproduce.read_order(cli.parse(line.split(), reproduce.PROGRAM))
+@pytest.mark.parametrize(
+  "argv",
+  [
+    "tiny --seeds 1 2 reft.steps=3 --jobs 2 output=here a=b",
+    "reft.steps=3 a=b --jobs=2 output=here --seeds 1 2 tiny",
+  ],
+)
+def test_a_command_line_is_read(argv):
+  command = cli.parse(argv.split(), reproduce.PROGRAM)
+  suite = reproduce.read_suite(command)
+  assert (suite.name, suite.seeds) == ("tiny", (1, 2))
+  assert suite.output == pathlib.Path("here")
+  assert suite.overrides == ("reft.steps=3", "a=b")
+  assert reproduce.command_line(command, suite.overrides) == (
+    "python -m reft_jax.reproduce tiny --seeds 1 2 reft.steps=3 a=b --jobs 2"
+  )
 
 
-def test_a_command_line_is_read():
-  for argv in (
-    "small --seeds 1 2 reft.steps=3 --jobs 2 output=here a=b",
-    "reft.steps=3 a=b --jobs=2 output=here --seeds 1 2 small",
-  ):
-    order = read_order(argv)
-    assert order == runner.Order(
-      suite="small",
-      seeds=(1, 2),
-      jobs=2,
-      output="here",
-      overrides=("reft.steps=3", "a=b"),
-    )
-    assert str(order) == (
-      "python -m reft_jax.reproduce small --seeds 1 2 reft.steps=3 a=b --jobs 2"
-    )
-  assert read_order("small --report").report
-  elsewhere = runner.Order(suite="/home/somebody/small.yaml")
-  assert "somebody" not in str(elsewhere)
+def test_a_report_does_not_say_where_a_suite_lies():
+  command = cli.parse(["/home/somebody/small.yaml"], reproduce.PROGRAM)
+  line = reproduce.command_line(command, ())
+  assert line == "python -m reft_jax.reproduce small.yaml"
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,12 @@ def made_up(tmp_path, monkeypatch) -> pathlib.Path:
   monkeypatch.chdir(tmp_path)
   pathlib.Path("small.yaml").write_text(SUITE)
   output = pathlib.Path("out")
-  suite = reading.load("small.yaml")
-  jobs = jobs_lib.plan(suite, output, ())
+  suite = dataclasses.replace(reading.load("small.yaml"), output=output)
   for seed, test in ((1, 0.6), (2, 0.7)):
-    run = fake_runs.make(output / "runs", seed, test=test)
-    wanted = suite.config("main", seed, output / "runs")
-    (run / "config.yaml").write_text(loading.to_yaml(wanted))
-  fake_runs.enter(output, jobs[:2])
+    run = fake_runs.make(output, seed, test=test)
+    wanted = loading.to_yaml(suite.config("main", seed))
+    (run / "config.yaml").write_text(wanted)
+  fake_runs.enter(output, jobs_lib.plan(suite)[:2])
   return output
 
 

@@ -1,5 +1,6 @@
 """Numbers from run folders, made up here."""
 
+import dataclasses
 import math
 
 import fake_runs
@@ -14,13 +15,17 @@ SUITE = suites.Suite(
 )
 
 
+def suite_in(output) -> suites.Suite:
+  return dataclasses.replace(SUITE, output=output)
+
+
 @pytest.fixture
 def found(tmp_path) -> results.Results:
   """Two seeds of three came to their end."""
   fake_runs.make(tmp_path, 1)
   fake_runs.make(tmp_path, 2, test=0.75, curve=(0.3, 0.4, 0.5))
   done = [f"main-seed{seed}{what}" for seed in (1, 2) for what in ("", "-sft")]
-  return results.Results(SUITE, tmp_path, done)
+  return results.Results(suite_in(tmp_path), done)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +48,7 @@ def test_metrics_by_seed(found, metric, values):
 
 def test_every_metric_is_read(found):
   stage = found.to_json()["main"]["1"]["sft"]
-  ours = {n for n, metric in suites.METRICS.items() if not metric.evaluated}
+  ours = {n for n, m in suites.METRICS.items() if m.source != "evaluation"}
   assert ours <= stage.keys()
 
 
@@ -51,7 +56,7 @@ def test_runs_that_are_not_done_are_not_read(tmp_path):
   for seed in (1, 2, 3):
     fake_runs.make(tmp_path, seed)
   done = {"main-seed1", "main-seed2", "main-seed2-sft", "main-seed3-sft"}
-  found = results.Results(SUITE, tmp_path, done)
+  found = results.Results(suite_in(tmp_path), done)
 
   def seeds(metric):
     return set(found.of(suites.Reference("main", "sft", metric)))
@@ -84,7 +89,7 @@ def test_shares_of_stages_of_any_length_coincide(tmp_path):
   for seed, last in ((1, 1200), (2, 1320), (3, 48)):
     fake_runs.make(tmp_path, seed, curve=(), steps={last // 12: 0.1, last: 0.2})
   done = {f"main-seed{seed}" for seed in (1, 2, 3)}
-  found = results.Results(SUITE, tmp_path, done)
+  found = results.Results(suite_in(tmp_path), done)
   curve = found.curve(suites.Reference("main", "sft", "dev/accuracy"), "share")
   assert curve == {1 / 12: [0.1] * 3, 1: [0.2] * 3}
 

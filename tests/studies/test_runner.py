@@ -35,7 +35,7 @@ class Folder:
 
   def perform(self, *jobs: jobs_lib.Job, at_once: int = 1) -> None:
     with runner.alone(self.path) as lock:
-      self.ledger = ledger_lib.Ledger(self.path / "jobs.json")
+      self.ledger = ledger_lib.Ledger(self.path)
       screen = console_lib.Console()
       runner.perform(jobs, at_once, self.ledger, screen, lock)
 
@@ -182,7 +182,7 @@ def test_the_time_of_a_failed_job_counts(folder):
   script = "import time; time.sleep(1.2); raise SystemExit(1)"
   with pytest.raises(runner.FailedError):
     folder.perform(job("bad", script))
-  assert ledger_lib.Ledger(folder.ledger.file).seconds >= 1.2
+  assert ledger_lib.Ledger(folder.path).seconds >= 1.2
 
 
 def test_the_time_before_a_kill_counts(folder, monkeypatch):
@@ -266,7 +266,7 @@ def plan(tmp_path_factory):
   @functools.cache
   def cached(text: str) -> list[jobs_lib.Job]:
     file.write_text(text)
-    jobs = jobs_lib.plan(reading.load(str(file)), pathlib.Path("out"), ())
+    jobs = jobs_lib.plan(reading.load(str(file)))
     return [dataclasses.replace(job, finished=lambda: True) for job in jobs]
 
   return cached
@@ -299,7 +299,7 @@ def test_jobs_whose_models_changed_are_stale(
   tmp_path, plan, old, new, redone, outdated
 ):
   fake_runs.enter(tmp_path, plan(LENDING))
-  ledger = ledger_lib.Ledger(tmp_path / "jobs.json")
+  ledger = ledger_lib.Ledger(tmp_path)
   assert all(map(ledger.done, plan(LENDING)))
   jobs = {
     job.name.replace("-seed1", ""): job

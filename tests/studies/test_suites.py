@@ -1,8 +1,8 @@
 """Suite files: what they mean, what runs lend each other, what is refused."""
 
 import copy
+import dataclasses
 import functools
-import math
 import pathlib
 
 import pytest
@@ -12,7 +12,6 @@ from reft_jax import errors
 from reft_jax.config import loading
 from reft_jax.studies import checking, reading, suites
 
-FOLDER = pathlib.Path("out/runs")
 SUITE = yaml.safe_load("""
 name: small
 about: For tests.
@@ -43,6 +42,72 @@ claims:
   - {text: None, above: 0.1, below: kl_0/reft}
 """)
 GONE = object()
+# A change to the suite, and words of the error. Without a value, the place is
+# taken out.
+REFUSED = """
+runs = -> runs is missing
+runs = [main] -> runs: expected NAME: ... pairs
+tables = {} -> tables: expected a list
+rnus = {} -> unknown 'rnus'; expected name, about
+file = here.yaml -> unknown 'file'
+seeds = [0.5] -> seeds[0]: 0.5 should be a whole number
+seeds = [true] -> seeds[0]: True should be a whole number
+seeds = [] -> seeds is empty
+seeds = [1, 2, 1] -> seeds: each can be run once
+seeds = [1, 99999999999] -> run main, seed=99999999999 must be between
+settings seed = 3 -> settings: seed follows from, leave it out
+runs main output = here -> run main: output follows, leave it out
+experiment = smok -> smok, no such file, smoke
+settings reft stps = 1 -> reft.stps, steps
+runs kl_0 stages = -> run kl_0: stages
+runs kl_0 stages = [] -> run kl_0: stages is empty
+runs kl_0 stages = [rft] -> run kl_0: , stages
+runs kl_0 from = after_long -> run kl_0: from: after_long, it: main
+runs after_long from = [long] -> from: ['long'] should be text
+runs kl_0 data.test = no.jsonl -> run kl_0: data.test=no.jsonl: no such file
+runs kl_0 model.path = a -> run kl_0: model.path=a: no Hugging Face model
+runs main stages = [base, reft] -> evaluations[0]: run main has no stage
+evaluations 0 run = [main] -> evaluations[0]: run: ['main'] should be
+evaluations 0 reward_model = kl_0 -> [0]: run kl_0 has no stage 'reward_model'
+evaluations 0 reward_model = [main] -> [0]: reward_model: ['main'] should be
+evaluations 0 settings evaluation samples = 3 -> [0]: , 4 is more than, =3
+evaluations 0 stages = [sft, reward_model] -> [0]: reward_model answers no
+evaluations 0 stages = [] -> evaluations[0]: stages is empty
+evaluations 0 settings evaluation reward_model = /no -> =/no: no reward model
+evaluations 0 settings data.test = /no.json -> [0]: data.test=/no.json: no such
+evaluations 0 settings evaluation split = dev -> [0]: , =dev, test problems
+evaluations 0 settings evaluation batch_size = 0 -> [0]: , =0 must be above 0
+evaluations = [&e {run: main, stages: [sft]}, *e] -> [1]: main/sft is evaluated
+tables 0 rows 0 result = no/sft -> 'All', row 'SFT': no run 'no'; there are main
+tables 0 rows 0 result = main -> rows[0]: result: 'main' should be RUN/STAGE
+tables 0 rows 0 label = [a] -> rows[0]: label: ['a'] should be text
+tables 0 rows 0 label = null -> tables[0]: rows[0]: label is missing
+tables 0 columns = [majority@5] -> main/sft, majority@5, evaluation.at
+tables 0 columns = [] -> tables[0]: columns is empty
+tables 0 columns = [tset] -> unknown metric 'tset'; there are test
+tables 0 columns = [1] -> unknown metric '1'
+tables 0 columns = [[a]] -> tables[0]: columns[0]: ['a'] should be
+tables 0 note = [A] -> tables[0]: note: ['A'] should be text
+figures 0 over = time -> figures[0]: over must be one of step, rows
+figures 0 over = [step] -> figures[0]: over: ['step'] should be text
+figures 0 share = 'on' -> figures[0]: share: 'on' should be true or
+figures 0 curves SFT = null -> curves: SFT: None should be RUN/STAGE
+figures 0 curves SFT = main/rft -> figure 'Dev': run main has no stage
+figures 0 x = steps -> figures[0]: unknown 'x'; expected curves
+figures 0 curves = -> figures[0]: unknown 'over'; expected points
+figures 1 points ReFT = {x: main/reft} -> points: ReFT: 'x' should be a number
+figures 1 title = Dev! -> figure 'Dev!': its picture, dev.png, as that of 'Dev'
+claims 0 below = kl_0/sft -> claim 'Better': run kl_0 has no stage
+claims 0 below = .nan -> claims[0]: below: nan should be a number
+claims 0 by = much -> claims[0]: by: 'much' should be a number
+claims 0 by = -0.1 -> claims[0]: by: -0.1 should be, 0 or more
+claims 0 within = 0.1 -> claims[0]: unknown 'within'
+claims 0 metric = 5 -> claim 'Better': unknown metric '5'
+claims 0 text = true -> claims[0]: text: True should be text, in quotes
+claims 2 equal = [main/reft] -> claims[2]: equal must hold two
+claims 2 within = -1 -> claims[2]: within: -1 should be
+claims 3 below = 0.3 -> claim 'None': compares 0.1 and 0.3, RUN/STAGE
+"""
 
 
 def changed(path: str, value):
@@ -77,7 +142,8 @@ def load(tmp_path):
   def write_and_read(content=SUITE) -> suites.Suite:
     file = tmp_path / "suite.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
-    return reading.load(str(file))
+    suite = reading.load(str(file))
+    return dataclasses.replace(suite, output=pathlib.Path("out"))
 
   return write_and_read
 
@@ -126,10 +192,11 @@ def test_the_metric_of_a_claim_or_figure_is_that_of_its_references(load):
   ],
 )
 def test_the_nearest_run_lends_its_models(suite, run, base, warmup):
-  model = suite.config(run, 7, FOLDER).model
+  model = suite.config(run, 7).model
   assert model.path == (base and f"out/runs/{base}-seed7/models/base")
   assert model.warmup == (warmup and f"out/runs/{warmup}-seed7/models/warmup")
-  assert suite.lenders(run) == {base, warmup} - {None}
+  lenders = {lender for lender, _ in suite.lent(run).values()}
+  assert lenders == {base, warmup} - {None}
 
 
 @pytest.mark.parametrize(
@@ -137,164 +204,50 @@ def test_the_nearest_run_lends_its_models(suite, run, base, warmup):
 )
 def test_a_run_with_its_own_base_model_is_lent_none(load, own):
   suite = load(changed("runs own", {"stages": ["reft"], **own}))
-  assert suite.lenders("own") == set()
-  model = suite.config("own", 7, FOLDER).model
+  assert not suite.lent("own")
+  model = suite.config("own", 7).model
   assert (model.path, model.warmup) == ("a/b", None)
 
 
 def test_settings_are_laid_over_the_experiment_in_order(suite):
-  kl_0 = suite.config("kl_0", 7, FOLDER)
+  kl_0 = suite.config("kl_0", 7)
   assert (kl_0.reft.steps, kl_0.reft.kl_coef) == (2, 0)
   assert (kl_0.seed, kl_0.output) == (7, "out/runs/kl_0-seed7")
-  kl_0 = suite.config("kl_0", 7, FOLDER, ["reft.kl_coef=0.5"])
-  assert kl_0.reft.kl_coef == 0.5
   (evaluation,) = suite.evaluations
-  config = suite.evaluation_config(
-    evaluation, 7, FOLDER, ["evaluation.resamples=7"]
-  )
+  assert suite.evaluation_settings(evaluation, 7) == [
+    "evaluation.reward_model=out/runs/main-seed7/models/reward_model",
+    "evaluation.samples=4",
+    "evaluation.at=[1,4]",
+  ]
+  over = ("reft.kl_coef=0.5", "evaluation.resamples=7")
+  suite = dataclasses.replace(suite, overrides=over)
+  assert suite.config("kl_0", 7).reft.kl_coef == 0.5
+  config = suite.evaluation_config(evaluation, 7)
   assert config.reft.steps == 2
   assert config.evaluation.samples == 4
   assert config.evaluation.resamples == 7
   assert config.model.path == "out/runs/main-seed7/models/sft"
   assert config.model.warmup is None
-  assert suite.evaluation_overrides(evaluation, 7, FOLDER) == [
-    "evaluation.reward_model=out/runs/main-seed7/models/reward_model",
-    "evaluation.samples=4",
-    "evaluation.at=[1,4]",
-  ]
 
 
 def test_settings_are_written_as_a_command_line_reads_them():
-  values = {"name": "two words", "stages": ["sft"], "model": {"path": None}}
-  assert suites.written({"a": values, "b": 1e-5, "c": True}) == [
+  values = {"a.name": "two words", "stages": ["sft"], "model.path": None}
+  assert suites.written({**values, "b": 1e-5, "c": True}) == [
     'a.name="two words"',
-    "a.stages=[sft]",
-    "a.model.path=null",
+    "stages=[sft]",
+    "model.path=null",
     "b=1e-05",
     "c=true",
   ]
 
 
-@pytest.mark.parametrize(
-  ("path", "value", "words"),
-  [
-    ("runs", GONE, "runs is missing"),
-    ("runs", ["main"], "runs: expected NAME: ... pairs"),
-    ("tables", {}, "tables: expected a list"),
-    ("rnus", {}, "unknown 'rnus'; expected name, about"),
-    ("file", "here.yaml", "unknown 'file'"),
-    ("seeds", [0.5], "seeds[0]: 0.5 should be a whole number"),
-    ("seeds", [True], "seeds[0]: True should be a whole number"),
-    ("seeds", [], "seeds is empty"),
-    ("seeds", [1, 2, 1], "seeds: each can be run once"),
-    ("seeds", [1, 2**40], f"run main, seed={2**40} must be between 0 and"),
-    ("settings seed", 3, "settings: seed follows from, leave it out"),
-    ("runs main output", "here", "run main: output follows, leave it out"),
-    ("experiment", "smok", "smok, no such file, smoke"),
-    ("settings reft stps", 1, "reft.stps, steps"),
-    ("runs kl_0 stages", GONE, "run kl_0: stages"),
-    ("runs kl_0 stages", [], "run kl_0: stages is empty"),
-    ("runs kl_0 stages", ["rft"], "run kl_0: , stages"),
-    ("runs kl_0 from", "after_long", "run kl_0: from: after_long, it: main"),
-    ("runs after_long from", ["long"], "from: ['long'] should be text"),
-    (
-      *("runs kl_0 data", {"test": "none.jsonl"}),
-      "run kl_0: , data.test=none.jsonl, no such file",
-    ),
-    (
-      *("runs kl_0 model", {"path": "nowhere"}),
-      "run kl_0: , model.path=nowhere, no Hugging Face model",
-    ),
-    (
-      *("runs main stages", ["base", "warmup", "reft"]),
-      "evaluations[0]: run main has no stage",
-    ),
-    ("evaluations 0 run", ["main"], "evaluations[0]: run: ['main'] should be"),
-    (
-      *("evaluations 0 reward_model", "kl_0"),
-      "evaluations[0]: run kl_0 has no stage 'reward_model'",
-    ),
-    (
-      *("evaluations 0 reward_model", ["main"]),
-      "evaluations[0]: reward_model: ['main'] should be text",
-    ),
-    (
-      *("evaluations 0 settings evaluation samples", 3),
-      "evaluations[0]: , 4 is more than evaluation.samples=3",
-    ),
-    (
-      *("evaluations 0 stages", ["sft", "reward_model"]),
-      "evaluations[0]: reward_model answers no questions",
-    ),
-    ("evaluations 0 stages", [], "evaluations[0]: stages is empty"),
-    (
-      *("evaluations 0 settings evaluation reward_model", "/nowhere/rm"),
-      "evaluations[0]: , /nowhere/rm, no reward model there",
-    ),
-    (
-      *("evaluations 0 settings data", {"test": "/nowhere/test.json"}),
-      "evaluations[0]: data.test=/nowhere/test.json, no such file",
-    ),
-    (
-      *("evaluations 0 settings evaluation split", "dev"),
-      "evaluations[0]: evaluation.split=dev, test problems",
-    ),
-    (
-      *("evaluations 0 settings evaluation batch_size", 0),
-      "evaluations[0]: evaluation.batch_size=0, above 0",
-    ),
-    (
-      *("evaluations", 2 * SUITE["evaluations"]),
-      "evaluations[1]: main/sft is evaluated before",
-    ),
-    (
-      *("tables 0 rows 0 result", "mian/sft"),
-      "table 'All', row 'SFT': no run 'mian'; there are main, kl_0",
-    ),
-    (
-      *("tables 0 rows 0 result", "main"),
-      "tables[0]: rows[0]: result: 'main' should be RUN/STAGE",
-    ),
-    ("tables 0 rows 0 label", ["a"], "rows[0]: label: ['a'] should be text"),
-    ("tables 0 rows 0 label", None, "tables[0]: rows[0]: label is missing"),
-    ("tables 0 columns", ["majority@5"], "main/sft, majority@5, evaluation.at"),
-    ("tables 0 columns", [], "tables[0]: columns is empty"),
-    ("tables 0 columns", ["tset"], "unknown metric 'tset'; there are test"),
-    ("tables 0 columns", [1], "unknown metric '1'"),
-    ("tables 0 columns", [["a"]], "tables[0]: columns[0]: ['a'] should be"),
-    ("tables 0 note", ["A"], "tables[0]: note: ['A'] should be text"),
-    ("figures 0 over", "time", "figures[0]: over must be one of step, rows"),
-    ("figures 0 over", ["step"], "figures[0]: over: ['step'] should be text"),
-    ("figures 0 share", "on", "figures[0]: share: 'on' should be true or"),
-    ("figures 0 curves SFT", None, "curves: SFT: None should be RUN/STAGE"),
-    ("figures 0 curves SFT", "main/rft", "figure 'Dev': run main has no stage"),
-    ("figures 0 x", "steps", "figures[0]: unknown 'x'; expected curves"),
-    ("figures 0 curves", GONE, "figures[0]: unknown 'over'; expected points"),
-    (
-      *("figures 1 points ReFT", {"none": "main/reft"}),
-      "figures[1]: points: ReFT: 'none' should be a number",
-    ),
-    (
-      *("figures 1 title", "Dev!"),
-      "figure 'Dev!': its picture, dev.png, as that of 'Dev' is",
-    ),
-    ("claims 0 below", "kl_0/sft", "claim 'Better': run kl_0 has no stage"),
-    ("claims 0 below", math.nan, "claims[0]: below: nan should be a number"),
-    ("claims 0 by", "much", "claims[0]: by: 'much' should be a number"),
-    ("claims 0 by", -0.1, "claims[0]: by: -0.1 should be, 0 or more"),
-    ("claims 0 within", 0.1, "claims[0]: unknown 'within'"),
-    ("claims 0 metric", 5, "claim 'Better': unknown metric '5'"),
-    ("claims 0 text", True, "claims[0]: text: True should be text, in quotes"),
-    ("claims 2 equal", ["main/reft"], "claims[2]: equal must hold two"),
-    ("claims 2 within", -1, "claims[2]: within: -1 should be"),
-    ("claims 3 below", 0.3, "claim 'None': compares 0.1 and 0.3, RUN/STAGE"),
-  ],
-)
-def test_a_suite_that_cannot_run_is_refused_in_one_line(
-  load, path, value, words
-):
+@pytest.mark.parametrize("case", REFUSED.strip().split("\n"))
+def test_a_suite_that_cannot_run_is_refused_in_one_line(load, case):
+  change, words = case.split(" -> ")
+  path, value = change.split(" =")
+  content = changed(path, yaml.safe_load(value) if value else GONE)
   with pytest.raises(errors.UserError) as caught:
-    checking.check(load(changed(path, value)))
+    checking.check(load(content))
   text = str(caught.value)
   assert "\n" not in text
   for word in ["suite.yaml: ", *words.split(", ")]:
@@ -329,8 +282,9 @@ def test_tables_hold_what_evaluations_compute(load, samples, computed, missing):
 
 
 def test_overrides_are_checked_too(suite):
+  suite = dataclasses.replace(suite, overrides=("evaluation.samples=2",))
   with pytest.raises(errors.UserError, match="4 is more than"):
-    checking.check(suite, ["evaluation.samples=2"])
+    checking.check(suite)
 
 
 def test_a_number_is_text_where_text_is_shown(load):
@@ -348,7 +302,10 @@ def test_a_number_is_text_where_text_is_shown(load):
   shown += [dev.title, kl.x, claim.text, claim.paper]
   assert shown == ["7"] * 8
   assert claim.above.run == "16"
-  assert suite.lenders("after") == {"16", "main"}
+  assert {lender for lender, _ in suite.lent("after").values()} == {
+    "16",
+    "main",
+  }
 
 
 def test_a_key_without_a_value_counts_as_absent(load):
@@ -367,7 +324,7 @@ def test_a_key_without_a_value_counts_as_absent(load):
   assert table.rows[0].paper == {"SVAMP": "1.0"}
   assert suite.claims[0].by == 0
   assert not suite.evaluations[1].reward_model
-  assert suite.config("kl_0", 7, FOLDER).model.path
+  assert suite.config("kl_0", 7).model.path
 
 
 def test_pictures_are_named_after_their_titles():
