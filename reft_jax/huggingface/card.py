@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub
 
+from reft_jax import files
 from reft_jax.config import loading, schema, stages
 from reft_jax.evaluation import settings
 from reft_jax.huggingface import hub
@@ -63,10 +64,8 @@ class Exported:
 
   def read(self, *path: str) -> dict[str, Any]:
     """A JSON file of its run; empty if the run has not written it."""
-    if self.model.run is None:
-      return {}
-    file = self.model.run.joinpath(*path)
-    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    run = self.model.run
+    return files.read_json(run.joinpath(*path)) if run else {}
 
   def result(self) -> dict[str, Any]:
     """The result of its stage."""
@@ -145,11 +144,10 @@ def _facts(exported: Exported, config: schema.Config | None) -> _Rows:
     yield "Checkpoint", exported.model.name
   kind = {"nl": "words", "python": "programs"}[data.reasoning]
   yield "Task", f"{_task(config)}, chains of thought in {kind}"
-  of_hub = data.train.startswith("hub:")
-  yield (
-    "Training data",
-    data.train if of_hub else pathlib.PurePath(data.train).name,
-  )
+  source = data.train
+  if not source.startswith("hub:"):
+    source = pathlib.PurePath(source).name
+  yield "Training data", source
   for split, title in (("train", "Training"), ("dev", "Dev"), ("test", "Test")):
     if count := exported.questions(split):
       yield f"{title} questions", f"{count:,}"

@@ -21,8 +21,7 @@ def write(
   *,
   classifier: bool = False,
   adapter: peft.Adapter | None = None,
-  texts: Mapping[str, str] | None = None,
-  **options: Any,
+  texts: Mapping[str, str],
 ) -> None:
   """Writes a complete folder or none: it appears in one move.
 
@@ -36,7 +35,6 @@ def write(
     classifier: whether it is one.
     adapter: the adapter that is merged into it, written to a folder inside.
     texts: further files, by name.
-    **options: as those of `fill`.
   """
   head_DC = None
   if adapter is not None:
@@ -44,21 +42,16 @@ def write(
     if classifier:
       head_DC = multihost.allgather(model[f"score_{shape.outer}C"])
   if not multihost.is_lead():
-    writer.hand_over(
-      shape,
-      model,
-      classifier=classifier,
-      dtype=options.get("dtype", "float32"),
-    )
+    writer.hand_over(shape, model, classifier=classifier)
     multihost.barrier("model written")
     return
   folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
     new = pathlib.Path(scratch) / folder.name
-    fill(new, shape, tokenizer, model, classifier=classifier, **options)
+    fill(new, shape, tokenizer, model, classifier=classifier)
     if adapter is not None:
       peft.save(new / peft.FOLDER, shape, adapter, head_DC=head_DC)
-    for name, text in (texts or {}).items():
+    for name, text in texts.items():
       (new / name).write_text(text, encoding="utf-8")
     if folder.exists():
       shutil.rmtree(folder)

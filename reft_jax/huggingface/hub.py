@@ -9,11 +9,10 @@ looked for: a resumed run has the model that it started from.
 
 import functools
 import json
-import os
 import pathlib
 import re
 
-from reft_jax import errors
+from reft_jax import errors, files
 
 SITE = "huggingface.co"
 
@@ -38,13 +37,9 @@ _PICKLED = (
 )
 
 
-class _IncompleteError(Exception):
-  """A repository lacks a file of this name."""
-
-
 def is_id(name: str) -> bool:
   """Whether a name is one of the hub's and not of a local file or folder."""
-  match, path = _ID.fullmatch(name), _local(name)
+  match, path = _ID.fullmatch(name), files.expand_user(name)
   if match is None or path.exists():
     return False
   return match["revision"] is not None or not path.parent.exists()
@@ -61,7 +56,7 @@ def find(name: str) -> pathlib.Path | None:
 
   Uses no network, and does not read weights.
   """
-  folder = _local(name)
+  folder = files.expand_user(name)
   if folder.is_dir():
     return folder if (folder / "config.json").is_file() else None
   return _cached(*_parts(name)) if is_id(name) else None
@@ -77,7 +72,7 @@ def folder(name: str, setting: str = "") -> pathlib.Path:
   Raises:
     UserError: there is no such model, or it cannot be downloaded.
   """
-  path = _local(name)
+  path = files.expand_user(name)
   if path.is_dir():
     return path
   label = f"{setting}={name}" if setting else name
@@ -88,14 +83,16 @@ def folder(name: str, setting: str = "") -> pathlib.Path:
     )
   repo, revision = _parts(name)
   try:
-    return _cached(repo, revision) or _downloaded(repo, revision)
+    found = _cached(repo, revision) or _downloaded(repo, revision)
   except Exception as error:  # The hub's client raises errors of many kinds.
     reason = _reason(error, repo, revision)
     raise errors.UserError(f"{label}: {reason}") from error
-
-
-def _local(name: str) -> pathlib.Path:
-  return pathlib.Path(os.path.expanduser(name))
+  if missing := _missing_file(found):
+    raise errors.UserError(
+      f"{label}: {SITE}/{repo} holds no {missing}; it must be a model in the "
+      "Hugging Face layout."
+    )
+  return found
 
 
 def _parts(name: str) -> tuple[str, str | None]:
@@ -118,10 +115,7 @@ def _cached(repo: str, revision: str | None) -> pathlib.Path | None:
 # Cached: a process has one model of a name, even if the hub's changes.
 @functools.cache
 def _downloaded(repo: str, revision: str | None) -> pathlib.Path:
-  found = _snapshot(repo, revision, local_files_only=False)
-  if missing := _missing_file(found):
-    raise _IncompleteError(missing)
-  return found
+  return _snapshot(repo, revision, local_files_only=False)
 
 
 def _snapshot(
@@ -130,20 +124,18 @@ def _snapshot(
   """The files of a repository; pickled weights only if there are no others."""
   import huggingface_hub
 
-  def fetch(*patterns: str) -> pathlib.Path:
-    return pathlib.Path(
+  for weights in (_SAFETENSORS, _PICKLED):
+    found = pathlib.Path(
       huggingface_hub.snapshot_download(
         repo,
         revision=revision,
-        allow_patterns=list(patterns),
+        allow_patterns=[*_DESCRIPTION, *weights],
         local_files_only=local_files_only,
       )
     )
-
-  found = fetch(*_DESCRIPTION, *_SAFETENSORS)
-  if any(found.glob("model*.safetensors*")):
-    return found
-  return fetch(*_DESCRIPTION, *_PICKLED)
+    if any(found.glob("model*.safetensors*")):
+      break
+  return found
 
 
 def _missing_file(folder: pathlib.Path) -> str | None:
@@ -159,15 +151,14 @@ def _missing_file(folder: pathlib.Path) -> str | None:
         shards = set(json.loads(index.read_text())["weight_map"].values())
       except (ValueError, KeyError, TypeError, AttributeError):
         return None  # Reading the weights reports the broken index.
-      missing = sorted(
-        shard for shard in shards if not (folder / shard).is_file()
-      )
-      return missing[0] if missing else None
+      missing = (each for each in shards if not (folder / each).is_file())
+      return min(missing, default=None)
   return "model.safetensors"
 
 
 def _reason(error: Exception, repo: str, revision: str | None) -> str:
   """Explains an error of the hub's client."""
+  from huggingface_hub import constants
   from huggingface_hub import errors as hub_errors
 
   match error:
@@ -185,23 +176,13 @@ def _reason(error: Exception, repo: str, revision: str | None) -> str:
     case hub_errors.RevisionNotFoundError():
       return f"{SITE}/{repo} has no revision {revision or 'main'}."
     case hub_errors.LocalEntryNotFoundError() | ConnectionError():
-      offline = "HF_HUB_OFFLINE is set" if _offline() else "no connection"
+      offline = constants.HF_HUB_OFFLINE
+      cause = "HF_HUB_OFFLINE is set" if offline else "no connection"
       return (
-        f"no folder here, and {SITE} cannot be reached ({offline}); download "
+        f"no folder here, and {SITE} cannot be reached ({cause}); download "
         f"it where there is a network (hf download {repo}), or give a folder."
       )
     case hub_errors.HFValidationError():
       return "neither a folder here nor a name that the hub allows."
-    case _IncompleteError():
-      return (
-        f"{SITE}/{repo} holds no {error}; it must be a model in the Hugging "
-        "Face layout."
-      )
   text = str(error).strip().partition("\n")[0]
   return f"it cannot be downloaded ({type(error).__name__}: {text})."
-
-
-def _offline() -> bool:
-  from huggingface_hub import constants
-
-  return constants.HF_HUB_OFFLINE

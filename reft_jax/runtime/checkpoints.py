@@ -28,16 +28,10 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path, *, keep: int):
     self._directory = pathlib.Path(directory).resolve()
-    self._keep = keep
-    self._manager = self._open()
-
-  def _open(self) -> ocp.CheckpointManager:
-    return _Manager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
-      ),
+    self._options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, create=True, cleanup_tmp_directories=True
     )
+    self._manager = _Manager(self._directory, options=self._options)
 
   def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
     """Saves in the background; durable after `wait`, `close` or the next save.
@@ -126,7 +120,7 @@ class Checkpoints:
       name = f"damaged-{self._directory.name}-{step}-{int(time.time())}"
       (self._directory / str(step)).rename(self._directory.parent / name)
     multihost.barrier("set aside")
-    self._manager = self._open()
+    self._manager = _Manager(self._directory, options=self._options)
 
   def wait(self) -> None:
     """Returns once everything saved so far is on disk."""
@@ -158,11 +152,8 @@ def shapes(folder: pathlib.Path) -> Any:
   Raises:
     UserError: no state can be read there.
   """
-  try:
-    with _closing(ocp.PyTreeCheckpointHandler()) as reader:
-      tree = reader.metadata(folder.resolve()).tree
-  except Exception as error:  # Orbax has no common type for damage.
-    raise _unreadable(folder, error) from error
+  with _reading(folder) as reader:
+    tree = reader.metadata(folder.resolve()).tree
   return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
 
 
@@ -178,18 +169,26 @@ def read(folder: pathlib.Path, like: Any) -> Any:
   Raises:
     UserError: they cannot be read.
   """
+  wanted = ocp.args.PyTreeRestore(
+    item=like,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+    partial_restore=True,
+  )
+  with _reading(folder) as reader:
+    return reader.restore(folder.resolve(), args=wanted)
+
+
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path) -> Iterator[ocp.PyTreeCheckpointHandler]:
+  """A reader of one saved state, whose errors become a UserError."""
   try:
     with _closing(ocp.PyTreeCheckpointHandler()) as reader:
-      return reader.restore(
-        folder.resolve(),
-        args=ocp.args.PyTreeRestore(
-          item=like,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-          partial_restore=True,
-        ),
-      )
-  except Exception as error:
-    raise _unreadable(folder, error) from error
+      yield reader
+  except Exception as error:  # Orbax has no common type for damage.
+    reason = str(error).partition("\n")[0]
+    raise UserError(
+      f"{folder}: no checkpoint that can be read ({reason:.200}); give another."
+    ) from error
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -218,10 +217,3 @@ def _closing(handler: Any) -> Iterator[Any]:
   loops = mock.patch.object(asyncio, "new_event_loop", _Loop)
   with loops, contextlib.closing(handler):
     yield handler
-
-
-def _unreadable(folder: pathlib.Path, error: Exception) -> UserError:
-  reason = str(error).partition("\n")[0]
-  return UserError(
-    f"{folder}: no checkpoint that can be read ({reason:.200}); give another."
-  )

@@ -12,34 +12,16 @@ import os
 import re
 import sys
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from reft_jax.errors import UserError
 from reft_jax.runtime import xla_flags
 
 # How processes find each other where no launcher says so.
 COORDINATOR, COUNT, INDEX = "REFT_COORDINATOR", "REFT_PROCESSES", "REFT_PROCESS"
-
-
-class _Rank(NamedTuple):
-  """One of MPI's processes, and its place among those of its node."""
-
-  size: int
-  rank: int
-  local_size: int  # 0 if MPI does not say.
-  local_rank: int
-
-  def arguments(self) -> dict[str, Any]:
-    """Several processes of a node drive one device each, a single one all."""
-    ids = [self.local_rank] if self.local_size > 1 else []
-    return {
-      "num_processes": self.size,
-      "process_id": self.rank,
-      **_local_devices(ids),
-    }
-
-
-# The variables that MPI sets, in the order of _Rank.
+_LAUNCHED = "the launcher must set this to a number; else use distributed=off."
+# The variables that MPI sets: the number of processes and the rank of this one,
+# in all and on its node. The latter two may be missing.
 _OPEN_MPI = (
   *("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
   *("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -71,7 +53,18 @@ def detect(distributed: str) -> dict[str, Any] | None:
     return _detect()
   if not re.fullmatch(r"[^\s/]+:[1-9]\d*", address):
     raise UserError(f"{setting}={address} is not HOST:PORT")
-  return _at(address) | _identity()
+  mpi = _mpi()
+  if mpi and not {COUNT, INDEX} & set(os.environ):
+    return _at(address) | mpi[0]
+  remedy = (
+    f"with {COORDINATOR} or distributed=HOST:PORT, set {COUNT} to the number "
+    f"of processes and {INDEX} to the index of this one, from 0."
+  )
+  identity = {
+    "num_processes": _number(COUNT, remedy=remedy),
+    "process_id": _number(INDEX, remedy=remedy),
+  }
+  return _at(address) | identity
 
 
 def _at(address: str) -> dict[str, Any]:
@@ -82,49 +75,38 @@ def _at(address: str) -> dict[str, Any]:
   }
 
 
-def _identity() -> dict[str, Any]:
-  """Which of how many processes this is, where an address is given."""
-  mpi = _mpi()
-  if mpi and not {COUNT, INDEX} & set(os.environ):
-    return mpi.arguments()
-  remedy = (
-    f"with {COORDINATOR} or distributed=HOST:PORT, set {COUNT} to the number "
-    f"of processes and {INDEX} to the index of this one, from 0."
-  )
-  return {
-    "num_processes": _number(COUNT, remedy),
-    "process_id": _number(INDEX, remedy),
-  }
-
-
 def _detect() -> dict[str, Any] | None:
   """As `detect`, where no address is given."""
   # SLURM_NTASKS would also be set in a batch script, which runs once.
-  tasks = _launched("SLURM_STEP_NUM_TASKS", 1)
+  tasks = _number("SLURM_STEP_NUM_TASKS", "1")
   # mpirun may start its processes by srun; srun may set PMI_SIZE itself.
   by_mpirun = {"OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"} & set(os.environ)
   if tasks > 1 and not by_mpirun:
-    one_per_node = tasks == _launched("SLURM_STEP_NUM_NODES", 1)
+    one_per_node = tasks == _number("SLURM_STEP_NUM_NODES", "1")
     return _local_devices([] if one_per_node else None)
   if mpi := _mpi():
-    return _mpi_coordinator(mpi) | mpi.arguments()
+    return _mpi_coordinator(*mpi) | mpi[0]
   return {} if _on_tpu_slice() else None
 
 
-def _mpi() -> _Rank | None:
-  """This process's rank, if MPI started several."""
-  for size, rank, *local in (_OPEN_MPI, _PMI):
-    if _launched(size, 1) > 1:
-      local_size, local_rank = (_launched(name, 0) for name in local)
-      return _Rank(_launched(size), _launched(rank), local_size, local_rank)
+def _mpi() -> tuple[dict[str, Any], bool] | None:
+  """Which process this is, if MPI started several; whether on one node."""
+  for names in (_OPEN_MPI, _PMI):
+    if _number(names[0], "1") > 1:
+      size, rank = map(_number, names[:2])
+      local_size, local_rank = (_number(name, "0") for name in names[2:])
+      # Several processes of a node drive one device each, a single one all.
+      devices = _local_devices([local_rank] if local_size > 1 else [])
+      which = {"num_processes": size, "process_id": rank} | devices
+      return which, local_size == size
   return None
 
 
-def _mpi_coordinator(mpi: _Rank) -> dict[str, Any]:
-  """Where rank 0 is."""
+def _mpi_coordinator(which: dict[str, Any], one_node: bool) -> dict[str, Any]:
+  """Where rank 0 is; the arguments are those that `_mpi` returns."""
   if "OMPI_MCA_orte_hnp_uri" in os.environ:  # Open MPI before version 5.
     return {"cluster_detection_method": "ompi"}
-  if mpi.local_size == mpi.size:
+  if one_node:
     # The same port in all processes of a command, and another for another. From
     # 61440 on, Linux does not use ports by itself.
     command = "\0".join([os.getcwd(), *sys.argv])
@@ -133,9 +115,9 @@ def _mpi_coordinator(mpi: _Rank) -> dict[str, Any]:
   if importlib.util.find_spec("mpi4py"):
     return {"cluster_detection_method": "mpi4py"}
   raise UserError(
-    f"MPI started {mpi.size} processes and does not tell them where rank 0 is; "
-    f"set {COORDINATOR}=HOST:PORT in all of them, the node of rank 0 and a "
-    "port that is free there, or install mpi4py."
+    f"MPI started {which['num_processes']} processes and does not tell them "
+    f"where rank 0 is; set {COORDINATOR}=HOST:PORT in all of them, the node of "
+    "rank 0 and a port that is free there, or install mpi4py."
   )
 
 
@@ -145,17 +127,9 @@ def _local_devices(ids: list[int] | None) -> dict[str, Any]:
   return {} if chosen else {"local_device_ids": ids}
 
 
-def _launched(name: str, default: int | None = None) -> int:
-  """A number that a launcher sets."""
-  if default is not None and not os.environ.get(name):
-    return default
-  return _number(
-    name, "the launcher must set this to a number; else use distributed=off."
-  )
-
-
-def _number(name: str, remedy: str) -> int:
-  text = os.environ.get(name, "")
+def _number(name: str, default: str = "", remedy: str = _LAUNCHED) -> int:
+  """A number of the environment; the default if it is empty or not set."""
+  text = os.environ.get(name) or default
   if not text.isdecimal():
     raise UserError(f"{name}={text!r}: {remedy}")
   return int(text)

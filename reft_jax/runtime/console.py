@@ -11,7 +11,7 @@ import math
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import rich.box
 import rich.console
@@ -37,7 +37,6 @@ _HEADLINES = {
   "learning_rate": "lr",
   "dev/accuracy": "dev",
 }
-_VERDICT_STYLES = {"correct": "green", "wrong": "yellow", "none": "red"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,50 +80,42 @@ class Console:
   ) -> Iterator["Progress"]:
     """Shows a stage's progress from step `start` on, then its time."""
     begin = time.monotonic()
-    with contextlib.ExitStack() as stack:
-      bar = None
-      if self._live:
-        bar = stack.enter_context(
-          rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}", style="bold"),
-            rich.progress.BarColumn(bar_width=20),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeRemainingColumn(compact=True),
-            rich.progress.TextColumn(
-              "{task.fields[metrics]}",
-              markup=False,
-              table_column=rich.table.Column(no_wrap=True, ratio=1),
-            ),
-            console=self._console,
-            expand=True,
-            speed_estimate_period=3600,  # A step may take minutes.
-            transient=True,
-          )
-        )
+    with self._bar() if self._live else contextlib.nullcontext() as bar:
+      if bar:
         bar.add_task(name, total=total_steps, completed=start, metrics="")
-      stage = Progress(self, name, total_steps, start, bar)
+      stage = Progress(start, self, name, total_steps, bar)
       yield stage
-    self.line(
-      f"{name}: {stage.done - start} steps in"
-      f" {duration(time.monotonic() - begin)}",
-      style="bold",
+    took = duration(time.monotonic() - begin)
+    self.line(f"{name}: {stage.done - start} steps in {took}", style="bold")
+
+  def _bar(self) -> rich.progress.Progress:
+    return rich.progress.Progress(
+      rich.progress.TextColumn("{task.description}", style="bold"),
+      rich.progress.BarColumn(bar_width=20),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeRemainingColumn(compact=True),
+      rich.progress.TextColumn(
+        "{task.fields[metrics]}",
+        markup=False,
+        table_column=rich.table.Column(no_wrap=True, ratio=1),
+      ),
+      console=self._console,
+      expand=True,
+      speed_estimate_period=3600,  # A step may take minutes.
+      transient=True,
     )
 
   def sample(
-    self,
-    stage: str,
-    step: int,
-    question: str,
-    solution: Solution,
-    answer: str,
+    self, stage: str, step: int, question: str, solution: Solution, answer: str
   ) -> None:
     """Shows one completion, the answer found in it and the reference answer."""
+    written, verdict = _graded(solution, answer)
     grid = rich.table.Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row("question", _clean(question.strip()))
-    grid.add_row("sampled", _written(solution))
-    grid.add_row("verdict", _verdict(solution, answer))
+    grid.add_row("sampled", written)
+    grid.add_row("verdict", verdict)
     self._console.print(
       rich.rule.Rule(f"{stage}, step {step}: a sample", style="dim"),
       grid,
@@ -138,7 +129,7 @@ class Console:
     rows: Sequence[Sequence[str | float | None]],
   ) -> None:
     """Prints a table; numbers have few digits and are right-aligned."""
-    table = _table(title)
+    table = _table(title=title, title_justify="left")
     first_width = max((len(str(row[0])) for row in rows), default=0)
     for index, column in enumerate(columns):
       words = "".join(x for x in (r[index] for r in rows) if isinstance(x, str))
@@ -159,74 +150,53 @@ class Console:
     solutions: Mapping[str, Sequence[Solution]],
   ) -> None:
     """Shows several models' completions for one question, a column each."""
-    table = _table(None)
-    table.show_lines = True
+    table = _table(show_lines=True, expand=True)
     for name in solutions:
       table.add_column(name, ratio=1, overflow="fold")
-    table.expand = True
     for row in zip(*solutions.values(), strict=True):
-      table.add_row(
-        *(
-          rich.console.Group(
-            _written(solution),
-            _verdict(solution, answer),
-          )
-          for solution in row
-        )
-      )
+      cells = (_graded(solution, answer) for solution in row)
+      table.add_row(*(rich.console.Group(*cell) for cell in cells))
     self._console.print()
     self._console.print(_clean(question.strip()), style="italic")
     self._console.print(table)
 
 
+@dataclasses.dataclass
 class Progress:
   """The progress of a stage, made by `Console.stage`; `done` counts steps."""
 
-  def __init__(
-    self,
-    console: Console,
-    name: str,
-    total_steps: int,
-    start: int,
-    bar: rich.progress.Progress | None,
-  ):
-    self.done = start
-    self._console = console
-    self._name = name
-    self._total_steps = total_steps
-    self._bar = bar
-    # When the first step was done, and how many steps were: it compiles, and
-    # does not count for the time left.
-    self._first_time: float | None = None
-    self._first_done = start
+  done: int
+  _console: Console
+  _name: str
+  _total_steps: int
+  _bar: rich.progress.Progress | None
+  # When the first step was done, and how many steps were: it compiles, and
+  # does not count for the time left.
+  _first: tuple[float, int] | None = None
 
   def step(self, done: int, values: Mapping[str, float] | None = None) -> None:
     """Shows that `done` steps are done, and metrics if given."""
     self.done = done
-    if self._first_time is None:
-      self._first_time, self._first_done = time.monotonic(), done
-    text = _metrics(values or {})
+    self._first = self._first or (time.monotonic(), done)
+    text, total = _metrics(values or {}), self._total_steps
     if self._bar:
-      task = self._bar.task_ids[0]
-      self._bar.update(task, completed=self.done)
-      if text:
-        self._bar.update(task, metrics=text)
+      fields: dict[str, Any] = {"metrics": text} if text else {}
+      self._bar.update(self._bar.task_ids[0], completed=done, **fields)
     elif text:
-      width = len(str(self._total_steps))
+      count = f"{done:>{len(str(total))}}/{total}"
       self._console.line(
-        f"{self._name} {self.done:>{width}}/{self._total_steps}"
-        f"  {text}{self._time_left()}"
+        f"{self._name} {count}  {text}{self._time_left(*self._first)}"
       )
 
   def note(self, text: str) -> None:
     """Prints a line above the bar, after the stage's name."""
     self._console.line(f"{self._name}: {text}")
 
-  def _time_left(self) -> str:
-    steps, left = self.done - self._first_done, self._total_steps - self.done
-    if self._first_time is None or not steps or not left:
+  def _time_left(self, since: float, first: int) -> str:
+    steps, left = self.done - first, self._total_steps - self.done
+    if not steps or not left:
       return ""
-    seconds = (time.monotonic() - self._first_time) / steps * left
+    seconds = (time.monotonic() - since) / steps * left
     return f"  {duration(seconds)} left"
 
 
@@ -251,8 +221,7 @@ def duration(seconds: float) -> str:
   """A span of time in its two largest units, such as `1h 05m` or `12s`."""
   if seconds < 9.95:
     return f"{seconds:.1f}s"
-  whole = round(seconds)
-  minutes, seconds = divmod(whole, 60)
+  minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   days, hours = divmod(hours, 24)
   if days:
@@ -272,23 +241,18 @@ def _metrics(values: Mapping[str, float]) -> str:
   )
 
 
-def _written(solution: Solution) -> str:
-  """A completion, dedented: that of a program is a function's body."""
-  return _clean(textwrap.dedent(solution.completion).strip())
-
-
-def _verdict(solution: Solution, answer: str) -> rich.text.Text:
+def _graded(solution: Solution, answer: str) -> tuple[str, rich.text.Text]:
+  """A completion, dedented as it may be a function's body, and its verdict."""
   found = solution.value
   if isinstance(found, float):
     found = f"{found:.10g}"
-  text = {
-    "correct": f"correct: {found}",
-    "wrong": f"wrong: {found}, not {answer}",
-    "none": f"no answer; it is {answer}",
+  text, style = {
+    "correct": (f"correct: {found}", "green"),
+    "wrong": (f"wrong: {found}, not {answer}", "yellow"),
+    "none": (f"no answer; it is {answer}", "red"),
   }[solution.verdict]
-  return rich.text.Text(
-    _clean(text), style=_VERDICT_STYLES[solution.verdict], overflow="fold"
-  )
+  written = _clean(textwrap.dedent(solution.completion).strip())
+  return written, rich.text.Text(_clean(text), style=style, overflow="fold")
 
 
 def _clean(text: str) -> str:
@@ -299,11 +263,10 @@ def _clean(text: str) -> str:
   )
 
 
-def _table(title: str | None) -> rich.table.Table:
+def _table(**options: Any) -> rich.table.Table:
   return rich.table.Table(
-    title=title,
-    title_justify="left",
     box=rich.box.SIMPLE_HEAD,
     pad_edge=False,
     collapse_padding=True,  # So that the widest tables fit 80 columns.
+    **options,
   )

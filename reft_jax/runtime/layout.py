@@ -8,8 +8,6 @@ import dataclasses
 import math
 from typing import Literal
 
-import numpy as np
-
 from reft_jax.config import schema
 from reft_jax.errors import UserError
 from reft_jax.models import config as configs
@@ -101,12 +99,11 @@ def choose(
   """
   copy = parameters * (2 if compute_dtype == "bfloat16" else 4)
   axes = {name: getattr(wanted, name) for name in AXES}
-  if any(size is not None for size in axes.values()):
-    rest = None if -1 in axes.values() else -1
-    usual = {"data": 1, "fsdp": rest or 1, "tensor": 1}
-    axes = {name: axes[name] or usual[name] for name in AXES}
-  else:
+  if not any(axes.values()):
     axes = _axes(shape, copy, parameters, devices)
+  elif -1 not in axes.values():
+    axes["fsdp"] = axes["fsdp"] or -1
+  axes = {name: size or 1 for name, size in axes.items()}
   sizes = axis_sizes(**axes, count=devices.count)
   gather = wanted.gather
   if gather == "auto":
@@ -134,22 +131,18 @@ def axis_sizes(
   Raises:
     UserError: more than one is -1, or they do not multiply to `count`.
   """
-  sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-  free = [name for name, size in sizes.items() if size == -1]
-  given = int(np.prod([size for size in sizes.values() if size != -1]))
+  sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+  given = {name: size for name, size in sizes.items() if size != -1}
+  free = [name for name in AXES if name not in given]
   if len(free) > 1:
     raise UserError(f"mesh: only one axis may be -1, not {' and '.join(free)}.")
-  if free and given and count % given == 0:
-    sizes[free[0]] = count // given
-  if int(np.prod(list(sizes.values()))) != count:
-    shape = " x ".join(
-      f"{name}={size}" for name, size in sizes.items() if size != -1
-    )
-    remedy = (
-      f"give sizes that divide {count}"
-      if free
-      else "set one axis to -1 to give it the rest"
-    )
+  if free:
+    sizes[free[0]] = count // max(math.prod(given.values()), 1)
+  if math.prod(sizes.values()) != count:
+    shape = " x ".join(f"{name}={size}" for name, size in given.items())
+    remedy = "set one axis to -1 to give it the rest"
+    if free:
+      remedy = f"give sizes that divide {count}"
     raise UserError(
       f"mesh: {shape} does not use all of the {count} devices; {remedy}."
     )
@@ -165,24 +158,16 @@ def _axes(
   """The axes where the settings leave all of them open.
 
   `tensor` is the smallest at which a device can hold its part of the copy to
-  sample from. `fsdp` shards the state over one node, or over more if it does
-  not fit; `data` is the rest.
-
-  Args:
-    shape: the architecture, if it is known.
-    copy: bytes of the weights in the compute dtype.
-    parameters: the number of parameters.
-    devices: the devices.
+  sample from, `copy` bytes in all. `fsdp` shards the state over one node, or
+  over more if it does not fit; `data` is the rest.
   """
   count, memory = devices.count, devices.memory or math.inf
   sizes = _divisors(shape, devices)
   fits = (size for size in sizes if copy / size <= _COPY_SHARE * memory)
   tensor = next(fits, sizes[-1])
   shards = max(devices.node, tensor)
-  while (
-    _STATE_BYTES * parameters / shards > _STATE_SHARE * memory
-    and shards < count
-  ):
+  least = _STATE_BYTES * parameters / (_STATE_SHARE * memory)
+  while shards < min(least, count):
     shards = min(2 * shards, count)
   if count % shards:
     shards = count
@@ -204,7 +189,7 @@ def _sampler_tensor(
     waits = 2 * shape.layers * _LATENCY_BYTES if size > 1 else 0.0
     return copy / size + waits
 
-  sizes = [size for size in _divisors(shape, devices) if size % tensor == 0]
+  sizes = (size for size in _divisors(shape, devices) if size % tensor == 0)
   best = min(sizes, key=cost, default=tensor)
   return best if cost(best) <= (1 - _LEAST_GAIN) * cost(tensor) else tensor
 
@@ -213,11 +198,5 @@ def _divisors(shape: configs.ModelConfig | None, devices: Devices) -> list[int]:
   """Sizes of a tensor axis within a node that divide heads and feed-forward."""
   if shape is None:
     return [1]
-  return [
-    size
-    for size in range(1, devices.node + 1)
-    if all(
-      number % size == 0
-      for number in (devices.node, shape.heads, shape.kv_heads, shape.ffn)
-    )
-  ]
+  most = math.gcd(devices.node, shape.heads, shape.kv_heads, shape.ffn)
+  return [size for size in range(1, most + 1) if most % size == 0]

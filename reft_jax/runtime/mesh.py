@@ -42,10 +42,8 @@ def make_mesh(
     UserError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = layout.axis_sizes(
-    data=data, fsdp=fsdp, tensor=tensor, count=len(devices)
-  )
-  shape = tuple(sizes.values())
+  axes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+  shape = tuple(layout.axis_sizes(**axes, count=len(devices)).values())
   try:
     return jax.make_mesh(shape, AXES, axis_types=_AXIS_TYPES, devices=devices)
   except NotImplementedError:
@@ -64,12 +62,8 @@ def make_meshes(
   They are the same unless the sampler has its own layout. Both have the same
   devices in the same order: a jitted function takes arrays of either.
   """
-  mesh = make_mesh(
-    data=laid_out.data,
-    fsdp=laid_out.fsdp,
-    tensor=laid_out.tensor,
-    devices=devices,
-  )
+  axes = dict(zip(AXES, laid_out.learner, strict=True))
+  mesh = make_mesh(**axes, devices=devices)
   if laid_out.sampler == laid_out.learner:
     return mesh, mesh
   grid = mesh.devices.reshape(laid_out.sampler)
@@ -99,10 +93,9 @@ def pad_to_shards(mesh: Mesh, rows: int, samples: int = 1) -> int:
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
   """NamedShardings of parameters or optimizer state, from their names."""
-  specs = partition.specs(tree, mesh.shape)
   return jax.tree.map(
-    lambda spec: NamedSharding(mesh, spec),
-    specs,
+    functools.partial(NamedSharding, mesh),
+    partition.specs(tree, mesh.shape),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 

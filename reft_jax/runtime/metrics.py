@@ -29,15 +29,19 @@ class Recorder:
     # A row appended to a line torn by a crash would be lost.
     files.replace(self._path, _lines(self._path))
     self._file = self._path.open("ab")
-    self._board = _board(directory / "tensorboard") if tensorboard else None
+    self._board: Any = None
+    if tensorboard:
+      import tensorboardX  # Slow, and only needed here.
+
+      board = str(directory / "tensorboard")
+      self._board = tensorboardX.SummaryWriter(board, write_to_disk=True)
 
   def log(self, step: int, values: Mapping[str, float], *, stage: str) -> None:
     """Appends one row; it survives this process when this returns."""
-    row = {name: float(value) for name, value in values.items()}
-    finite = {k: v for k, v in row.items() if math.isfinite(v)}
-    line = {"stage": stage, "step": int(step)}
-    line |= {name: finite.get(name) for name in row}
-    self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+    finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
+    row = {"stage": stage, "step": int(step)}
+    row |= {name: finite.get(name) for name in values}
+    self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
     self._file.flush()
     if self._board:
       for name, value in finite.items():
@@ -50,11 +54,10 @@ class Recorder:
     TensorBoard keeps the old rows.
     """
     self._file.close()
+    rows = zip(_lines(self._path), read(self._path.parent), strict=True)
     kept = (
       line
-      for line, row in zip(
-        _lines(self._path), read(self._path.parent), strict=True
-      )
+      for line, row in rows
       if row["stage"] != stage or row["step"] < next_step
     )
     files.replace(self._path, kept)
@@ -105,10 +108,3 @@ def _lines(path: pathlib.Path) -> list[bytes]:
     return []
   with path.open("rb") as file:
     return [line for line in file if line.endswith(b"\n")]
-
-
-def _board(directory: pathlib.Path) -> Any:
-  """A TensorBoard writer, imported only when one is wanted."""
-  import tensorboardX
-
-  return tensorboardX.SummaryWriter(str(directory), write_to_disk=True)

@@ -8,6 +8,7 @@ function here is the identity.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -133,15 +134,11 @@ def broadcast_from_lead(value: Any) -> Any:
   return allgather_json(value if is_lead() else None)[0]
 
 
-def rows_by_process(rows: int) -> list[range]:
-  """The rows of a batch that each process grades, by process index."""
-  count = jax.process_count() if is_multiprocess() else 1
-  return [range(index, rows, count) for index in range(count)]
-
-
 def own_rows(rows: int) -> range:
   """The rows of a batch that this process grades."""
-  return rows_by_process(rows)[jax.process_index() if is_multiprocess() else 0]
+  if not is_multiprocess():
+    return range(rows)
+  return range(jax.process_index(), rows, jax.process_count())
 
 
 def allgather_rows(own: Mapping[int, Any], rows: int) -> list[Any]:
@@ -151,12 +148,9 @@ def allgather_rows(own: Mapping[int, Any], rows: int) -> list[Any]:
     own: the values of `own_rows(rows)`.
     rows: the number of rows.
   """
-  values = [None] * rows
-  gathered = allgather_json([own[row] for row in own_rows(rows)])
-  for indices, parts in zip(rows_by_process(rows), gathered, strict=True):
-    for row, value in zip(indices, parts, strict=True):
-      values[row] = value
-  return values
+  gathered = allgather_json(list(own.items()))
+  values = dict(itertools.chain.from_iterable(gathered))
+  return [values[row] for row in range(rows)]
 
 
 def allgather(tree: Any) -> Any:
@@ -193,9 +187,9 @@ def raise_on_all_processes() -> Iterator[None]:
   try:
     yield
   except (UserError, UnsupportedModelError) as error:
+    if not is_multiprocess():
+      raise
     own = error
-  if own is not None and not is_multiprocess():
-    raise own
   for index, text in enumerate(allgather_json(own and str(own))):
     if text is not None:
       raise KnownError(f"process {index}: {text}") from own
@@ -209,7 +203,7 @@ def check_equal_on_all(facts: Mapping[str, str]) -> None:
   """
   gathered = allgather_json(dict(facts))
   for name in facts:
-    values = [of_process[name] for of_process in gathered]
+    values = [theirs[name] for theirs in gathered]
     if len(set(values)) > 1:
       raise KnownError(
         f"the processes of this run differ in their {name} "

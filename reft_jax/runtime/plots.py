@@ -1,6 +1,5 @@
 """Plots of one run, and of several runs."""
 
-import dataclasses
 import itertools
 import math
 import os
@@ -19,7 +18,7 @@ _COLORS_IN_ORDER = (
   *("#3b6fb6", "#d1495b", "#6b9080", "#e09f3e", "#7d5ba6", "#8c6d46"),
   *("#1f9ea8", "#c06c9c", "#4a4a4a", "#9a9a9a"),
 )
-_STROKES = ("-", "--", ":", "-.")
+_DASHES = ("-", "--", ":", "-.")
 # Metric, title; in the order of the panels.
 _PANELS = (
   ("dev/accuracy", "Accuracy on dev problems"),
@@ -43,15 +42,13 @@ def learning_curves(
   panels = [
     (metric, title)
     for metric, title in _PANELS
-    if any(_curve(rows, stage, metric)[0] for stage in _stages(rows))
+    if any(math.isfinite(row.get(metric, math.nan)) for row in rows)
   ]
   if not panels:
     return
   columns = min(2, len(panels))
   lines = math.ceil(len(panels) / columns)
-  figure = matplotlib.figure.Figure(
-    figsize=(5.2 * columns, 3.4 * lines), dpi=150, layout="constrained"
-  )
+  figure = _figure(5.2 * columns, 3.4 * lines)
   axes = figure.subplots(lines, columns, squeeze=False).ravel()
   for ax, (metric, title) in zip(axes, panels, strict=False):
     _panel(ax, rows, metric, title)
@@ -60,21 +57,8 @@ def learning_curves(
   figure.savefig(path)
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-  """Several measurements at each x, drawn as their mean and range.
-
-  Attributes:
-    label: in the legend.
-    values: the measurements, such as one a seed, by x; none is empty.
-  """
-
-  label: str
-  values: Mapping[float, Sequence[float]]
-
-
 def lines(
-  some: Sequence[Line],
+  some: Mapping[str, Mapping[float, Sequence[float]]],
   path: str | os.PathLike[str],
   *,
   title: str,
@@ -85,7 +69,8 @@ def lines(
   """Draws lines as a PNG; without any, writes nothing.
 
   Args:
-    some: the lines.
+    some: of each line, by its label in the legend, the measurements at each x,
+      such as one a seed. They are drawn as their mean and range.
     path: the file.
     title: what is measured.
     x: the label of the x axis.
@@ -93,29 +78,26 @@ def lines(
     dense: whether there are many x, as in a learning curve: ranges are then a
       band, not bars, and the axis is never logarithmic.
   """
-  some = [line for line in some if line.values]
+  some = {label: values for label, values in some.items() if values}
   if not some:
     return
-  figure = matplotlib.figure.Figure(
-    figsize=(6.4, 4.0), dpi=150, layout="constrained"
-  )
+  figure = _figure(6.4, 4.0)
   ax = figure.subplots()
-  # After the last colour, they begin again with another stroke.
-  looks = itertools.cycle(itertools.product(_STROKES, _COLORS_IN_ORDER))
-  for line, (stroke, color) in zip(some, looks, strict=False):
-    xs = sorted(line.values)
-    means = [statistics.mean(line.values[at]) for at in xs]
-    low = [min(line.values[at]) for at in xs]
-    high = [max(line.values[at]) for at in xs]
-    style: dict[str, Any] = {"color": color, "linestyle": stroke}
-    style["label"] = line.label
-    ax.plot(xs, means, marker="o", markersize=3 if dense else 5, **style)
+  # After the last colour, they begin again with another dash.
+  looks = itertools.cycle(itertools.product(_DASHES, _COLORS_IN_ORDER))
+  for (label, values), (dash, color) in zip(some.items(), looks, strict=False):
+    xs = sorted(values)
+    means = [statistics.mean(values[at]) for at in xs]
+    low = [min(values[at]) for at in xs]
+    high = [max(values[at]) for at in xs]
+    style: dict[str, Any] = {"color": color, "linestyle": dash, "marker": "o"}
+    ax.plot(xs, means, markersize=3 if dense else 5, label=label, **style)
     if dense:
       ax.fill_between(xs, low, high, color=color, alpha=0.18, linewidth=0)
     else:
       ax.vlines(xs, low, high, color=color, linewidth=1.2)
-  ticks = sorted({at for line in some for at in line.values})
   if not dense:
+    ticks = sorted(set().union(*some.values()))
     if ticks[0] > 0 and ticks[-1] >= 8 * ticks[0]:
       ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [f"{at:g}" for at in ticks])
@@ -128,12 +110,18 @@ def lines(
   figure.savefig(path)
 
 
+def _figure(width: float, height: float) -> matplotlib.figure.Figure:
+  return matplotlib.figure.Figure(
+    figsize=(width, height), dpi=150, layout="constrained"
+  )
+
+
 def _panel(
   ax: matplotlib.axes.Axes, rows: Sequence[Mapping], metric: str, title: str
 ) -> None:
   """One metric of every stage that logged it."""
   accuracy = metric == "dev/accuracy"
-  for stage in _stages(rows):
+  for stage in dict.fromkeys(row["stage"] for row in rows):
     steps, values = _curve(rows, stage, metric)
     if not steps:
       continue
@@ -175,11 +163,6 @@ def _finish(ax: matplotlib.axes.Axes, title: str, x: str) -> None:
 def _percent() -> matplotlib.ticker.Formatter:
   """Shares in per cent; every axis needs a formatter of its own."""
   return matplotlib.ticker.PercentFormatter(1.0)
-
-
-def _stages(rows: Sequence[Mapping]) -> list[str]:
-  """The stages, in the order they ran."""
-  return list(dict.fromkeys(row["stage"] for row in rows))
 
 
 def _curve(

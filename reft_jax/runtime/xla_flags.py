@@ -19,7 +19,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from reft_jax import files
@@ -28,58 +28,28 @@ from reft_jax import files
 # of a 7B model has 0.4 GB.
 _COMBINED = 512 << 20
 
-# For each of jax's platforms: the flags and what they do.
-FLAGS: Mapping[str, Mapping[str, str]] = {
-  "cuda": {
-    "--xla_gpu_enable_latency_hiding_scheduler=true": (
-      "orders work so that collectives run beside computation"
-    ),
-    "--xla_gpu_enable_pipelined_all_gather=true": (
-      "gathers the next layer's weights during this layer"
-    ),
-    "--xla_gpu_enable_pipelined_all_reduce=true": (
-      "sums a layer's gradients during the next layer"
-    ),
-    "--xla_gpu_enable_pipelined_reduce_scatter=true": (
-      "the same where weights are sharded; on already in recent versions"
-    ),
-    f"--xla_gpu_all_gather_combine_threshold_bytes={_COMBINED}": (
-      "gathers a layer's weights at once; the default is 30 MiB"
-    ),
-    f"--xla_gpu_all_reduce_combine_threshold_bytes={_COMBINED}": (
-      "sums that many gradients at once"
-    ),
-    f"--xla_gpu_reduce_scatter_combine_threshold_bytes={_COMBINED}": (
-      "the same where weights are sharded"
-    ),
-  },
-  "tpu": {
-    "--xla_enable_async_all_gather=true": (
-      "gathers weights beside computation, not only where XLA thinks it best"
-    ),
-    "--xla_enable_async_all_reduce=true": "sums gradients beside computation",
-    "--xla_tpu_enable_async_collective_fusion=true": (
-      "has a product and a collective run as one; on already"
-    ),
-    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true": (
-      "of gathers; on already"
-    ),
-    "--xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true": (
-      "of sums of gradients"
-    ),
-    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true": (
-      "over several products, where one is too short for the collective"
-    ),
-    "--xla_tpu_overlap_compute_collective_tc=true": (
-      "overlaps the two on the core that multiplies"
-    ),
-    "--xla_tpu_enable_data_parallel_all_reduce_opt=true": (
-      "sums gradients between slices beside computation"
-    ),
-    "--xla_tpu_data_parallel_opt_different_sized_ops=true": (
-      "does so across layers, even if sizes differ"
-    ),
-  },
+# For each of jax's platforms. launch/README.md says what each flag does.
+FLAGS: dict[str, tuple[str, ...]] = {
+  "cuda": (
+    "--xla_gpu_enable_latency_hiding_scheduler=true",
+    "--xla_gpu_enable_pipelined_all_gather=true",
+    "--xla_gpu_enable_pipelined_all_reduce=true",
+    "--xla_gpu_enable_pipelined_reduce_scatter=true",
+    f"--xla_gpu_all_gather_combine_threshold_bytes={_COMBINED}",
+    f"--xla_gpu_all_reduce_combine_threshold_bytes={_COMBINED}",
+    f"--xla_gpu_reduce_scatter_combine_threshold_bytes={_COMBINED}",
+  ),
+  "tpu": (
+    "--xla_enable_async_all_gather=true",
+    "--xla_enable_async_all_reduce=true",
+    "--xla_tpu_enable_async_collective_fusion=true",
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true",
+    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+    "--xla_tpu_overlap_compute_collective_tc=true",
+    "--xla_tpu_enable_data_parallel_all_reduce_opt=true",
+    "--xla_tpu_data_parallel_opt_different_sized_ops=true",
+  ),
 }
 
 _VARIABLES = {"cuda": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
@@ -122,22 +92,18 @@ def use(wanted: str, say: Callable[[str], None]) -> None:
     say(f"xla_flags={wanted}: none are set, since {variable} names a file")
     return
   try:
-    left_out = unknown(kind, tuple(FLAGS[kind]))
+    left_out = unknown(kind, FLAGS[kind])
   except TrialError as error:
     say(f"xla_flags={wanted}: none are set, they could not be tried ({error})")
     return
-  named = {_name(flag) for flag in theirs.split()}
-  ours = [
-    flag for flag in FLAGS[kind] if _name(flag) not in {*named, *left_out}
-  ]
+  not_ours = {*left_out, *map(_name, theirs.split())}
+  ours = [flag for flag in FLAGS[kind] if _name(flag) not in not_ours]
   # The user's come last: XLA takes the last value of a flag.
   os.environ[variable] = " ".join([*ours, theirs]).strip()
   text = f"xla_flags={wanted}: {len(ours)} flags added to {variable}"
   if left_out:
-    text += (
-      f"; left out, unknown to this {_COMPILERS[kind]}:"
-      f" {', '.join(f'--{name}' for name in left_out)}"
-    )
+    names = ", ".join(f"--{name}" for name in left_out)
+    text += f"; left out, unknown to this {_COMPILERS[kind]}: {names}"
   say(text)
 
 
@@ -198,16 +164,13 @@ def unknown(kind: str, flags: Sequence[str]) -> list[str]:
 
 def _tried(kind: str, flags: Sequence[str]) -> list[str]:
   """As `unknown`, from a process that starts with the flags."""
-  environment = {
-    name: value
-    for name, value in os.environ.items()
-    if name not in _VARIABLES.values()
-  } | {
+  environment = os.environ | {
     # No accelerator, no query to the cloud, and other runs may use the TPU.
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TF_CPP_MIN_LOG_LEVEL": "0",
+    **dict.fromkeys(_VARIABLES.values(), ""),
     _VARIABLES[kind]: " ".join(flags),
   }
   try:
@@ -224,13 +187,9 @@ def _tried(kind: str, flags: Sequence[str]) -> list[str]:
     raise TrialError(str(error)) from error
   if not done.returncode:
     return []
-  named = [
-    _name(flag)
-    for several, single in _UNKNOWN.findall(done.stderr)
-    for flag in (several or single).split()
-  ]
-  known = {_name(flag) for flag in flags}
-  if not named or not known.issuperset(named):
+  found = " ".join(map("".join, _UNKNOWN.findall(done.stderr)))
+  named = [_name(flag) for flag in found.split()]
+  if not named or not set(named).issubset(map(_name, flags)):
     last = done.stderr.strip().rpartition("\n")[2]
     raise TrialError(f"exit code {done.returncode}: {last:.200}")
   return named
@@ -242,16 +201,5 @@ def _name(flag: str) -> str:
 
 def _plugins() -> list[str]:
   """The installed packages that compile for NVIDIA GPUs."""
-  return [
-    f"jax-cuda{version}-plugin"
-    for version in (12, 13)
-    if _installed(f"jax-cuda{version}-plugin")
-  ]
-
-
-def _installed(distribution: str) -> bool:
-  try:
-    metadata.version(distribution)
-  except metadata.PackageNotFoundError:
-    return False
-  return True
+  names = [f"jax-cuda{version}-plugin" for version in (12, 13)]
+  return [name for name in names if any(metadata.distributions(name=name))]

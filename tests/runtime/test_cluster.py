@@ -11,7 +11,15 @@ from reft_jax.errors import UserError
 from reft_jax.runtime import cluster
 
 # Beginnings of the variables that launchers set.
-LAUNCHERS = ("REFT_", "SLURM_", "OMPI_", "PMI_", "MPI_", "TPU_")
+LAUNCHERS = (
+  "REFT_",
+  "SLURM_",
+  "OMPI_",
+  "PMI_",
+  "MPI_",
+  "TPU_",
+  "JAX_LOCAL_DEVICE_IDS",
+)
 NAMED = {"REFT_PROCESSES": "4", "REFT_PROCESS": "3"}
 NO_ADDRESS = "MPI started 2 processes .* set REFT_COORDINATOR=HOST:PORT"
 SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
@@ -41,7 +49,7 @@ def detect(monkeypatch):
 
   def act(environment: Mapping[str, str], distributed: str = "auto"):
     for name in [*os.environ]:
-      if name.startswith((*LAUNCHERS, "JAX_LOCAL_DEVICE_IDS")):
+      if name.startswith(LAUNCHERS):
         monkeypatch.delenv(name)
     for name, value in environment.items():
       monkeypatch.setenv(name, value)
@@ -60,32 +68,25 @@ def test_an_address_and_who_overrides_it(detect):
 @pytest.mark.parametrize(
   ("environment", "arguments"),
   [
+    # Left to jax.
     (SRUN, {"local_device_ids": []}),
     (SRUN | {"PMI_SIZE": "2", "PMI_RANK": "0"}, {"local_device_ids": []}),
     (SRUN | {"SLURM_STEP_NUM_TASKS": "16"}, {"local_device_ids": None}),
     (SRUN | {"JAX_LOCAL_DEVICE_IDS": "4,5"}, {}),
     ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": ""}, {}),
+    # Alone.
     ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
+    ({"TPU_WORKER_HOSTNAMES": "localhost", "JAX_PLATFORMS": ""}, None),
+    ({}, None),
+    ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+    ({"SLURM_NTASKS": "8"}, None),  # A batch script's own shell.
+    (mpirun(cluster._OPEN_MPI, 0, 1, size=1), None),
+    (mpirun(cluster._PMI, 0, 1, size=1), None),
+    ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
   ],
 )
-def test_what_is_left_to_jax(detect, environment, arguments):
+def test_what_is_detected(detect, environment, arguments):
   assert detect(environment) == arguments
-
-
-@pytest.mark.parametrize(
-  "environment",
-  [
-    {},
-    {"SLURM_STEP_NUM_TASKS": "1"},
-    {"SLURM_NTASKS": "8"},  # A batch script's own shell.
-    mpirun(cluster._OPEN_MPI, 0, 1, size=1),
-    mpirun(cluster._PMI, 0, 1, size=1),
-    {"OMPI_COMM_WORLD_SIZE": "1"},
-    {"TPU_WORKER_HOSTNAMES": "localhost", "JAX_PLATFORMS": ""},
-  ],
-)
-def test_a_process_that_is_alone(detect, environment):
-  assert detect(environment) is None
 
 
 @pytest.mark.parametrize("colab", [{}, {"COLAB_RELEASE_TAG": "1"}])
@@ -116,23 +117,14 @@ def test_one_node_needs_no_address(detect, monkeypatch, variables):
   assert address(1) != first
 
 
-@pytest.mark.parametrize(
-  ("environment", "method"),
-  [
-    ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:9"}, "ompi"),
-    ({}, "mpi4py"),
-  ],
-)
-def test_jax_finds_rank_0_on_several_nodes(
-  detect, monkeypatch, environment, method
-):
+def test_jax_finds_rank_0_on_several_nodes(detect, monkeypatch):
   monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: True)
-  assert detect(mpirun(cluster._OPEN_MPI, 1, 1) | environment) == {
-    "cluster_detection_method": method,
-    "num_processes": 2,
-    "process_id": 1,
-    "local_device_ids": [],
-  }
+  environment = mpirun(cluster._OPEN_MPI, 1, 1)
+  expected = {"num_processes": 2, "process_id": 1, "local_device_ids": []}
+  found = detect(environment)
+  assert found == expected | {"cluster_detection_method": "mpi4py"}
+  found = detect(environment | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:9"})
+  assert found == expected | {"cluster_detection_method": "ompi"}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from reft_jax.planner import hlo
 from reft_jax.planner import subject as subjects
 from reft_jax.runtime import layout
 from reft_jax.runtime import mesh as mesh_lib
-from reft_jax.sampling import sampler as sampler_lib
 
 GIB = 2**30
 
@@ -36,7 +35,7 @@ def published(model: str):
 
 def choose(wanted=None, *, model="codellama-7b", count=8, node=8, memory=60):
   """The layout of a published model in bfloat16; memory is in GiB."""
-  shape, parameters = published(model)
+  shape, parameters = published(model) if model else (None, 0)
   return layout.choose(
     wanted or schema.MeshConfig(),
     shape,
@@ -50,42 +49,27 @@ def axes(found: layout.Layout) -> tuple[int, ...]:
   return found.data, found.fsdp, found.tensor
 
 
-def test_seven_billion_on_eight_gpus():
-  """ZeRO-2 to learn, tensor-parallel to sample."""
-  found = choose()
-  assert axes(found) == (1, 8, 1)
-  assert found.gather == "step"
-  assert found.sampler_tensor == 8
-
-
-def test_a_small_model_has_one_mesh():
-  found = choose(model="galactica-125m")
-  assert axes(found) == (1, 8, 1)
-  assert found.sampler_tensor == 1
-
-
-def test_seventy_billion_parameters_are_gathered_by_layer():
-  found = choose(model="llama-3.1-70b", count=64)
-  assert found.gather == "layer"
-  assert found.tensor == 8  # 141 GB of bfloat16 are too many for one device.
-  assert found.fsdp * found.tensor == 64
-
-
-def test_several_nodes_hold_copies_of_what_fits_one():
-  assert axes(choose(count=32)) == (4, 8, 1)
-  # A state of 16 bytes a parameter takes two of these nodes.
-  assert axes(choose(count=32, node=4, memory=40)) == (4, 8, 1)
-
-
-def test_a_chip_too_small_for_a_copy_gets_a_tensor_axis():
-  assert choose(memory=16).tensor > 1
-
-
-def test_unknown_memory_counts_as_enough():
-  found = choose(memory=None)
-  assert axes(found) == (1, 8, 1)
-  assert found.gather == "layer"
-  assert found.sampler_tensor == 1
+@pytest.mark.parametrize(
+  ("options", "expected"),
+  [
+    # ZeRO-2 to learn, tensor-parallel to sample.
+    ({}, (1, 8, 1, "step", 8)),
+    # A small model has one mesh, and an unknown one counts as small.
+    ({"model": "galactica-125m"}, (1, 8, 1, "step", 1)),
+    ({"model": None, "memory": 16}, (1, 8, 1, "step", 1)),
+    # 141 GB of bfloat16 are too many for one device.
+    ({"model": "llama-3.1-70b", "count": 64}, (1, 8, 8, "layer", 8)),
+    # Nodes hold copies of what fits one; here the state takes two of them.
+    ({"count": 32}, (4, 8, 1, "step", 8)),
+    ({"count": 32, "node": 4, "memory": 40}, (4, 8, 1, "layer", 4)),
+    # Chips too small for a copy.
+    ({"memory": 16}, (1, 4, 2, "layer", 8)),
+    # Memory that is not known counts as enough.
+    ({"memory": None}, (1, 8, 1, "layer", 1)),
+  ],
+)
+def test_layouts_that_follow_from_the_sizes(options, expected):
+  assert choose(**options) == layout.Layout(*expected)
 
 
 @pytest.mark.parametrize(
@@ -104,17 +88,20 @@ def test_axes_of_the_settings(wanted, expected):
   assert axes(choose(schema.MeshConfig(**wanted))) == expected
 
 
-def test_a_mesh_that_leaves_devices_out_is_refused():
-  said = r"data=3 x tensor=1 does not use all of the 8 devices; give sizes that"
-  with pytest.raises(UserError, match=said):
-    choose(schema.MeshConfig(data=3))
-  with pytest.raises(UserError, match="set one axis to -1"):
-    choose(schema.MeshConfig(data=2, fsdp=2, tensor=1))
-
-
-def test_a_sampler_that_leaves_devices_out_is_refused():
-  with pytest.raises(UserError, match=r"mesh\.sampler_tensor=3"):
-    choose(schema.MeshConfig(sampler_tensor=3))
+@pytest.mark.parametrize(
+  ("wanted", "message"),
+  [
+    (
+      {"data": 3},
+      "data=3 x tensor=1 does not use all of the 8 devices; give sizes that",
+    ),
+    ({"data": 2, "fsdp": 2, "tensor": 1}, "set one axis to -1"),
+    ({"sampler_tensor": 3}, r"mesh\.sampler_tensor=3"),
+  ],
+)
+def test_settings_that_leave_devices_out(wanted, message):
+  with pytest.raises(UserError, match=message):
+    choose(schema.MeshConfig(**wanted))
 
 
 @hypothesis.given(
@@ -211,72 +198,17 @@ def test_the_copy_of_a_step_is_in_the_compute_dtype():
   assert copy["trunk"]["embed_VD"].dtype == jnp.float32
 
 
-@functools.cache
-def sampled(sampler_tensor: int, model=MODEL):
-  """What is sampled on a layout of the sampler's own, from fsdp shards."""
-  laid_out = layout.Layout(1, 8, 1, "layer", sampler_tensor)
-  mesh, sampling = mesh_lib.make_meshes(laid_out)
-  networks = dataclasses.replace(tiny.make(), config=model)
-  policy = mesh_lib.put(mesh, networks.init(jax.random.key(0)))
-  sampler = sampler_lib.Sampler(
-    networks, response_tokens=7, eos_ids=(3,), pad_id=0, chunk=3
-  )
-  random = np.random.default_rng(1)
-  prompts = batches.prompts(
-    [random.integers(4, 29, 1 + row % 6).tolist() for row in range(8)],
-    range(8),
-    batch=8,
-    slots=6,
-    pad_id=0,
-  )
-  with jax.set_mesh(mesh), jax.set_mesh(sampling):
-    published = jax.jit(networks.publish)(policy)
-    out = sampler(
-      published, mesh_lib.put_batch(sampling, prompts), jax.random.key(2)
-    )
-  return published, sampling, mesh_lib.put_batch(mesh, out)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tensor", [4, 8])
-def test_a_sampler_s_own_layout_samples_the_same(tensor):
-  _, _, ours = sampled(tensor)
-  _, _, theirs = sampled(1)
-  np.testing.assert_array_equal(ours.response_BT, theirs.response_BT)
-  np.testing.assert_allclose(ours.logprobs_BT, theirs.logprobs_BT, atol=1e-5)
-  assert ours.response_BT.sharding.is_equivalent_to(
-    theirs.response_BT.sharding, 2
-  )
-
-
 @pytest.mark.slow
 def test_a_sampler_s_own_layout_holds_a_share_of_each_weight():
-  published, sampling, _ = sampled(4)
+  """But all of the key-value heads that its tensor axis does not divide."""
+  mesh, sampling = mesh_lib.make_meshes(layout.Layout(1, 8, 1, "layer", 4))
   assert dict(sampling.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
-  weight = published["trunk"]["blocks"][0]["mlp"]["up_DF"]
-  assert weight.sharding.shard_shape(weight.shape) == (
-    weight.shape[0],
-    weight.shape[1] // 4,
-  )
-
-
-@pytest.mark.slow
-def test_key_value_heads_that_do_not_divide_are_replicated():
-  """Fewer of them than the tensor axis: each device has all."""
-  few = dataclasses.replace(tiny.CONFIG, kv_heads=2)
-  published, _, ours = sampled(4, few)
-  _, _, theirs = sampled(1, few)
-  np.testing.assert_array_equal(ours.response_BT, theirs.response_BT)
-  weight = published["trunk"]["blocks"][0]["attention"]["k_DKH"]
-  assert weight.sharding.shard_shape(weight.shape) == weight.shape
-
-
-def test_an_unknown_model_counts_as_small():
-  found = layout.choose(
-    schema.MeshConfig(),
-    None,
-    parameters=0,
-    compute_dtype="bfloat16",
-    devices=layout.Devices(8, 8, 16 * GIB),
-  )
-  assert axes(found) == (1, 8, 1)
+  networks = tiny.make()
+  policy = mesh_lib.put(mesh, networks.init(jax.random.key(0)))
+  with jax.set_mesh(mesh), jax.set_mesh(sampling):
+    block = jax.jit(networks.publish)(policy)["trunk"]["blocks"][0]
+  up_DF, k_DKH = block["mlp"]["up_DF"], block["attention"]["k_DKH"]
+  for weight, ways in ((up_DF, 4), (k_DKH, 1)):
+    rows, columns, *head = weight.shape
+    held = weight.sharding.shard_shape(weight.shape)
+    assert held == (rows, columns // ways, *head)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+import test_cluster
 
 from reft_jax import train
 from reft_jax.errors import UserError
@@ -51,9 +52,6 @@ SETTINGS = [
 # Differences of rounding, below a thousandth of a nat.
 ROUNDING = {"sampler_gap", "old_logprob_gap"}
 
-# Beginnings of the variables that launchers set.
-LAUNCHERS = ("REFT_", "SLURM_", "OMPI_", "PMI_", "MPI_", "JAX_LOCAL_DEVICE_IDS")
-
 
 def start(
   command: Sequence[str], log: pathlib.Path, **environment: str
@@ -62,7 +60,7 @@ def start(
   known = {
     name: value
     for name, value in os.environ.items()
-    if not name.startswith(LAUNCHERS)
+    if not name.startswith(test_cluster.LAUNCHERS)
   }
   known |= {"PYTHONPATH": str(HERE.parents[1]), "JAX_PLATFORMS": "cpu"}
   with log.open("w") as file:
@@ -78,19 +76,14 @@ def start_both(
   folder: pathlib.Path, commands: Sequence[Sequence[str]]
 ) -> list[subprocess.Popen]:
   """Starts two processes of four devices each."""
-  address = free_address()
+  shared = {
+    "JAX_NUM_CPU_DEVICES": "4",
+    cluster.COORDINATOR: free_address(),
+    cluster.COUNT: "2",
+  }
   return [
-    start(
-      command,
-      folder / f"log{index}",
-      JAX_NUM_CPU_DEVICES="4",
-      **{
-        cluster.COORDINATOR: address,
-        cluster.COUNT: "2",
-        cluster.INDEX: str(index),
-      },
-    )
-    for index, command in enumerate(commands)
+    start(command, folder / f"log{i}", **shared, **{cluster.INDEX: str(i)})
+    for i, command in enumerate(commands)
   ]
 
 
@@ -277,12 +270,6 @@ def test_a_checkpoint_that_one_cannot_read_is_restored_by_none(folder):
   assert [*folder.glob("damaged-saved-2-*")]
 
 
-def mpirun(variables: Sequence[str], rank: int, local_size: int) -> dict:
-  """The variables of one of two processes of MPI's."""
-  numbers = (2, rank, local_size, rank % local_size)
-  return dict(zip(variables, map(str, numbers), strict=True))
-
-
 def srun(rank: int) -> dict[str, str]:
   """The variables of one of two processes of SLURM's, each on its own node."""
   return {
@@ -297,23 +284,22 @@ def srun(rank: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-  ("launcher", "devices"),
+  ("launched", "devices"),
   [
-    ("Open MPI, one node", ["0", "1"]),
-    pytest.param("MPICH, two nodes", ["all", "all"], marks=pytest.mark.slow),
-    pytest.param("SLURM, two nodes", ["all", "all"], marks=pytest.mark.slow),
+    # Open MPI on one node; MPICH and SLURM on two.
+    (lambda rank: test_cluster.mpirun(cluster._OPEN_MPI, rank, 2), ["0", "1"]),
+    pytest.param(
+      lambda rank: test_cluster.mpirun(cluster._PMI, rank, 1),
+      ["all", "all"],
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(srun, ["all", "all"], marks=pytest.mark.slow),
   ],
 )
-def test_processes_of_a_launcher_exchange_data(tmp_path, launcher, devices):
+def test_processes_of_a_launcher_exchange_data(tmp_path, launched, devices):
   """A process that is alone on its node has all of the node's devices."""
-  address = free_address()
-  environment = {
-    "Open MPI, one node": lambda rank: mpirun(cluster._OPEN_MPI, rank, 2),
-    "MPICH, two nodes": lambda rank: (
-      mpirun(cluster._PMI, rank, 1) | {cluster.COORDINATOR: address}
-    ),
-    "SLURM, two nodes": srun,
-  }[launcher]
+  by_mpich = "PMI_SIZE" in launched(0)  # It does not say where rank 0 is.
+  address = {cluster.COORDINATOR: free_address()} if by_mpich else {}
   program = (
     "import jax\n"
     "from reft_jax.runtime import multihost\n"
@@ -322,9 +308,7 @@ def test_processes_of_a_launcher_exchange_data(tmp_path, launcher, devices):
     "print(indices, jax.config.values['jax_cuda_visible_devices'])\n"
   )
   started = [
-    start(
-      ["-c", program, tmp_path], tmp_path / f"log{rank}", **environment(rank)
-    )
+    start(["-c", program], tmp_path / f"log{rank}", **launched(rank), **address)
     for rank in (0, 1)
   ]
   assert ended(started, tmp_path) == [0, 0]
@@ -342,6 +326,7 @@ def test_a_process_that_is_alone():
   assert multihost.allgather_json({"a": 1}) == [{"a": 1}]
   assert multihost.broadcast_from_lead("x") == "x"
   assert multihost.own_rows(5) == range(5)
+  assert multihost.allgather_rows({1: "b", 0: "a"}, 2) == ["a", "b"]
   multihost.barrier("for nobody")
   multihost.check_equal_on_all({"a": "b"})
 
@@ -351,8 +336,10 @@ def test_a_process_that_is_alone():
 def test_every_row_belongs_to_one_process(monkeypatch, rows, count):
   monkeypatch.setattr(multihost, "is_multiprocess", lambda: True)
   monkeypatch.setattr(multihost.jax, "process_count", lambda: count)
-  parts = [list(part) for part in multihost.rows_by_process(rows)]
-  assert len(parts) == count
+  parts = []
+  for index in range(count):
+    monkeypatch.setattr(multihost.jax, "process_index", lambda i=index: i)
+    parts.append(list(multihost.own_rows(rows)))
   assert sorted(row for part in parts for row in part) == [*range(rows)]
   assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

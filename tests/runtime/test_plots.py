@@ -53,15 +53,14 @@ def test_smoothing_keeps_length_and_constants():
   assert plots._smooth([1.0, 5.0]) == [1.0, 5.0]
 
 
-def line(label, places, spread=0.1):
-  values = {place: [place / 100, place / 100 + spread] for place in places}
-  return plots.Line(label, values)
+def line(places, spread=0.1):
+  return {place: [place / 100, place / 100 + spread] for place in places}
 
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_lines_of_several_runs(tmp_path, dense):
   path = tmp_path / "lines.png"
-  some = [line("SFT", (1, 4, 16)), line("ReFT", (1, 4)), plots.Line("no", {})]
+  some = {"SFT": line((1, 4, 16)), "ReFT": line((1, 4)), "no": {}}
   plots.lines(some, path, title="Accuracy", x="samples", dense=dense)
   assert colours(path) > 5
 
@@ -74,18 +73,18 @@ def test_every_one_of_many_lines_is_drawn_and_looks_different(tmp_path):
     return plot(self, *args, **style)
 
   plot = matplotlib.axes.Axes.plot
-  some = [line(str(number), (1, 2)) for number in range(25)]
+  some = {str(number): line((1, 2)) for number in range(25)}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(matplotlib.axes.Axes, "plot", spy)
     plots.lines(some, tmp_path / "lines.png", title="", x="")
-  assert [label for _, _, label in seen] == [each.label for each in some]
+  assert [label for _, _, label in seen] == list(some)
   assert len({look[:2] for look in seen}) == 25
 
 
 def test_a_range_is_seen(tmp_path):
   wide, narrow = tmp_path / "wide.png", tmp_path / "narrow.png"
   for path, spread in ((wide, 0.2), (narrow, 0.0)):
-    some = [line("SFT", (1, 50), spread), line("top", (90,), 0.0)]
+    some = {"SFT": line((1, 50), spread), "top": line((90,), 0.0)}
     plots.lines(some, path, title="", x="", dense=True)
   blank = matplotlib.image.imread(narrow)[..., :3].min(axis=-1) > 0.99
   band = matplotlib.image.imread(wide)[..., :3].min(axis=-1) > 0.99
@@ -93,5 +92,5 @@ def test_a_range_is_seen(tmp_path):
 
 
 def test_no_lines_write_nothing(tmp_path):
-  plots.lines([plots.Line("no", {})], tmp_path / "none.png", title="", x="")
+  plots.lines({"no": {}}, tmp_path / "none.png", title="", x="")
   assert not (tmp_path / "none.png").exists()

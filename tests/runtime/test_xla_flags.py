@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from importlib import metadata, util
@@ -18,17 +19,17 @@ INVENTED = "--xla_invented_flag=true"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-  """An empty cache of trials, and an environment without flags."""
+  """GPUs, an empty cache of trials, and an environment without flags."""
   monkeypatch.setattr(xla_flags, "CACHE", str(tmp_path / "tried"))
   monkeypatch.delenv("XLA_FLAGS", raising=False)
   monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
   return tmp_path / "tried"
 
 
 @pytest.fixture
-def gpus(monkeypatch):
-  """A machine with GPUs whose compiler knows all flags."""
-  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+def all_known(monkeypatch):
+  """The compiler knows all flags."""
   monkeypatch.setattr(xla_flags, "_tried", lambda kind, flags: [])
 
 
@@ -46,19 +47,16 @@ def used(wanted: str = "fast") -> str:
 def test_flags_are_known_and_an_invented_one_is_not(kind):
   if kind == "tpu" and not util.find_spec("libtpu"):
     pytest.skip("needs libtpu")
-  flags = tuple(xla_flags.FLAGS[kind])
+  flags = xla_flags.FLAGS[kind]
   assert xla_flags.unknown(kind, flags) == []
   assert xla_flags.unknown(kind, (*flags, INVENTED)) == ["xla_invented_flag"]
 
 
 def test_a_trial_is_cached(cache, monkeypatch):
   tried = []
-
-  def answer(kind, flags):
-    tried.append(flags)
-    return ["xla_old"]
-
-  monkeypatch.setattr(xla_flags, "_tried", answer)
+  monkeypatch.setattr(
+    xla_flags, "_tried", lambda kind, flags: tried.append(flags) or ["xla_old"]
+  )
   for _ in range(2):
     assert xla_flags.unknown("cuda", ["--xla_old=1"]) == ["xla_old"]
   assert len(tried) == 1
@@ -75,81 +73,72 @@ def test_a_trial_is_cached(cache, monkeypatch):
   assert len(tried) == 4
 
 
-def test_a_folder_that_cannot_be_written_is_no_fault(cache, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_no_fault(cache, all_known):
   cache.write_text("a file where the folder should be")
-  monkeypatch.setattr(xla_flags, "_tried", lambda kind, flags: [])
   assert xla_flags.unknown("cuda", ["--xla_new=1"]) == []
 
 
-def test_nothing_is_set_unless_asked(gpus):
+def test_nothing_is_set_unless_asked(all_known):
   xla_flags.use("none", pytest.fail)
   assert "XLA_FLAGS" not in os.environ
   assert schema.Config().xla_flags == "none"
 
 
-def test_nothing_is_set_on_a_cpu(monkeypatch):
-  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-  assert used() == "xla_flags=fast: there are none for what this runs on"
-  assert not {"XLA_FLAGS", "LIBTPU_INIT_ARGS"} & set(os.environ)
+THEIRS = f"--xla_theirs=1 {CUDA[0].replace('true', 'false')}"
+OF_JAX = "--xla_tpu_of_jax=true"
 
 
-def test_all_are_set_on_gpus(gpus):
-  assert used() == f"xla_flags=fast: {len(CUDA)} flags added to XLA_FLAGS"
-  assert os.environ["XLA_FLAGS"].split() == list(CUDA)
-  assert "LIBTPU_INIT_ARGS" not in os.environ
-
-
-def test_all_are_set_on_tpus(gpus, monkeypatch):
-  monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
+@pytest.mark.parametrize(
+  ("platform", "before", "after", "said"),
+  [
+    ("cpu", "", "", "there are none for what this runs on"),
+    ("cuda", "", " ".join(CUDA), f"{len(CUDA)} flags added to XLA_FLAGS"),
+    # What jax puts there when it is imported stays.
+    (
+      *("tpu,cpu", f" {OF_JAX}", " ".join([*TPU, OF_JAX])),
+      f"{len(TPU)} flags added to LIBTPU_INIT_ARGS",
+    ),
+    # The user's flags win.
+    (
+      *("cuda", THEIRS, " ".join([*CUDA[1:], THEIRS])),
+      f"{len(CUDA) - 1} flags added to XLA_FLAGS",
+    ),
+    ("cuda", "@flags", "@flags", "none are set, since XLA_FLAGS names a file"),
+  ],
+)
+def test_what_is_set(all_known, monkeypatch, platform, before, after, said):
+  variables = ["XLA_FLAGS", "LIBTPU_INIT_ARGS"]
+  ours, other = variables[:: -1 if platform.startswith("tpu") else 1]
+  monkeypatch.setenv("JAX_PLATFORMS", platform)
   monkeypatch.setattr(metadata, "version", lambda name: "1.0")
-  # What jax puts there when it is imported stays.
-  monkeypatch.setenv("LIBTPU_INIT_ARGS", " --xla_tpu_of_jax=true")
-  assert str(len(TPU)) in used()
-  found = os.environ["LIBTPU_INIT_ARGS"].split()
-  assert found == [*TPU, "--xla_tpu_of_jax=true"]
-  assert "XLA_FLAGS" not in os.environ
-
-
-def test_flags_of_the_user_stay_and_win(gpus, monkeypatch):
-  first, *others = CUDA
-  theirs = f"--xla_theirs=1 {first.replace('true', 'false')}"
-  monkeypatch.setenv("XLA_FLAGS", theirs)
-  assert f"{len(others)} flags" in used()
-  assert os.environ["XLA_FLAGS"] == " ".join([*others, theirs])
-
-
-def test_a_file_of_flags_is_left_alone(gpus, monkeypatch):
-  monkeypatch.setenv("XLA_FLAGS", "flags.txt")
-  assert "XLA_FLAGS names a file" in used()
-  assert os.environ["XLA_FLAGS"] == "flags.txt"
+  if before:
+    monkeypatch.setenv(ours, before)
+  assert used() == f"xla_flags=fast: {said}"
+  assert os.environ.get(ours, "") == after
+  assert other not in os.environ
 
 
 def test_unknown_flags_are_left_out_and_named(monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "gpu")
-  known = list(CUDA)[:2]
-  monkeypatch.setitem(
-    xla_flags.FLAGS, "cuda", dict.fromkeys([known[0], INVENTED, known[1]], "")
-  )
+  flags = (CUDA[0], INVENTED, CUDA[1])
+  monkeypatch.setitem(xla_flags.FLAGS, "cuda", flags)
   assert used() == (
     "xla_flags=fast: 2 flags added to XLA_FLAGS; left out, unknown to this"
     " jaxlib: --xla_invented_flag"
   )
-  assert os.environ["XLA_FLAGS"].split() == known
+  assert os.environ["XLA_FLAGS"].split() == [CUDA[0], CUDA[1]]
 
 
-def test_a_trial_that_fails_otherwise_sets_nothing(cache, monkeypatch):
-  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+@pytest.mark.parametrize(
+  ("seconds", "reason"),
+  [(300, "exit code 1: broken"), (0.01, "timed out after 0.01 seconds")],
+)
+def test_a_trial_that_fails_otherwise(cache, monkeypatch, seconds, reason):
   monkeypatch.setitem(xla_flags._TRIALS, "cuda", "raise SystemExit('broken')")
-  assert used().endswith("could not be tried (exit code 1: broken)")
-  assert "XLA_FLAGS" not in os.environ
-  assert not cache.exists()
-
-
-def test_a_trial_that_takes_too_long_sets_nothing(cache, monkeypatch):
-  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-  monkeypatch.setattr(xla_flags, "_TRIAL_SECONDS", 0.01)
-  assert "none are set" in (said := used())
-  assert said.endswith("timed out after 0.01 seconds)")
+  monkeypatch.setattr(xla_flags, "_TRIAL_SECONDS", seconds)
+  said = used()
+  assert "none are set, they could not be tried (" in said
+  assert said.endswith(f"{reason})")
   assert "XLA_FLAGS" not in os.environ
   assert not cache.exists()
 
@@ -176,21 +165,22 @@ def test_the_platform_without_jax(
   monkeypatch.setattr(
     xla_flags.glob,
     "glob",
-    lambda pattern: [
-      path for path in devices if pathlib.PurePath(path).match(pattern)
-    ],
+    lambda pattern: [x for x in devices if pathlib.PurePath(x).match(pattern)],
   )
   monkeypatch.setattr(os.path, "exists", lambda path: path in devices)
   monkeypatch.setattr(
     xla_flags.importlib.util, "find_spec", lambda name: installed or None
   )
-  monkeypatch.setattr(xla_flags, "_installed", lambda name: installed)
+  monkeypatch.setattr(
+    metadata, "distributions", lambda name: [name] * installed
+  )
   assert xla_flags.platform() == found
 
 
 @pytest.mark.slow
-def test_flags_that_are_set_after_the_imports_are_read():
+def test_flags_that_are_set_after_the_imports_are_read(monkeypatch):
   """Importing a command does not start jax."""
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   program = (
     "import os\n"
     "import jax\n"
@@ -227,12 +217,7 @@ def test_train_and_evaluate_set_them_first(monkeypatch):
     evaluate.main(["a/model"])
 
 
-def test_table(root):
-  """The documentation has each flag with what it does."""
+def test_the_documentation_has_each_flag(root):
   text = (root / "launch" / "README.md").read_text()
-  rows = [
-    f"| `{flag}` | {meaning} |"
-    for flags in xla_flags.FLAGS.values()
-    for flag, meaning in flags.items()
-  ]
-  assert [line for line in text.splitlines() if line[:5] == "| `--"] == rows
+  flags = re.findall(r"^\| `(--.*?)` \| \w.* \|$", text, re.M)
+  assert flags == [*CUDA, *TPU]
