@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from reft_jax import files
 from reft_jax.config import cli
 from reft_jax.errors import UserError
-from reft_jax.runtime import console as console_lib
 from reft_jax.studies import ratings
 
 PROGRAMS = {
@@ -58,9 +57,9 @@ PROGRAMS = {
 def main(argv: Sequence[str]) -> int:
   """Runs the command line `argv`; returns the exit code."""
   try:
-    name = argv[0] if argv else ""
+    name, *rest = argv or [""]
     if name in PROGRAMS:
-      _run(name, cli.parse(argv[1:], PROGRAMS[name]))
+      _run(name, cli.parse(rest, PROGRAMS[name]))
     elif cli.asks_for_help(argv):
       print(__doc__)
     else:
@@ -80,14 +79,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(name: str, command: cli.Command) -> None:
   """Runs one of the programs."""
-  screen = console_lib.Console()
   if command.action == "help":
     cli.print_help(PROGRAMS[name])
   elif name == "draw":
-    ratings.draw(command.paths, **command.options, screen=screen)
+    ratings.draw(command.paths, **command.options)
   else:
     key, *given = map(files.expand_user, command.paths)
-    ratings.read(key, ratings=given, **command.options, screen=screen)
+    ratings.read(key, ratings=given, **command.options)
 
 
 if __name__ == "__main__":

@@ -60,12 +60,8 @@ class Key:
   solutions: Mapping[str, Authorship]
 
 
-@dataclasses.dataclass(frozen=True)
-class Ratings:
-  """The ratings of one rater: by solution and criterion, a value of SCALE."""
-
-  rater: str
-  scores: Mapping[str, Mapping[str, float]]
+# The ratings of one rater: by solution and criterion, a value of SCALE.
+Scores = Mapping[str, Mapping[str, float]]
 
 
 def draw(
@@ -75,9 +71,15 @@ def draw(
   seed: int,
   right: bool,
   output: pathlib.Path,
-  screen: console_lib.Console,
 ) -> None:
-  """Writes a page with solutions of `sources`, and its key.
+  """Writes a page with solutions, and its key; shows where they are.
+
+  Args:
+    sources: RUN:STAGE, an evaluation's folder, or a file, for each source.
+    questions: the number of questions.
+    seed: decides the draw.
+    right: whether to draw only questions that all sources answered correctly.
+    output: the folder of the page and the key.
 
   Raises:
     UserError: the sources cannot be compared, have too few questions, or the
@@ -92,7 +94,7 @@ def draw(
     )
   if questions < 1:
     raise UserError(f"--questions {questions} must be above 0")
-  page, key = blind(found, count=questions, seed=seed, right=right)
+  page, key = _blind(found, questions, random.Random(f"rate {seed}"), right)
   kept = output / KEY
   if kept.exists() and open_key(kept).page != key.page:
     raise UserError(
@@ -103,6 +105,7 @@ def draw(
   # The key first: ratings of a page without a key would be lost work.
   files.replace(kept, json.dumps(dataclasses.asdict(key), indent=2) + "\n")
   files.replace(output / PAGE, pages.render("rating", page))
+  screen = console_lib.Console()
   screen.line(
     f"page for the raters: {output / PAGE}, with {len(key.solutions)}"
     f" solutions of {questions} questions"
@@ -110,71 +113,29 @@ def draw(
   screen.line(f"key, not for the raters: {kept}")
 
 
-def read(
-  key: pathlib.Path,
-  *,
-  ratings: Sequence[pathlib.Path],
-  output: pathlib.Path | None,
-  screen: console_lib.Console,
-) -> None:
-  """Shows and writes how each source was rated and how well raters agree.
-
-  Raises:
-    UserError: ratings are of another page, incomplete, or given twice.
-  """
-  opened = open_key(key)
-  raters: dict[str, Ratings] = {}
-  origin: dict[str, pathlib.Path] = {}
-  for file in ratings:
-    given = open_ratings(file, opened)
-    if given.rater in raters:
-      raise UserError(
-        f"{given.rater} rated in {origin[given.rater]} and in {file}; give one"
-        " of the two"
-      )
-    raters[given.rater], origin[given.rater] = given, file
-  summary = summarize(opened, list(raters.values()))
-  folder = output or key.parent
-  folder.mkdir(parents=True, exist_ok=True)
-  whole, rows = folder / "ratings.json", folder / "ratings.csv"
-  files.replace(whole, json.dumps(summary, indent=2) + "\n")
-  with rows.open("w", encoding="utf-8", newline="") as table:
-    writer = csv.DictWriter(table, fieldnames=list(summary["ratings"][0]))
-    writer.writeheader()
-    writer.writerows(summary["ratings"])
-  show(summary, screen)
-  screen.line(f"ratings: {whole}, {rows}")
-
-
-def blind(
-  paths: Mapping[str, pathlib.Path], *, count: int, seed: int, right: bool
+def _blind(
+  paths: Mapping[str, pathlib.Path],
+  count: int,
+  rng: random.Random,
+  right: bool,
 ) -> tuple[dict[str, Any], Key]:
   """Draws questions; returns the content of their page, and its key.
 
   Questions and the solutions of each are shuffled. A text that several sources
   wrote is shown once and counts for all of them.
-
-  Args:
-    paths: the file of completions of each source.
-    count: the number of questions.
-    seed: decides the draw.
-    right: draw only from questions that all sources answered correctly.
-
-  Raises:
-    UserError: the sources share too few questions, or `right` is asked of a
-      source without verdicts.
   """
-  rows = {
+  rows: Mapping[str, solutions_lib.Rows] = {
     source: solutions_lib.completions(file) for source, file in paths.items()
   }
   asked = solutions_lib.questions(rows)
-  shared = _shared(rows, asked, right=right)
+  if right:
+    rows = {source: _correct(source, each) for source, each in rows.items()}
+  shared = [uid for uid in asked if all(uid in each for each in rows.values())]
   if len(shared) < count:
     raise UserError(
       f"--questions {count}: all sources answered only {len(shared)}"
       f"{' correctly' if right else ''}; ask for fewer"
     )
-  rng = random.Random(f"rate {seed}")
   shown, solutions = [], {}
   for number, uid in enumerate(rng.sample(shared, count), start=1):
     authors = collections.defaultdict(list)
@@ -182,18 +143,18 @@ def blind(
       text = textwrap.dedent(each[uid]["completion"]).strip()
       authors[text].append(source)
     texts = rng.sample(sorted(authors), len(authors))
+    named = {f"{number}{_letters(at)}": text for at, text in enumerate(texts)}
+    for name, text in named.items():
+      solutions[name] = Authorship(uid, tuple(authors[text]))
     answers = [each[uid].get("answer") for each in rows.values()]
     known = [str(answer) for answer in answers if answer not in (None, "")]
-    names = [f"{number}{_letters(place)}" for place in range(len(texts))]
     shown.append(
       {
         "question": asked[uid]["question"].strip(),
         "answer": known[0] if known else None,
-        "solutions": dict(zip(names, texts, strict=True)),
+        "solutions": named,
       }
     )
-    for name, text in zip(names, texts, strict=True):
-      solutions[name] = Authorship(uid, tuple(authors[text]))
   # The page's name follows from what it shows, not from who wrote it.
   mark = hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:12]
   sources = {source: str(file) for source, file in paths.items()}
@@ -201,27 +162,14 @@ def blind(
   return page | {"questions": shown}, Key(mark, sources, solutions)
 
 
-def _shared(
-  rows: Mapping[str, Mapping[str, solutions_lib.Row]],
-  asked: Mapping[str, solutions_lib.Row],
-  *,
-  right: bool,
-) -> list[str]:
-  """The questions that all sources answered, or answered correctly."""
-  for source, each in rows.items() if right else ():
-    if not all("verdict" in row for row in each.values()):
-      raise UserError(
-        f"--right: {source} does not say which of its answers are right; give"
-        " a RUN:STAGE, or an evaluation that was sampled anew"
-      )
-  return [
-    uid
-    for uid in asked
-    if all(
-      uid in each and (not right or each[uid].get("verdict") == "correct")
-      for each in rows.values()
+def _correct(source: str, rows: solutions_lib.Rows) -> solutions_lib.Rows:
+  """The rows with correct answers."""
+  if not all("verdict" in row for row in rows.values()):
+    raise UserError(
+      f"--right: {source} does not say which of its answers are right; give"
+      " a RUN:STAGE, or an evaluation that was sampled anew"
     )
-  ]
+  return {uid: r for uid, r in rows.items() if r["verdict"] == "correct"}
 
 
 def _letters(place: int) -> str:
@@ -258,12 +206,48 @@ def open_key(file: pathlib.Path) -> Key:
   return key
 
 
-def open_ratings(file: pathlib.Path, key: Key) -> Ratings:
-  """Reads the file of one rater.
+def read(
+  key: pathlib.Path,
+  *,
+  ratings: Sequence[pathlib.Path],
+  output: pathlib.Path | None,
+) -> None:
+  """Shows and writes how each source was rated and how well raters agree.
+
+  Args:
+    key: the key of the page.
+    ratings: the file of each rater.
+    output: the folder of ratings.json and ratings.csv; None is that of the key.
 
   Raises:
-    UserError: the file does not hold exactly the ratings of the key's page.
+    UserError: ratings are of another page, incomplete, or given twice.
   """
+  opened = open_key(key)
+  raters: dict[str, Scores] = {}
+  origin: dict[str, pathlib.Path] = {}
+  for file in ratings:
+    rater, scores = _open_ratings(file, opened)
+    if rater in raters:
+      raise UserError(
+        f"{rater} rated in {origin[rater]} and in {file}; give one of the two"
+      )
+    raters[rater], origin[rater] = scores, file
+  summary = _summarize(opened, raters)
+  folder = output or key.parent
+  folder.mkdir(parents=True, exist_ok=True)
+  whole, rows = folder / "ratings.json", folder / "ratings.csv"
+  files.replace(whole, json.dumps(summary, indent=2) + "\n")
+  with rows.open("w", encoding="utf-8", newline="") as table:
+    writer = csv.DictWriter(table, fieldnames=list(summary["ratings"][0]))
+    writer.writeheader()
+    writer.writerows(summary["ratings"])
+  screen = console_lib.Console()
+  _show(summary, screen)
+  screen.line(f"ratings: {whole}, {rows}")
+
+
+def _open_ratings(file: pathlib.Path, key: Key) -> tuple[str, Scores]:
+  """Reads a rater's name and ratings, which must be those of the key's page."""
   saved = solutions_lib.read_object(solutions_lib.read_text(file), str(file))
   rater, given = saved.get("rater"), saved.get("ratings")
   if not isinstance(rater, str) or not isinstance(given, dict):
@@ -298,86 +282,66 @@ def open_ratings(file: pathlib.Path, key: Key) -> Ratings:
       f"{file} lacks {len(missing)} of {len(key.solutions) * len(CRITERIA)}"
       f" ratings, the first {missing[0]}; open the page again, finish and save"
     )
-  return Ratings(rater, given)
+  return rater, given
 
 
-def summarize(key: Key, raters: Sequence[Ratings]) -> dict[str, Any]:
-  """How sources were rated, how well raters agree, and every rating.
-
-  A source's deviation is between its solutions, each the mean of its raters.
-  """
+def _summarize(key: Key, raters: Mapping[str, Scores]) -> dict[str, Any]:
+  """How sources were rated, how well raters agree, and every rating."""
+  # A row for each solution, a column for each rater.
+  ratings_UR = {
+    criterion: np.array(
+      [
+        [scores[name][criterion] for scores in raters.values()]
+        for name in key.solutions
+      ]
+    )
+    for criterion in CRITERIA
+  }
+  sources: dict[str, dict[str, Any]] = {}
+  for source in key.sources:
+    wrote_U = [source in each.sources for each in key.solutions.values()]
+    sources[source] = {"solutions": sum(wrote_U)}
+    for criterion, given_UR in ratings_UR.items():
+      means = list(map(statistics.fmean, given_UR[wrote_U]))
+      sources[source][criterion] = {
+        "mean": statistics.fmean(means),
+        "deviation": statistics.stdev(means) if len(means) > 1 else None,
+      }
   return {
     "page": key.page,
     "raters": {
-      each.rater: {
-        criterion: statistics.fmean(
-          scores[criterion] for scores in each.scores.values()
-        )
-        for criterion in CRITERIA
+      rater: {
+        criterion: statistics.fmean(given_UR[:, column])
+        for criterion, given_UR in ratings_UR.items()
       }
-      for each in raters
+      for column, rater in enumerate(raters)
     },
-    "sources": {
-      source: _summarize_source(key, raters, source) for source in key.sources
-    },
+    "sources": sources,
     "agreement": {
-      criterion: _agreement(key, raters, criterion) for criterion in CRITERIA
+      criterion: {
+        "alpha": agreement.ordinal_alpha(given_UR),
+        "equal": agreement.equal_pairs(given_UR),
+      }
+      for criterion, given_UR in ratings_UR.items()
     },
     "ratings": [
-      {"source": source, "uid": solution.uid, "solution": name}
-      | {"rater": each.rater}
-      | {criterion: each.scores[name][criterion] for criterion in CRITERIA}
-      for each in raters
+      {"source": source, "uid": solution.uid, "solution": name, "rater": rater}
+      | {criterion: scores[name][criterion] for criterion in CRITERIA}
+      for rater, scores in raters.items()
       for name, solution in key.solutions.items()
       for source in solution.sources
     ],
   }
 
 
-def _summarize_source(
-  key: Key, raters: Sequence[Ratings], source: str
-) -> dict[str, Any]:
-  names = [
-    name
-    for name, solution in key.solutions.items()
-    if source in solution.sources
-  ]
-  found: dict[str, Any] = {"solutions": len(names)}
-  for criterion in CRITERIA:
-    means = [
-      statistics.fmean(each.scores[name][criterion] for each in raters)
-      for name in names
-    ]
-    found[criterion] = {
-      "mean": statistics.fmean(means),
-      "deviation": statistics.stdev(means) if len(means) > 1 else None,
-    }
-  return found
-
-
-def _agreement(
-  key: Key, raters: Sequence[Ratings], criterion: str
-) -> dict[str, float | None]:
-  ratings_UR = np.array(
-    [
-      [each.scores[name][criterion] for each in raters]
-      for name in key.solutions
-    ]
-  )
-  return {
-    "alpha": agreement.ordinal_alpha(ratings_UR),
-    "equal": agreement.equal_pairs(ratings_UR),
-  }
-
-
-def show(summary: Mapping[str, Any], screen: console_lib.Console) -> None:
-  """Shows what `summarize` returns, without the single ratings."""
-  raters, criteria = summary["raters"], list(CRITERIA)
+def _show(summary: Mapping[str, Any], screen: console_lib.Console) -> None:
+  """Shows what `_summarize` returns, without the single ratings."""
+  raters = summary["raters"]
   screen.table(
     f"Ratings from 0 to 1 by {len(raters)} rater{'s' * (len(raters) > 1)}",
-    ["source", "solutions", *criteria],
+    ["source", "solutions", *CRITERIA],
     [
-      [source, each["solutions"], *(_spread(each[name]) for name in criteria)]
+      [source, each["solutions"], *(_spread(each[name]) for name in CRITERIA)]
       for source, each in summary["sources"].items()
     ],
   )
@@ -396,7 +360,7 @@ def show(summary: Mapping[str, Any], screen: console_lib.Console) -> None:
   )
   screen.table(
     "Mean of each rater",
-    ["rater", *criteria],
+    ["rater", *CRITERIA],
     [[rater, *means.values()] for rater, means in raters.items()],
   )
 

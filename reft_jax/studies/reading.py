@@ -109,7 +109,10 @@ def _fields(
 def _value(kind: Any, where: str, content: Any, metric: str = "test") -> Any:
   """Reads a value of a dataclass's field into the field's type."""
   if kind in _SCALARS:
-    return _scalar(kind, where, content)
+    allowed, words = _SCALARS[kind]
+    if not allowed(content):
+      raise errors.UserError(f"{where}: {content!r} should be {words}")
+    return str(content).strip() if kind is str else kind(content)
   if kind in _READERS:
     return _READERS[kind](where, content)
   if kind is suites.Reference:
@@ -217,19 +220,11 @@ def _list(where: str, content: Any) -> list[Any]:
   return content
 
 
-def _scalar(kind: Any, where: str, content: Any) -> Any:
-  """Text, a number or a switch; a number is text as it is shown."""
-  allowed, words = _SCALARS[kind]
-  if not allowed(content):
-    raise errors.UserError(f"{where}: {content!r} should be {words}")
-  return str(content).strip() if kind is str else kind(content)
-
-
 def _finite(content: Any) -> bool:
   return type(content) in (int, float) and math.isfinite(content)
 
 
-# What a value must be, and in words.
+# What text, numbers and switches must be, and in words. A number is also text.
 _SCALARS: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
   str: (lambda v: type(v) in (str, int, float), "text, in quotes if need be"),
   int: (lambda v: type(v) is int, "a whole number"),

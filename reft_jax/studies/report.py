@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
-from typing import get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
 
 from reft_jax import files
 from reft_jax.runtime import console as console_lib
 from reft_jax.runtime import plots
 from reft_jax.studies import claims, results, suites
+from reft_jax.studies import jobs as jobs_lib
 
 RULES = (
   "A claim is *reproduced* if it holds on every seed and the whole 95 %"
@@ -19,31 +20,24 @@ RULES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Account:
-  """How the numbers were made.
-
-  Attributes:
-    command: the command line that makes them.
-    at_once: how many jobs ran at once.
-    seconds: how long all jobs together took by the clock.
-    done: the names of the finished runs and evaluations.
-    missing: the other runs and evaluations, and why they have no results.
-  """
-
-  command: str
-  at_once: int
-  seconds: float
-  done: Collection[str]
-  missing: Sequence[str]
-
-
-def write(suite: suites.Suite, account: Account) -> list[claims.Finding]:
+def write(
+  suite: suites.Suite,
+  command: str,
+  jobs: Iterable[jobs_lib.Job],
+  ledger: jobs_lib.Ledger,
+) -> list[claims.Finding]:
   """Writes report.md, its pictures and results.json; returns the findings.
 
-  Results of other settings than the suite's count as missing.
+  Args:
+    suite: the suite.
+    command: the command line that makes its numbers.
+    jobs: its jobs.
+    ledger: says which of them have results; those of other settings than the
+      suite's count as missing.
   """
-  found = results.Results(suite, account.done)
+  reasons = {job.name: ledger.why(job) for job in jobs}
+  done = {name for name, why in reasons.items() if why is None}
+  found = results.Results(suite, done)
 
   def measured(side: suites.Side) -> claims.BySeed:
     if isinstance(side, float):
@@ -54,21 +48,20 @@ def write(suite: suites.Suite, account: Account) -> list[claims.Finding]:
     claims.judge(claim, *map(measured, claim.sides), seeds=len(suite.seeds))
     for claim in suite.claims
   ]
-  pictures = _draw(suite, found)
-  text = markdown(suite, found, findings, account, pictures)
-  files.replace(suite.output / "report.md", text)
-  content = {
+  account = {
     "suite": suite.name,
-    "command": account.command,
+    "command": command,
     "machine": found.machine(),
-    "at_once": account.at_once,
-    "seconds": account.seconds,
+    "at_once": ledger.at_once,
+    "seconds": ledger.seconds,
     "seeds": suite.seeds,
-    "missing": account.missing,
-    "claims": [claims.to_json(each) for each in findings],
-    "runs": found.to_json(),
+    "missing": [f"{name} ({why})" for name, why in reasons.items() if why],
   }
-  text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+  text = markdown(suite, account, found, findings, _draw(suite, found))
+  files.replace(suite.output / "report.md", text)
+  account["claims"] = [claims.to_json(each) for each in findings]
+  account["runs"] = found.to_json()
+  text = json.dumps(account, indent=2, allow_nan=False) + "\n"
   files.replace(suite.output / "results.json", text)
   return findings
 
@@ -103,24 +96,24 @@ def _draw(suite: suites.Suite, found: results.Results) -> dict[str, str]:
 
 def markdown(
   suite: suites.Suite,
+  account: Mapping[str, Any],
   found: results.Results,
   findings: Sequence[claims.Finding],
-  account: Account,
   pictures: Mapping[str, str],
 ) -> str:
   """The report as Markdown.
 
   Args:
     suite: the suite.
+    account: how the numbers were made, as results.json has it.
     found: the numbers.
-    findings: the findings on the suite's claims.
-    account: how the numbers were made.
+    findings: what they say of the suite's claims.
     pictures: the title of each picture by its file.
   """
   parts = [
     f"# Reproduction: {suite.name}",
     suite.about,
-    _introduction(suite, account, found.machine()),
+    _introduction(suite, account),
   ]
   if findings:
     parts += ["## What reproduced and what did not", *_verdicts(findings)]
@@ -138,14 +131,14 @@ def markdown(
   return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _introduction(suite: suites.Suite, account: Account, machine: str) -> str:
+def _introduction(suite: suites.Suite, account: Mapping[str, Any]) -> str:
   """How the numbers were made, and how to read them."""
   *first, last = map(str, suite.seeds)
   seeds = f"seeds {', '.join(first)} and {last}" if first else f"seed {last}"
   text = (
-    f"```bash\n{account.command}\n```\n\n"
-    f"{machine}; {console_lib.duration(account.seconds)} in all,"
-    f" {account.at_once} at a time. Figures are the mean ± the standard"
+    f"```bash\n{account['command']}\n```\n\n{account['machine']};"
+    f" {console_lib.duration(account['seconds'])} in all,"
+    f" {account['at_once']} at a time. Figures are the mean ± the standard"
     f" deviation over runs with {seeds}; all that is random in a run follows"
     " from its seed. Accuracies are in per cent: of the dev problems where a"
     " heading says dev, of the test problems elsewhere."
@@ -155,8 +148,8 @@ def _introduction(suite: suites.Suite, account: Account, machine: str) -> str:
       " Figures of the paper are value accuracies in per cent, of the models"
       " and data in their heading."
     )
-  if account.missing:
-    text += f"\n\n**Missing: {', '.join(account.missing)}.**"
+  if missing := account["missing"]:
+    text += f"\n\n**Missing: {', '.join(missing)}.**"
   return text
 
 

@@ -101,9 +101,7 @@ class Results:
 
 
 def stages(folder: pathlib.Path) -> dict[str, dict[str, float | None]]:
-  """The metrics of a run's stages; empty if the run is not finished."""
-  if not (folder / "summary.json").exists():
-    return {}
+  """The metrics of a finished run's stages."""
   summary = json.loads((folder / "summary.json").read_text())
   return {
     name: {key: facts.get(place) for key, place in _keys("summary").items()}

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from reft_jax.errors import UserError
 from reft_jax.runtime import console as console_lib
 from reft_jax.studies import jobs as jobs_lib
-from reft_jax.studies import ledger as ledger_lib
 from reft_jax.studies import report as report_lib
 from reft_jax.studies import suites
 
@@ -68,18 +67,10 @@ def run(
   """
   planned = jobs_lib.plan(suite)
   with alone(suite.output) as lock:
-    ledger = ledger_lib.Ledger(suite.output)
+    ledger = jobs_lib.Ledger(suite.output)
     if not report:
       perform(planned, jobs, ledger, screen, lock)
-    reasons = {job.name: ledger.why(job) for job in planned}
-    account = report_lib.Account(
-      command=command,
-      at_once=ledger.at_once,
-      seconds=ledger.seconds,
-      done={name for name, why in reasons.items() if why is None},
-      missing=[f"{name} ({why})" for name, why in reasons.items() if why],
-    )
-    for finding in report_lib.write(suite, account):
+    for finding in report_lib.write(suite, command, planned, ledger):
       screen.line(f"{finding.verdict}: {report_lib.sentence(finding)}")
     screen.line(f"report: {suite.output / 'report.md'}", style="bold")
 
@@ -90,7 +81,7 @@ def dry_run(suite: suites.Suite, screen: console_lib.Console) -> None:
   Raises:
     UserError: the ledger is damaged.
   """
-  ledger = ledger_lib.Ledger(suite.output)
+  ledger = jobs_lib.Ledger(suite.output)
   for job in jobs_lib.plan(suite):
     state = "finished" if ledger.done(job) else "to do"
     screen.line(f"{state}: {job.name}: python {shlex.join(job.command)}")
@@ -99,7 +90,7 @@ def dry_run(suite: suites.Suite, screen: console_lib.Console) -> None:
 def perform(
   jobs: Sequence[jobs_lib.Job],
   at_once: int,
-  ledger: ledger_lib.Ledger,
+  ledger: jobs_lib.Ledger,
   screen: console_lib.Console,
   lock: int,
 ) -> None:
@@ -124,10 +115,8 @@ def perform(
   waiting = collections.Counter(need for job in jobs for need in job.needs)
   with (
     screen.stage("jobs", len(jobs), len(jobs) - len(todo)) as progress,
-    contextlib.ExitStack() as stack,
+    _stopping(ledger) as live,
   ):
-    stack.callback(ledger.save)
-    live = stack.enter_context(_stopping())
     while todo or live:
       pending = [*todo, *(one.job for one in live.values())]
       succeeded = ledger.succeeded() - {job.name for job in pending}
@@ -190,13 +179,13 @@ def _start(
 def _end(
   one: Live,
   code: int,
-  ledger: ledger_lib.Ledger,
+  ledger: jobs_lib.Ledger,
   progress: console_lib.Progress,
 ) -> None:
   """Enters a job that ended; raises if it failed."""
   seconds = time.monotonic() - one.began
   name, took = one.job.name, console_lib.duration(seconds)
-  if code not in (0, ledger_lib.DIVERGED):
+  if code not in (0, jobs_lib.DIVERGED):
     lines = one.log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "")
     raise FailedError(
@@ -208,7 +197,7 @@ def _end(
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[dict[int, Live]]:
+def _stopping(ledger: jobs_lib.Ledger) -> Iterator[dict[int, Live]]:
   """Collects running jobs, and ends them with the block, however it ends.
 
   SIGTERM ends the block with StoppedError. Running jobs then get SIGTERM, and
@@ -228,6 +217,7 @@ def _stopping() -> Iterator[dict[int, Live]]:
       one.process.terminate()
     for one in live.values():
       one.process.wait()
+    ledger.save()
 
 
 @contextlib.contextmanager

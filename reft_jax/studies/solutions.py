@@ -11,6 +11,8 @@ from reft_jax.config import stages as table
 from reft_jax.errors import UserError
 
 Row = Mapping[str, Any]
+# By the uid of their question.
+Rows = Mapping[str, Row]
 
 
 def find(source: str) -> pathlib.Path:
@@ -23,20 +25,19 @@ def find(source: str) -> pathlib.Path:
     UserError: there is no such file, or there are several.
   """
   path = files.expand_user(source)
-  if path.is_file():
-    return path
-  if (path / "greedy.jsonl").is_file():
-    return path / "greedy.jsonl"
-  stages = _stages(path)
-  if len(stages) == 1:
-    return _samples(path, stages[0])
-  if stages:
+  for file in (path, path / "greedy.jsonl"):
+    if file.is_file():
+      return file
+  if stages := _stages(path):
+    if len(stages) == 1:
+      return _samples(path, stages[0])
     named = " or ".join(f"{source}:{stage}" for stage in stages)
     raise UserError(f"{source}: say which stage, {named}")
   folder, _, stage = source.rpartition(":")
-  stages = _stages(files.expand_user(folder)) if folder else []
+  run = files.expand_user(folder)
+  stages = _stages(run) if folder else []
   if stage in stages:
-    return _samples(files.expand_user(folder), stage)
+    return _samples(run, stage)
   if stages:
     raise UserError(f"{source}: {folder} has tested {', '.join(stages)}")
   raise UserError(
@@ -54,7 +55,7 @@ def _samples(run: pathlib.Path, stage: str) -> pathlib.Path:
   return run / "samples" / f"test-{stage}.jsonl"
 
 
-def completions(file: pathlib.Path) -> dict[str, Row]:
+def completions(file: pathlib.Path) -> Rows:
   """The rows of a file of completions, by their question's uid.
 
   Rows of runs and evaluations also have the question and the verdict.
@@ -96,7 +97,7 @@ def _flatten(row: Row, where: str) -> Row:
   return row
 
 
-def questions(rows: Mapping[str, Mapping[str, Row]]) -> dict[str, Row]:
+def questions(rows: Mapping[str, Rows]) -> Rows:
   """A row with the question for each uid.
 
   Args:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from reft_jax.config import loading
 from reft_jax.runtime import metrics
 from reft_jax.studies import jobs as jobs_lib
-from reft_jax.studies import ledger as ledger_lib
 from reft_jax.studies import results
 
 
@@ -62,7 +61,7 @@ def make(
 
 def enter(output: pathlib.Path, jobs: Iterable[jobs_lib.Job]) -> None:
   """Enters jobs into a suite's ledger as finished."""
-  ledger = ledger_lib.Ledger(output)
+  ledger = jobs_lib.Ledger(output)
   for job in jobs:
     ledger.started(job, 1)
     ledger.ended(job, 0, 1.0)

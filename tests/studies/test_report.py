@@ -96,10 +96,7 @@ SUITE = suites.Suite(
 
 def found(numbers) -> results.Results:
   """Made-up results, by reference."""
-  return types.SimpleNamespace(
-    of=lambda reference: numbers.get(str(reference), {}),
-    machine=lambda: "2 CPU cores",
-  )
+  return types.SimpleNamespace(of=lambda one: numbers.get(str(one), {}))
 
 
 def test_a_mean_over_fewer_seeds_than_its_neighbours_says_so():
@@ -133,15 +130,15 @@ def test_a_label_breaks_no_table():
 def test_a_report_has_all_its_parts():
   sides = (NUMBERS[str(side)] for side in BETTER.sides)
   finding = claims.judge(BETTER, *sides, seeds=3)
-  account = report.Account(
-    command="python -m reft_jax.reproduce small",
-    at_once=2,
-    seconds=3700,
-    done=(),
-    missing=["kl_0-seed2 (diverged)"],
-  )
+  account = {
+    "command": "python -m reft_jax.reproduce small",
+    "machine": "2 CPU cores",
+    "at_once": 2,
+    "seconds": 3700,
+    "missing": ["kl_0-seed2 (diverged)"],
+  }
   pictures = {"dev.png": "Dev"}
-  text = report.markdown(SUITE, found(NUMBERS), [finding], account, pictures)
+  text = report.markdown(SUITE, account, found(NUMBERS), [finding], pictures)
   for part in (
     "# Reproduction: small\n\nAbout it.",
     "```bash\npython -m reft_jax.reproduce small\n```",

@@ -16,7 +16,6 @@ import pytest
 from reft_jax import errors, reproduce
 from reft_jax.runtime import console as console_lib
 from reft_jax.studies import jobs as jobs_lib
-from reft_jax.studies import ledger as ledger_lib
 from reft_jax.studies import reading, runner
 
 
@@ -35,7 +34,7 @@ class Folder:
 
   def perform(self, *jobs: jobs_lib.Job, at_once: int = 1) -> None:
     with runner.alone(self.path) as lock:
-      self.ledger = ledger_lib.Ledger(self.path)
+      self.ledger = jobs_lib.Ledger(self.path)
       screen = console_lib.Console()
       runner.perform(jobs, at_once, self.ledger, screen, lock)
 
@@ -182,16 +181,16 @@ def test_the_time_of_a_failed_job_counts(folder):
   script = "import time; time.sleep(1.2); raise SystemExit(1)"
   with pytest.raises(runner.FailedError):
     folder.perform(job("bad", script))
-  assert ledger_lib.Ledger(folder.path).seconds >= 1.2
+  assert jobs_lib.Ledger(folder.path).seconds >= 1.2
 
 
 def test_the_time_before_a_kill_counts(folder, monkeypatch):
   monkeypatch.setattr(runner, "_SAVE_SECONDS", 0.1)
   during = []
   monkeypatch.setattr(
-    ledger_lib.Ledger,
+    jobs_lib.Ledger,
     "save",
-    lambda self, every=0.0, save=ledger_lib.Ledger.save: (
+    lambda self, every=0.0, save=jobs_lib.Ledger.save: (
       save(self, every),
       during.append(self.seconds),
     ),
@@ -299,7 +298,7 @@ def test_jobs_whose_models_changed_are_stale(
   tmp_path, plan, old, new, redone, outdated
 ):
   fake_runs.enter(tmp_path, plan(LENDING))
-  ledger = ledger_lib.Ledger(tmp_path)
+  ledger = jobs_lib.Ledger(tmp_path)
   assert all(map(ledger.done, plan(LENDING)))
   jobs = {
     job.name.replace("-seed1", ""): job
