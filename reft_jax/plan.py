@@ -104,7 +104,10 @@ def plan(command: cli.Command, console: console_lib.Console) -> None:
     if not as_json:
       showing.show(plans[-1], console)
   if as_json:
-    print(json.dumps(subject.summary() | {"plans": plans}, indent=1))
+    names = ("model", "problems", "prompt_slots", "response_slots")
+    planned = {name: getattr(subject, name) for name in names}
+    planned = {"config": command.config.name, **planned, "plans": plans}
+    print(json.dumps(planned, indent=1))
   elif len(plans) > 1:
     showing.compare(plans, console)
 

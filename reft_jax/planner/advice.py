@@ -121,11 +121,8 @@ def knobs(
   spread = {"mesh.data": 1, "mesh.fsdp": -1}
   if laid_out.data != 1:
     found["mesh.fsdp"] = [spread]
-  splits = [
-    n
-    for n in (2, 4, 8)
-    if target.devices % n == 0 and subject.shape.kv_heads % n == 0
-  ]
+  heads = subject.shape.kv_heads
+  splits = [n for n in (2, 4, 8) if target.devices % n == heads % n == 0]
   if {"sample", "online sample", "evaluate"} & set(failing):
     more = [n for n in splits if n > laid_out.sampler_tensor]
     add("mesh.sampler_tensor", more)

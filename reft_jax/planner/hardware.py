@@ -132,11 +132,6 @@ class Target:
       left -= chip.reserve_shared
     return int(left * (1 - FRAGMENTS))
 
-  def peak(self, dtype: str) -> float:
-    """FLOP/s of products in a compute dtype."""
-    chip = self.chip
-    return chip.peak if dtype == "bfloat16" else chip.peak_float32
-
 
 def target(text: str) -> Target:
   """Reads the name of a target.

@@ -148,9 +148,7 @@ def _closing(text: str) -> int:
 def collectives(module: Module, *, open_loop: int = 1) -> list[Collective]:
   """All collectives that run, those of loops included.
 
-  Args:
-    module: the program.
-    open_loop: the assumed trips of a loop whose text does not tell them.
+  `open_loop` are the assumed trips of a loop whose text does not tell them.
   """
   found = []
 

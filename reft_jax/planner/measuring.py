@@ -1,6 +1,7 @@
 """Programs compiled for a target: their memory and their collectives."""
 
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType
 
 from reft_jax.planner import hardware, hlo, programs, shapes
 from reft_jax.planner import subject as subjects
@@ -77,17 +78,28 @@ def measure(
     measured.append(counted)
     return outputs
 
-  meshes = (open_meshes if phases else abstract_meshes)(subject, target)
+  mesh, sampling_mesh = meshes(subject, target, compiled=bool(phases))
   gather = laid_out(subject, target).gather
-  programs.all_of(shapes.Shapes(subject, *meshes, gather=gather), handle)
+  of_run = shapes.Shapes(subject, mesh, sampling_mesh, gather=gather)
+  programs.all_of(of_run, handle)
   return measured
 
 
-def open_meshes(
-  subject: subjects.Subject, target: hardware.Target
-) -> tuple[Mesh, Mesh]:
-  """The run's meshes over a target's devices, which need not be here."""
-  chip = target.chip
+def meshes(
+  subject: subjects.Subject, target: hardware.Target, *, compiled: bool
+) -> tuple[Any, Any]:
+  """The run's meshes to learn and to sample on.
+
+  They have a target's devices, which need not be here, if `compiled`, else
+  none.
+  """
+  chosen, chip = laid_out(subject, target), target.chip
+  if not compiled:
+    kinds = (AxisType.Auto,) * len(layout.AXES)
+    open_mesh = functools.partial(
+      AbstractMesh, axis_names=layout.AXES, axis_types=kinds
+    )
+    return open_mesh(chosen.learner), open_mesh(chosen.sampler)
   if chip.platform == "cpu":
     found = jax.devices()[: target.devices]
   else:
@@ -100,19 +112,7 @@ def open_meshes(
       if target.devices == 1:  # A host has more chips than this slice.
         more["chips_per_host_bounds"] = [1, 1, 1]
     found = topologies.get_topology_desc(platform=chip.platform, **more).devices
-  return mesh_lib.make_meshes(laid_out(subject, target), found)
-
-
-def abstract_meshes(
-  subject: subjects.Subject, target: hardware.Target
-) -> tuple[AbstractMesh, AbstractMesh]:
-  """The run's meshes without devices, for arithmetic."""
-  chosen = laid_out(subject, target)
-  kinds = (AxisType.Auto,) * len(layout.AXES)
-  return (
-    AbstractMesh(chosen.learner, layout.AXES, axis_types=kinds),
-    AbstractMesh(chosen.sampler, layout.AXES, axis_types=kinds),
-  )
+  return mesh_lib.make_meshes(chosen, found)
 
 
 def laid_out(

@@ -123,7 +123,7 @@ def parameters(
   subject: subjects.Subject, target: hardware.Target
 ) -> tuple[int, int]:
   """The number of the policy's parameters, and of the trainable ones."""
-  mesh, _ = measuring.abstract_meshes(subject, target)
+  mesh, _ = measuring.meshes(subject, target, compiled=False)
   arrays = shapes_lib.Shapes(subject, mesh).stage_arrays(optax.identity())
   trainable = shapes_lib.count(arrays.state.params)
   return shapes_lib.count(arrays.policy), trainable
@@ -135,14 +135,10 @@ def searched(
   over: Collection[str],
   peak: int | None,
 ) -> dict[str, Any]:
-  """The smallest changes that make it fit.
+  """The smallest changes that make the phases `over` fit.
 
-  Args:
-    subject: what is planned.
-    target: the hardware.
-    over: the phases that do not fit.
-    peak: the memory of the largest phase; None if nothing is compiled, and so
-      what fits is decided by arithmetic too.
+  `peak` is the memory of the largest phase; None if nothing is compiled, and so
+  what fits is decided by arithmetic too.
 
   Returns:
     `settings` that fit; where there are none, `lora`, settings with adapters

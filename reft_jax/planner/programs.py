@@ -69,15 +69,8 @@ def all_of(shapes: shapes_lib.Shapes, handle: Handle) -> None:
 class Stage:
   """A stage's arrays on shapes, and the programs that several stages have.
 
-  Args:
-    shapes: the shapes of the run.
-    name: the stage's name.
-    handle: takes the programs.
-    kept: what `Shapes.stage_arrays` is to keep besides the weights.
-
-  Attributes:
-    settings: the stage's.
-    arrays: what it keeps on the devices.
+  `handle` takes the programs; `kept` is what the stage keeps on the devices
+  besides the weights (`Shapes.stage_arrays`).
   """
 
   def __init__(
@@ -137,7 +130,7 @@ class Stage:
 
   def evaluate(self) -> None:
     """Samples answers to dev questions, while the stage's arrays stay."""
-    shards = self._shapes.sampling.num_shards
+    shards = mesh_lib.num_batch_shards(self._shapes.sampling.mesh)
     rows = max(self._shapes.subject.config.evaluation.batch_size, shards)
     self._sample("evaluate", rows // shards * shards, temperature=0.0)
 

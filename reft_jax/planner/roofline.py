@@ -114,11 +114,6 @@ class Model:
       sums=2 - len({"N", "F"} & set(unsplit)),
     )
 
-  @property
-  def adapted(self) -> bool:
-    """Whether most weights have no gradient (LoRA)."""
-    return self.trainable < self.total
-
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -137,36 +132,17 @@ class Work:
     return Work(*(times * value for value in dataclasses.astuple(self)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Time:
-  """Seconds that each resource needs for some work."""
-
-  compute: float
-  memory: float
-  network: float
-
-  @property
-  def seconds(self) -> float:
-    """The least time of the work."""
-    return max(self.compute, self.memory, self.network)
-
-  @property
-  def bound(self) -> str:
-    """The resource that takes that long."""
-    resources = dataclasses.asdict(self)
-    return max(resources, key=lambda name: resources[name])
-
-
-def time(work: Work, target: hardware.Target, dtype: str) -> Time:
-  """The least time of some work on a target, with products in `dtype`."""
-  network = work.near / target.chip.link
+def seconds(
+  work: Work, target: hardware.Target, dtype: str
+) -> dict[str, float]:
+  """The least time that each resource needs, with products in `dtype`."""
+  chip = target.chip
+  network = work.near / chip.link
   if work.far:
-    network += work.far / target.chip.network
-  return Time(
-    compute=work.flops / target.peak(dtype),
-    memory=work.memory / target.chip.bandwidth,
-    network=network,
-  )
+    network += work.far / chip.network
+  peak = chip.peak if dtype == "bfloat16" else chip.peak_float32
+  memory = work.memory / chip.bandwidth
+  return {"compute": work.flops / peak, "memory": memory, "network": network}
 
 
 def forward_flops(model: Model, tokens: int, columns: int) -> float:
@@ -274,7 +250,7 @@ def learn(
   logits are always recomputed (ops.logprobs). Weights are all-gathered once
   where `gather` is `step`, else forward and backward in each micro-batch.
   """
-  backward = 1 if model.adapted else 2
+  backward = 1 if model.trainable < model.total else 2
   recomputed = model.remat == "block"
   forward = forward_flops(model, rows.tokens, rows.slots)
   blocks = forward * (1 + backward + recomputed)
@@ -322,10 +298,9 @@ def _gathered(whole: float, layout: Layout) -> Work:
 
 def _scattered(whole: float, layout: Layout) -> Work:
   """A reduce-scatter of gradients along fsdp, an all-reduce along data."""
-  scattered = _gathered(whole, layout)
   share = 2 * (layout.data - 1) / layout.data
   sent = share * whole / layout.fsdp
-  return scattered + _sent(sent, layout, layout.num_shards)
+  return _gathered(whole, layout) + _sent(sent, layout, layout.num_shards)
 
 
 def _summed(model: Model, layout: Layout, tokens: int, forwards: int) -> Work:

@@ -28,17 +28,7 @@ class StageArrays:
   # The frozen weights that the state's parameters adapt (models.lora).
   base: Mapping[str, Any]
   policy: Any  # The trained policy, whole.
-  # The policy it started from; None where the stage needs none.
-  reference: Any = None
-
-  @property
-  def by_kind(self) -> dict[str, Any]:
-    """The arrays by measuring.KINDS."""
-    weights = (self.state.params, self.base)
-    kinds = {"weights": weights, "optimizer": self.state.opt_state}
-    if self.reference is not None:
-      kinds["reference"] = self.reference
-    return kinds
+  by_kind: dict[str, Any]  # All of it, by measuring.KINDS.
 
 
 class Shapes:
@@ -69,20 +59,16 @@ class Shapes:
       gather=gather,
     )
 
-  @property
-  def num_shards(self) -> int:
-    """The number of parts into which a batch is split."""
-    return mesh_lib.num_batch_shards(self.mesh)
-
   def shard_rows(self, tree: Any) -> Any:
     """A batch or a cache, sharded by rows; scalars are replicated.
 
     Heads of a cache are sharded over "tensor" where they divide.
     """
+    shards = mesh_lib.num_batch_shards(self.mesh)
 
     def shard(leaf: Any) -> jax.ShapeDtypeStruct:
       spec = PartitionSpec()
-      if leaf.ndim and leaf.shape[0] % self.num_shards == 0:
+      if leaf.ndim and leaf.shape[0] % shards == 0:
         spec = mesh_lib.BATCH
       if leaf.ndim == 4 and leaf.shape[1] % self.mesh.shape["tensor"] == 0:
         spec = PartitionSpec(*mesh_lib.BATCH, "tensor")
@@ -169,13 +155,11 @@ class Shapes:
       params["value"] = start(init_value, trainable, kind=config.model.value)
     base = lora_lib.frozen_base(frozen, params)
     state = start(learner_lib.init_state, params, optimizer=optimizer)
-    started = lora_lib.join(base, {"policy": trainable})["policy"]
-    return StageArrays(
-      state=state,
-      base=base,
-      policy=lora_lib.join(base, state.params)["policy"],
-      reference=started if reference else None,
-    )
+    kinds = {"weights": (state.params, base), "optimizer": state.opt_state}
+    if reference:  # The policy that it started from.
+      kinds["reference"] = lora_lib.join(base, {"policy": trainable})["policy"]
+    policy = lora_lib.join(base, state.params)["policy"]
+    return StageArrays(state, base, policy, kinds)
 
 
 def struct(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -7,12 +7,7 @@ from reft_jax.planner import hardware
 from reft_jax.planner import subject as subjects
 from reft_jax.runtime import console as console_lib
 
-_GIB = 2**30
 _COLUMNS = ("weights", "optimizer", "reference", "published", "cache", "rest")
-_NOTES = (
-  "rest: temporaries (gradients, activations), batches and results;"
-  " published: the copy that is sampled from"
-)
 
 
 def introduce(subject: subjects.Subject, screen: console_lib.Console) -> None:
@@ -55,7 +50,10 @@ def show(plan: Mapping[str, Any], screen: console_lib.Console) -> None:
       for name, row in plan["memory"]["phases"].items()
     ],
   )
-  screen.line(_NOTES)
+  screen.line(
+    "rest: temporaries (gradients, activations), batches and results;"
+    " published: the copy that is sampled from"
+  )
   if not plan["memory"]["fits"]:
     screen.line(f"!: more than the usable {_text(plan['memory']['usable'])}")
   _show_time(plan, screen)
@@ -211,7 +209,7 @@ def _span(seconds: float | None) -> str:
 
 def _unit(sizes: Sequence[float]) -> tuple[str, int]:
   """A unit in which the largest size is readable: its name, its bytes."""
-  return ("GiB", _GIB) if max(sizes) > _GIB / 10 else ("MiB", 2**20)
+  return ("GiB", 2**30) if max(sizes) > 2**30 / 10 else ("MiB", 2**20)
 
 
 def _size(value: float | None, size: int) -> str | None:

@@ -86,20 +86,11 @@ class Subject:
   def unplanned(self) -> list[str]:
     """The parts of the run that are not planned."""
     stages = set(self.config.stages)
-    found = [name for name in ("base", "reward_model") if name in stages]
+    parts = ("base", "reward_model")
+    found: list[str] = [name for name in parts if name in stages]
     if stages & {"offline_st", "reward_model"}:
       found.append("collecting samples")
     return found
-
-  def summary(self) -> dict[str, Any]:
-    """What is planned, for JSON."""
-    return {
-      "config": self.config.name,
-      "model": self.model,
-      "problems": self.problems,
-      "prompt_slots": self.prompt_slots,
-      "response_slots": self.response_slots,
-    }
 
   def changed(self, settings: Mapping[str, Any]) -> "Subject":
     """The subject with other settings, by their dotted keys."""
@@ -154,22 +145,20 @@ def _architecture(
   path = config.model.path
   if path is None:
     return f"base ({config.base.family})", setup.open_model(config)[1].config
-  if hub.is_id(path) and hub.find(path) is None:
+  folder = hub.find(path)
+  if folder is not None:
+    return path, reader.read_config(folder)
+  lacks = "not the folder of a model; give one"
+  if hub.is_id(path):
     bare = path.partition("@")[0].lower()
     for name, row in published().items():
       if row["hub"].lower() == bare:
         return name, read_shape(name)
-    raise UserError(
-      f"model.path={path}: not downloaded, and its shape is not known;"
-      f" download it, or name a shape with --model: {', '.join(published())}."
-    )
-  folder = hub.find(path)
-  if folder is None:
-    raise UserError(
-      f"model.path={path}: not the folder of a model; give one, or name a shape"
-      f" with --model: {', '.join(published())}."
-    )
-  return path, reader.read_config(folder)
+    lacks = "not downloaded, and its shape is not known; download it"
+  known = ", ".join(published())
+  raise UserError(
+    f"model.path={path}: {lacks}, or name a shape with --model: {known}."
+  )
 
 
 def _problems(config: schema.Config) -> int | None:

@@ -46,12 +46,13 @@ def times(
         near=sum(often * t.near for often, t in traffic),
         far=sum(often * t.far for often, t in traffic),
       )
-    took = roofline.time(done, target, config.model.compute_dtype)
+    took = roofline.seconds(done, target, config.model.compute_dtype)
+    bound = max(took, key=lambda resource: took[resource])
     phases[phase] = {
       **dataclasses.asdict(done),
-      **{f"{name}_s": s for name, s in dataclasses.asdict(took).items()},
-      "seconds": took.seconds,
-      "bound": took.bound,
+      **{f"{resource}_s": seconds for resource, seconds in took.items()},
+      "seconds": took[bound],
+      "bound": bound,
     }
   steps: dict[str, tuple[str, ...]] = {
     name: parts for name, parts in STEP_PHASES.items() if name in config.stages
@@ -82,8 +83,7 @@ def work(
   config = subject.config
   P, T, S = subject.prompt_slots, subject.response_slots, subject.row_slots
   gather = measuring.laid_out(subject, target).gather
-  meshes: tuple[Any, Any] = measuring.abstract_meshes(subject, target)
-  mesh, sampling_mesh = meshes
+  mesh, sampling_mesh = measuring.meshes(subject, target, compiled=False)
 
   def sizes(mesh: Any) -> tuple[roofline.Model, roofline.Layout]:
     tensor = mesh.shape["tensor"]

@@ -30,17 +30,15 @@ class CompilerError(Exception):
 
 def missing(platform: str) -> str | None:
   """The command that installs a platform's compiler; None if it is here."""
-  jax_version = metadata.version("jax")
-  match platform:
-    case "tpu" if not _found("libtpu"):
-      return f'pip install "jax[tpu]=={jax_version}"'
-    case "cuda" if not (
-      _found("jax_plugins.xla_cuda13") or _found("jax_plugins.xla_cuda12")
-    ):
-      return (
-        f"pip install --no-deps jax-cuda13-pjrt=={jax_version}"
-        f" jax-cuda13-plugin=={jax_version}"
-      )
+  version = metadata.version("jax")
+  if platform == "tpu" and not _found("libtpu"):
+    return f'pip install "jax[tpu]=={version}"'
+  plugins = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+  if platform == "cuda" and not any(map(_found, plugins)):
+    return (
+      f"pip install --no-deps jax-cuda13-pjrt=={version}"
+      f" jax-cuda13-plugin=={version}"
+    )
   return None
 
 

@@ -97,7 +97,7 @@ def test_what_is_alive_beside_a_program_is_counted(compiled):
     optax.identity(), critic=True, reference=True
   )
   weights = shapes.device_bytes(arrays.state.params)
-  reference = shapes.device_bytes(arrays.reference)
+  reference = shapes.device_bytes(arrays.by_kind["reference"])
   decode = by_name["sample", "decode"].kinds
   assert decode["weights"] == weights
   assert decode["reference"] == reference
