@@ -14,21 +14,16 @@ import zlib
 
 import jax
 import numpy as np
-import optax
 import pytest
 import safetensors.numpy
-import tiny
+import untrained
 
 from reft_jax import evaluate
-from reft_jax.config import cli, loading, schema
+from reft_jax.config import cli, loading
 from reft_jax.data import encode
 from reft_jax.data import splits as splits_lib
 from reft_jax.evaluation import evaluation as evaluation_lib
-from reft_jax.evaluation import settings as settings_lib
 from reft_jax.huggingface import fingerprint
-from reft_jax.learning import learner as learner_lib
-from reft_jax.run import setup
-from reft_jax.runtime import checkpoints
 from reft_jax.sampling import grading
 from reft_jax.sampling import judge as judge_lib
 from reft_jax.tasks import grader, prompts
@@ -36,6 +31,8 @@ from reft_jax.tasks.answers import grade
 from reft_jax.tasks.answers.grade import Verdict
 from reft_jax.tasks.problem import Problem
 
+JUDGE = "evaluation.reward_model=models/reward_model"
+UNSAMPLED = ("evaluation.samples=0", "evaluation.at=null")
 SETTINGS = (
   "data.dev_size=0",
   "data.max_prompt_tokens=40",
@@ -56,34 +53,16 @@ SETTINGS = (
 def trained(tmp_path_factory) -> pathlib.Path:
   """A run's folder as training leaves it, though its models know nothing."""
   folder = tmp_path_factory.mktemp("runs") / "run"
-  folder.mkdir()
-  config = loading.load(["embedded"], SETTINGS)
-  (folder / "config.yaml").write_text(loading.to_yaml(config))
-  tokenizer, network = setup.open_model(config)
-  run = tiny.change(
-    tiny.run([], *SETTINGS), networks=network, tokenizer=tokenizer
-  )
-  init = jax.jit(network.init)
-  policies = [init(jax.random.key(seed)) for seed in range(2)]
-  for stage, policy in zip(("warmup", "reft"), policies, strict=True):
-    run.save_model(folder / "models" / stage, jax.device_get(policy), {})
-  scorer = network.init_scorer(policies[0], jax.random.key(2))
-  run.save_model(
-    folder / "models/reward_model", jax.device_get(scorer), {}, classifier=True
-  )
-
-  def save(place, step, state):
-    saved = checkpoints.Checkpoints(folder / "stages" / place, keep=2)
-    saved.save(step, state, {})
-    saved.close()
-
-  def state(params):
-    return learner_lib.init_state(params, optax.adam(1e-3))
-
-  save("sft-lr0.001/best", 2, policies[1])
-  save("reft/checkpoints", 3, state({"policy": policies[0]}))
-  save("reft/checkpoints", 12, state({"policy": policies[1], "value": {}}))
-  save("reward_model/checkpoints", 1, state({"scorer": scorer}))
+  _, models = untrained.write(folder, SETTINGS)
+  warmup, reft, scorer = models.values()
+  stages = folder / "stages"
+  untrained.save_best(stages / "sft-lr0.001/best", 2, reft)
+  for place, step, params in (
+    ("reft", 3, {"policy": warmup}),
+    ("reft", 12, {"policy": reft, "value": {}}),
+    ("reward_model", 1, {"scorer": scorer}),
+  ):
+    untrained.save_state(stages / place / "checkpoints", step, params)
   return folder
 
 
@@ -109,17 +88,12 @@ def page_data(folder: pathlib.Path) -> dict:
 def answered(*values) -> list[grading.Answer]:
   """Answers to a question whose answer is 7; None is no answer."""
   example = encode.Example(Problem("x", "embedded", "?", None, "7"), (), None)
+  verdicts = {None: Verdict.NONE, 7.0: Verdict.CORRECT}
+  grades = [
+    grade.Grade(verdicts.get(value, Verdict.WRONG), value) for value in values
+  ]
   return [
-    grading.Answer(
-      example,
-      str(value),
-      grade.Grade(
-        {None: Verdict.NONE, 7.0: Verdict.CORRECT}.get(value, Verdict.WRONG),
-        value,
-      ),
-      True,
-    )
-    for value in values
+    grading.Answer(example, str(each.value), each, True) for each in grades
   ]
 
 
@@ -174,19 +148,13 @@ def test_figures_by_hand():
 
 
 def test_figures_without_samples_or_rewards():
-  greedy = answered(7.0, 8.0)
+  greedy, options = answered(7.0, 8.0), {"mode": "strict", "resamples": 5}
   without = evaluation_lib.Answered(greedy, [], None)
-  found = evaluation_lib.figures(without, at=(), mode="strict", resamples=5)
-  assert list(found) == ["greedy"]
+  assert list(evaluation_lib.figures(without, at=(), **options)) == ["greedy"]
   without = evaluation_lib.Answered(greedy, [greedy, greedy], None)
-  found = evaluation_lib.figures(without, at=(2,), mode="strict", resamples=5)
-  assert list(found) == [
-    "greedy",
-    "sampled",
-    "majority@2",
-    "pass@2",
-    "upper_bound",
-  ]
+  found = evaluation_lib.figures(without, at=(2,), **options)
+  names = "greedy sampled majority@2 pass@2 upper_bound"
+  assert list(found) == names.split()
 
 
 def test_official_votes_count_exact_numbers():
@@ -201,21 +169,6 @@ def test_official_votes_count_exact_numbers():
       resamples=5,
     )
     assert found["majority@5"].value == value
-
-
-@pytest.mark.parametrize(
-  ("samples", "at", "expected"),
-  [
-    (100, None, (1, 10, 100)),
-    (16, None, (1, 10, 16)),
-    (1, None, (1,)),
-    (0, None, ()),
-    (16, (4, 2), (4, 2)),
-  ],
-)
-def test_of_how_many_samples(samples, at, expected):
-  settings = schema.EvaluationConfig(samples=samples, at=at)
-  assert settings_lib.numbers(settings) == expected
 
 
 def test_a_fingerprint_is_of_the_weights(trained, tmp_path):
@@ -474,13 +427,9 @@ def test_a_path_may_hold_an_equals_sign(run_folder, monkeypatch, capsys):
 
 
 def problem_file(path: pathlib.Path, *questions: str) -> str:
+  same = {"answer_cot": "", "answer_value": 4}
   rows = [
-    {
-      "item_id": f"embedded_{number}",
-      "question": question,
-      "answer_cot": "",
-      "answer_value": 4,
-    }
+    {"item_id": f"embedded_{number}", "question": question, **same}
     for number, question in enumerate(questions)
   ]
   path.write_text(json.dumps(rows))
@@ -493,16 +442,9 @@ def test_a_test_set_needs_no_training_set(run_folder, tmp_path):
   test = problem_file(tmp_path / "test.json", question, question)
   elsewhere = ("data.train=nowhere.json", "data.dev_size=100")
   model = str(run_folder / "models/reft")
-  arguments = [model, "evaluation.samples=0", "evaluation.at=null"]
-  assert evaluate.main([*arguments, *elsewhere, f"data.test={test}"]) == 0
+  arguments = [model, *UNSAMPLED, *elsewhere, f"data.test={test}"]
+  assert evaluate.main(arguments) == 0
   assert summary(run_folder / "evaluations/reft-test")["questions"] == 2
-
-
-def test_training_questions_do(refused):
-  said = refused(
-    "models/reft", "data.train=nowhere.json", "evaluation.split=train"
-  )
-  assert "data.train=nowhere.json: no such file" in said
 
 
 @pytest.mark.slow
@@ -512,8 +454,7 @@ def test_what_is_not_asked_is_told(run_folder, tmp_path, capsys):
   )
   model = str(run_folder / "models/reft")
   left_out = "problems: 1 test (1 left out, their prompts are too long)"
-  arguments = [model, f"data.test={test}", "evaluation.samples=0"]
-  arguments.append("evaluation.at=null")
+  arguments = [model, f"data.test={test}", *UNSAMPLED]
   for more in (["--dry-run"], []):
     assert evaluate.main([*arguments, *more]) == 0
     assert left_out in capsys.readouterr().out
@@ -529,9 +470,7 @@ def test_models_of_one_name_are_told_apart(run_folder, capsys):
   names = [str(folder / "models/reft") for folder in (run_folder, other)]
   assert evaluate.main([*names, "evaluation.samples=1"]) == 2
   assert "evaluation.at" in capsys.readouterr().err
-  assert (
-    evaluate.main([*names, "evaluation.samples=0", "evaluation.at=null"]) == 0
-  )
+  assert evaluate.main([*names, *UNSAMPLED]) == 0
   table = capsys.readouterr().out
   assert "run/reft" in table
   assert "other/reft" in table
@@ -614,16 +553,12 @@ def refused(run_folder, monkeypatch, capfd, caplog, unopened):
       [".", "evaluation.reward_model=models/warmup"],
       ["models/warmup", "a language model, which cannot judge"],
     ),
-    (
-      [
-        *(".", "evaluation.samples=0", "evaluation.at=null"),
-        "evaluation.reward_model=models/reward_model",
-      ],
-      ["nothing to choose from", "evaluation.samples=0"],
-    ),
+    ([".", *UNSAMPLED, JUDGE], ["nothing to choose from", "samples=0"]),
     (["models/reft", "models/reft"], ["would both be kept in", "output"]),
-    (["models/reft", "--config"], ["--config needs a file"]),
-    (["models/reft", "--fast"], ["unknown argument '--fast'"]),
+    (
+      ["models/reft", "data.train=no.json", "evaluation.split=train"],
+      ["data.train=no.json: no such file"],
+    ),
   ],
 )
 def test_bad_input(refused, run_folder, arguments, words):
@@ -671,8 +606,7 @@ def test_a_judge_that_cannot_be_opened(refused, run_folder, spoil, words):
   if spoil:
     arrays["score.weight"] = np.ascontiguousarray(spoil(arrays))
     safetensors.numpy.save_file(arrays, file)
-  judge = "evaluation.reward_model=models/reward_model"
-  assert words in refused("models/reft", judge)
+  assert words in refused("models/reft", JUDGE)
 
 
 @pytest.mark.parametrize("output", ["config.yaml", "config.yaml/inside"])
@@ -689,7 +623,7 @@ def test_a_judge_that_reads_other_tokens(refused, run_folder):
   a, b = list(words)[-2:]
   words[a], words[b] = words[b], words[a]
   file.write_text(json.dumps(tokenizer))
-  said = refused(".", "evaluation.reward_model=models/reward_model")
+  said = refused(".", JUDGE)
   assert "its tokenizer is another than the model's" in said
 
 

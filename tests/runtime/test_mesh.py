@@ -58,9 +58,9 @@ def test_a_mesh_may_span_some_of_the_devices():
 @pytest.mark.parametrize(
   ("shape", "words"),
   [
-    ((1, 1, 1), ["data=1 x fsdp=1 x tensor=1", "8 devices", "-1"]),
-    ((4, 4, 1), ["data=4 x fsdp=4 x tensor=1", "8 devices", "-1"]),
-    ((3, -1, 1), ["data=3", "8 devices"]),
+    ((1, 1, 1), ["data=1 x fsdp=1 x tensor=1", "8 devices", "axis to -1"]),
+    ((4, 4, 1), ["data=4 x fsdp=4 x tensor=1", "8 devices", "axis to -1"]),
+    ((3, -1, 1), ["data=3 x tensor=1", "8 devices; give sizes that divide 8"]),
     ((16, -1, 1), ["data=16", "8 devices"]),
     ((-1, -1, 1), ["only one", "data and fsdp"]),
     ((-1, -1, -1), ["only one", "data and fsdp and tensor"]),
