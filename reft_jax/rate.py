@@ -17,6 +17,7 @@ from reft_jax.config import cli
 from reft_jax.errors import UserError
 from reft_jax.studies import ratings
 
+_PLACE = pathlib.Path("rating")
 PROGRAMS = {
   "draw": cli.Program(
     "reft_jax.rate draw",
@@ -29,12 +30,7 @@ PROGRAMS = {
       cli.Option(
         "--right", "draw only questions that all sources answered correctly"
       ),
-      cli.Option(
-        "--output",
-        "folder of the page (rating)",
-        cli.FOLDER,
-        pathlib.Path("rating"),
-      ),
+      cli.Option("--output", "folder of the page (rating)", cli.FOLDER, _PLACE),
     ),
     overrides=False,
   ),

@@ -62,9 +62,9 @@ def main(argv: Sequence[str]) -> int:
     if command.action == "dry-run":
       runner.dry_run(suite, screen)
     else:
-      jobs, report = command.options["jobs"], command.options["report"]
+      jobs = 0 if command.options["report"] else command.options["jobs"]
       line = command_line(command, suite.overrides)
-      runner.run(suite, line, screen, jobs=jobs, report=report)
+      runner.run(suite, line, screen, jobs)
   except (UserError, runner.FailedError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2 if isinstance(error, UserError) else 3

@@ -47,13 +47,7 @@ class Authorship:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-  """Who wrote what.
-
-  Attributes:
-    page: identifies the page.
-    sources: the file of each source.
-    solutions: by their names on the page.
-  """
+  """A page, each source's file, and who wrote each solution on the page."""
 
   page: str
   sources: Mapping[str, str]
@@ -114,10 +108,7 @@ def draw(
 
 
 def _blind(
-  paths: Mapping[str, pathlib.Path],
-  count: int,
-  rng: random.Random,
-  right: bool,
+  paths: Mapping[str, pathlib.Path], count: int, rng: random.Random, right: bool
 ) -> tuple[dict[str, Any], Key]:
   """Draws questions; returns the content of their page, and its key.
 

@@ -113,8 +113,10 @@ def _value(kind: Any, where: str, content: Any, metric: str = "test") -> Any:
     if not allowed(content):
       raise errors.UserError(f"{where}: {content!r} should be {words}")
     return str(content).strip() if kind is str else kind(content)
-  if kind in _READERS:
-    return _READERS[kind](where, content)
+  if kind == suites.Settings:
+    return _settings(where, content)
+  if kind == Mapping[str, suites.Run]:
+    return _runs(where, content)
   if kind is suites.Reference:
     return _reference(where, content, metric)
   if kind == suites.Side:
@@ -130,11 +132,11 @@ def _value(kind: Any, where: str, content: Any, metric: str = "test") -> Any:
       for number, each in enumerate(items)
     )
   if origin is Mapping:
+    keys, values = kinds
     return {
-      _value(kinds[0], where, key): _value(
-        kinds[1], f"{where}: {key}", each, metric
-      )
+      _value(keys, where, key): _value(values, f"{where}: {key}", each, metric)
       for key, each in _pairs(where, content).items()
+      if each is not None or values is not str  # A figure the paper lacks.
     }
   if origin is typing.Literal:
     if _value(str, where, content) not in kinds:
@@ -199,15 +201,6 @@ def _flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
   return found
 
 
-def _paper(where: str, content: Any) -> dict[str, str]:
-  """The paper's figures by their setting, without those left empty."""
-  return {
-    str(setting): _value(str, f"{where}: {setting}", figure)
-    for setting, figure in _pairs(where, content).items()
-    if figure is not None
-  }
-
-
 def _pairs(where: str, content: Any) -> dict[Any, Any]:
   if not isinstance(content, dict):
     raise errors.UserError(f"{where}: expected NAME: ... pairs")
@@ -231,10 +224,4 @@ _SCALARS: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
   float: (_finite, "a number"),
   bool: (lambda v: type(v) is bool, "true or false"),
   suites.Margin: (lambda v: _finite(v) and v >= 0, "a number of 0 or more"),
-}
-# Types that are not read field by field.
-_READERS: Mapping[Any, Callable[[str, Any], Any]] = {
-  suites.Settings: _settings,
-  Mapping[str, suites.Run]: _runs,
-  Mapping[str, str]: _paper,
 }

@@ -60,7 +60,7 @@ def write(
   text = markdown(suite, account, found, findings, _draw(suite, found))
   files.replace(suite.output / "report.md", text)
   account["claims"] = [claims.to_json(each) for each in findings]
-  account["runs"] = found.to_json()
+  account["runs"] = found.numbers
   text = json.dumps(account, indent=2, allow_nan=False) + "\n"
   files.replace(suite.output / "results.json", text)
   return findings
@@ -245,13 +245,12 @@ def cell(kind: str, values: Sequence[float]) -> str:
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """A table in Markdown; all but the first column are aligned to the right."""
   rule = ["---", *["---:"] * (len(heads) - 1)]
-  lines = [[_in_table(text) for text in row] for row in (heads, rule, *rows)]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _in_table(text: str) -> str:
-  """Text without what would end its cell or its line."""
-  return " ".join(text.split()).replace("|", r"\|")
+  lines = []
+  for row in (heads, rule, *rows):
+    # Texts without what would end their cell or their line.
+    cells = (" ".join(text.split()).replace("|", r"\|") for text in row)
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
 
 
 def _every_seed(suite: suites.Suite, found: results.Results) -> str:

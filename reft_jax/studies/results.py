@@ -17,6 +17,9 @@ from reft_jax.studies import suites
 class Results:
   """The numbers of a suite's finished runs and evaluations.
 
+  Attributes:
+    numbers: by run, seed, stage and metric.
+
   Args:
     suite: the suite.
     done: the names of the finished runs and evaluations, as
@@ -26,24 +29,30 @@ class Results:
 
   def __init__(self, suite: suites.Suite, done: Collection[str]):
     self._suite = suite
-    self._stages: dict[tuple[str, int], dict[str, Any]] = {}
-    for run, seed in itertools.product(suite.runs, suite.seeds):
-      finished = suites.run_name(run, seed) in done
-      folder = suite.run_folder(run, seed)
-      self._stages[run, seed] = stages(folder) if finished else {}
+    self.numbers: dict[str, dict[int, dict[str, Any]]] = {
+      run: {
+        seed: stages(suite.run_folder(run, seed))
+        if suites.run_name(run, seed) in done
+        else {}
+        for seed in suite.seeds
+      }
+      for run in suite.runs
+    }
     for evaluation, seed in itertools.product(suite.evaluations, suite.seeds):
       if suites.evaluation_name(evaluation, seed) in done:
         folder = suite.run_folder(evaluation.run, seed)
-        found = self._stages[evaluation.run, seed]
+        found = self.numbers[evaluation.run][seed]
         for stage in found.keys() & set(evaluation.stages):
-          found[stage] |= accuracies(folder, stage)
+          text = evaluation_file(folder, stage).read_text()
+          for name, figure in json.loads(text)["accuracy"].items():
+            found[stage][name] = figure["value"]
 
   def of(self, reference: suites.Reference) -> dict[int, float]:
     """A metric of a stage by seed, without seeds that lack it."""
     run, stage, metric = reference.run, reference.stage, reference.metric
     values = {
-      seed: self._stages[run, seed].get(stage, {}).get(metric)
-      for seed in self._suite.seeds
+      seed: found.get(stage, {}).get(metric)
+      for seed, found in self.numbers[run].items()
     }
     return {seed: value for seed, value in values.items() if value is not None}
 
@@ -61,12 +70,11 @@ class Results:
     """
     run, stage, metric = reference.run, reference.stage, reference.metric
     curve: dict[float, list[float]] = {}
-    for seed in self._suite.seeds:
-      facts = self._stages[run, seed].get(stage)
-      if facts is None:
+    for seed, found in self.numbers[run].items():
+      if stage not in found:
         continue
       folder = self._suite.run_folder(run, seed)
-      rows = rows_of(folder, stage, facts["learning_rate"])
+      rows = rows_of(folder, stage, found[stage]["learning_rate"])
       times, last = 1, 1
       if over == "share":
         # Divide last, so that equal shares are equal floats: 6/12 and 5/10.
@@ -82,8 +90,8 @@ class Results:
 
   def machine(self) -> str:
     """The machine of the first finished run, in a line."""
-    for (run, seed), stages in self._stages.items():
-      if stages:
+    for run, seed in itertools.product(self._suite.runs, self._suite.seeds):
+      if self.numbers[run][seed]:
         folder = self._suite.run_folder(run, seed)
         facts = json.loads((folder / "environment.json").read_text())
         return (
@@ -91,13 +99,6 @@ class Results:
           f" Python {facts['python']}, jax {facts['packages']['jax']}"
         )
     return "no run is finished"
-
-  def to_json(self) -> dict[str, Any]:
-    """All numbers as JSON: by run, seed, stage and metric."""
-    tree: dict[str, Any] = {}
-    for (run, seed), found in self._stages.items():
-      tree.setdefault(run, {})[str(seed)] = found
-    return tree
 
 
 def stages(folder: pathlib.Path) -> dict[str, dict[str, float | None]]:
@@ -145,13 +146,6 @@ def at_the_end(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
   return found
 
 
-def accuracies(folder: pathlib.Path, stage: str) -> dict[str, float]:
-  """The accuracies that reft_jax.evaluate computed for a run's stage."""
-  file = evaluation_file(folder, stage)
-  figures = json.loads(file.read_text())["accuracy"]
-  return {name: figure["value"] for name, figure in figures.items()}
-
-
 def evaluation_file(folder: pathlib.Path, stage: str) -> pathlib.Path:
-  """The file in which reft_jax.evaluate leaves them."""
+  """The file in which reft_jax.evaluate leaves a stage's accuracies."""
   return settings.folder(folder, stage, "test") / settings.FILE

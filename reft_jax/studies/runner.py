@@ -44,12 +44,7 @@ class Live:
 
 
 def run(
-  suite: suites.Suite,
-  command: str,
-  screen: console_lib.Console,
-  *,
-  jobs: int,
-  report: bool,
+  suite: suites.Suite, command: str, screen: console_lib.Console, jobs: int
 ) -> None:
   """Runs the jobs of a suite that are not finished, and writes its report.
 
@@ -57,8 +52,7 @@ def run(
     suite: the suite, checked.
     command: the command line, for the report.
     screen: where progress and verdicts are shown.
-    jobs: how many processes run at once.
-    report: whether to write only the report, and run nothing.
+    jobs: how many processes run at once; 0 writes only the report.
 
   Raises:
     FailedError: a job failed.
@@ -68,7 +62,7 @@ def run(
   planned = jobs_lib.plan(suite)
   with alone(suite.output) as lock:
     ledger = jobs_lib.Ledger(suite.output)
-    if not report:
+    if jobs:
       perform(planned, jobs, ledger, screen, lock)
     for finding in report_lib.write(suite, command, planned, ledger):
       screen.line(f"{finding.verdict}: {report_lib.sentence(finding)}")
@@ -99,12 +93,7 @@ def perform(
   Of the jobs that can start, the one that most others wait for goes first. A
   run that diverges is a result; the jobs that need it are left out.
 
-  Args:
-    jobs: all jobs; those that are done in the ledger do not run again.
-    at_once: how many processes run at once.
-    ledger: where starts and ends of jobs are entered.
-    screen: where they are shown.
-    lock: a file descriptor that the processes keep open.
+  Up to `at_once` processes run, and keep the file descriptor `lock` open.
 
   Raises:
     FailedError: a job failed. The other running jobs have saved and ended.
@@ -177,10 +166,7 @@ def _start(
 
 
 def _end(
-  one: Live,
-  code: int,
-  ledger: jobs_lib.Ledger,
-  progress: console_lib.Progress,
+  one: Live, code: int, ledger: jobs_lib.Ledger, progress: console_lib.Progress
 ) -> None:
   """Enters a job that ended; raises if it failed."""
   seconds = time.monotonic() - one.began

@@ -47,7 +47,7 @@ def test_metrics_by_seed(found, metric, values):
 
 
 def test_every_metric_is_read(found):
-  stage = found.to_json()["main"]["1"]["sft"]
+  stage = found.numbers["main"][1]["sft"]
   ours = {n for n, m in suites.METRICS.items() if m.source != "evaluation"}
   assert ours <= stage.keys()
 
