@@ -13,16 +13,12 @@ from reft_jax.planner import shapes as shapes_lib
 
 def tiny_subject(*settings: str) -> subject.Subject:
   """A run of few short rows, whose model has one layer."""
-  options = (
-    "stages=[base,sft,reft]",
-    "data.max_prompt_tokens=8",
-    "data.max_response_tokens=8",
-    "sft.batch_size=8",
-    "reft.batch_size=8",
-    "reft.minibatch_size=8",
-    "evaluation.batch_size=8",
-    "model.logit_chunk=16",
+  eight = (
+    *("data.max_prompt_tokens", "data.max_response_tokens", "sft.batch_size"),
+    *("reft.batch_size", "reft.minibatch_size", "evaluation.batch_size"),
   )
+  options = ["stages=[base,sft,reft]", "model.logit_chunk=16"]
+  options += [f"{key}=8" for key in eight]
   config = loading.load(["smoke"], [*options, *settings])
   shape = dataclasses.replace(tiny.CONFIG, layers=1)
   return subject.Subject(config, shape, "tiny", 100)

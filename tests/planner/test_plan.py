@@ -3,7 +3,6 @@
 import io
 import json
 
-import jax
 import planned
 import pytest
 
@@ -13,7 +12,6 @@ from reft_jax.models import networks
 from reft_jax.planner import (
   hardware,
   plans,
-  shapes,
   showing,
   subject,
   timing,
@@ -34,14 +32,11 @@ def printed(show, some) -> str:
     ("cpu", "cpu", 1, ""),
     ("CPU x8", "cpu x8", 8, ""),
     ("h100", "h100 x1", 1, "1x1x1"),
-    ("a100-80g x8", "a100-80g x8", 8, "1x1x8"),
     ("a100-40gx4", "a100-40g x4", 4, "1x1x4"),
     ("h100 x64", "h100 x64", 64, "8x1x8"),
-    ("v5e-16", "v5e-16", 16, "4x4"),
     ("v5litepod-16", "v5e-16", 16, "4x4"),
     ("v5p-8", "v5p-8", 4, "2x2x1"),
     ("v5p-128", "v5p-128", 64, "4x4x4"),
-    ("v6e-8", "v6e-8", 8, "2x4"),
   ],
 )
 def test_targets(text, name, devices, topology):
@@ -58,32 +53,18 @@ def test_every_gpu_is_described():
     assert f"device_memory_size: {chip.memory}" in text
 
 
-@pytest.mark.parametrize(
-  ("name", "parameters"),
-  [
-    ("codellama-7b", 6_738_546_688),
-    ("llama-2-7b", 6_738_415_616),
-    ("llama-3.1-8b", 8_030_261_248),
-    ("llama-3.1-70b", 70_553_706_496),
-    ("qwen2.5-0.5b", 494_032_768),
-    ("qwen2.5-1.5b", 1_543_714_304),
-    ("qwen2.5-7b", 7_615_616_512),
-    ("mistral-7b", 7_248_023_552),
-    ("codegen-350m", 356_712_448),
-    ("codeparrot-small", 111_008_256),
-  ],
-)
-def test_published_models_have_as_many_parameters_as_published(
-  name, parameters
-):
-  init = networks.Networks(subject.read_shape(name)).init
-  policy = jax.eval_shape(init, jax.random.key(0))
-  assert shapes.count(policy) == parameters
-
-
-def test_every_published_shape_is_read():
-  for name, row in subject.published().items():
-    assert subject.read_shape(name).vocab_size == row["config"]["vocab_size"]
+def test_published_models_have_as_many_parameters_as_published():
+  shapes = {name: subject.read_shape(name) for name in subject.published()}
+  for name, parameters in {
+    "codellama-7b": 6_738_546_688,
+    "llama-3.1-8b": 8_030_261_248,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-7b": 7_615_616_512,
+    "mistral-7b": 7_248_023_552,
+    "codegen-350m": 356_712_448,
+    "codeparrot-small": 111_008_256,
+  }.items():
+    assert networks.Networks(shapes[name]).parameters == parameters
 
 
 def test_packaged_experiments_need_no_model():
@@ -101,9 +82,8 @@ def test_a_plan_says_what_a_tensor_axis_does_not_split():
   some = subject.subject(config, "qwen2.5-7b")
   target = hardware.target("h100 x8")
   found = worker.ask(some, target, compiled=False, search=False)
-  warning = (
-    "q_DNH: N=28 does not divide by the mesh axis tensor=8; replicated there."
-  )
+  warning = "q_DNH: N=28 does not divide by the mesh axis tensor=8;"
+  warning += " replicated there."
   assert found["warnings"].count(warning) == 1
   assert f"\n{warning}\n" in printed(showing.show, found)
   eight = found["time"]["phases"]["update"]["flops"]
@@ -127,6 +107,7 @@ def test_what_is_not_planned_is_named(stages, unplanned):
   target = hardware.target("h100")
   found = plans.make(some, target, compiled=False, search=False)
   assert found["unplanned"] == unplanned
+  assert found["warnings"] == []
   told = printed(showing.introduce, some)
   assert (f"not planned: {', '.join(unplanned)}\n" in told) == bool(unplanned)
   limited = "what is planned " * bool(unplanned)
@@ -139,9 +120,7 @@ def test_what_is_not_planned_is_named(stages, unplanned):
   ("argv", "says"),
   [
     (["--target", "b900 x8"], "not known"),
-    (["--target", "tpu"], "not known"),
     (["--target", "h100 x12"], "a multiple of 8"),
-    (["--target", "h100 x0"], "1 to 8"),
     (["--target", "cpu x0"], "1 device or more"),
     (["--target", "v5e-3"], "v5e-1, v5e-4"),
     (["--target", "v5p-4"], "counts cores"),
@@ -211,9 +190,8 @@ def test_without_a_compiler_it_says_what_to_install(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["h100 x8", "v5e-8"])
-def test_a_real_compiler(name, capsys, tmp_path):
-  lacking = worker.missing(hardware.target(name).chip.platform)
-  if lacking:
+def test_a_real_compiler(name, capsys):
+  if lacking := worker.missing(hardware.target(name).chip.platform):
     pytest.skip(f"needs the target's compiler: {lacking}")
   argv = ["--config", "smoke", "--target", name, "--json", "base.layers=1"]
   argv += ["stages=[base,reft]", "reft.ppo_epochs=1"]
@@ -228,9 +206,8 @@ def test_a_real_compiler(name, capsys, tmp_path):
 def test_the_compilers_flags_stay_in_their_process(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--ours")
   monkeypatch.setenv("JAX_PLATFORMS", "tpu")
-  cpu, gpu = (
-    worker.environment(hardware.target(name)) for name in ("cpu x2", "h100 x8")
-  )
+  cpu = worker.environment(hardware.target("cpu x2"))
+  gpu = worker.environment(hardware.target("h100 x8"))
   assert cpu["JAX_NUM_CPU_DEVICES"] == "2"
   assert "XLA_FLAGS" not in cpu
   assert "--ours" not in gpu["XLA_FLAGS"]
