@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from reft_jax.studies import agreement
 
@@ -20,18 +21,10 @@ PUBLISHED_UR = np.array(
   ]
 ).T
 
-RATINGS = (
-  st.integers(2, 4)
-  .flatmap(
-    lambda raters: st.lists(
-      st.lists(
-        st.sampled_from([0, 0.5, 1, NAN]), min_size=raters, max_size=raters
-      ),
-      min_size=1,
-      max_size=6,
-    )
-  )
-  .map(np.array)
+RATINGS = hnp.arrays(
+  float,
+  st.tuples(st.integers(1, 6), st.integers(2, 4)),
+  elements=st.sampled_from([0, 0.5, 1, NAN]),
 )
 
 
@@ -74,6 +67,9 @@ def test_the_published_example():
 @example(np.array([[0, 1], [1, 0]]))  # Below chance.
 @example(np.ones((3, 2)))  # Nothing to tell from chance.
 @example(np.array([[0, 0, 1], [NAN, 0.5, 0.5]]))
+@example(np.ones((3, 1)))  # One rating a unit tells nothing.
+@example(np.full((2, 2), NAN))
+@example(np.ones((0, 2)))
 def test_agreement_is_its_definition(ratings_UR):
   for measure, define in (
     (agreement.ordinal_alpha, by_pairs),
@@ -81,11 +77,3 @@ def test_agreement_is_its_definition(ratings_UR):
   ):
     found, expected = measure(ratings_UR), define(ratings_UR)
     assert found == (None if expected is None else pytest.approx(expected))
-
-
-@pytest.mark.parametrize(
-  "ratings_UR", [np.ones((3, 1)), np.full((2, 2), NAN), np.ones((0, 2))]
-)
-def test_one_rating_a_unit_tells_nothing(ratings_UR):
-  assert agreement.ordinal_alpha(ratings_UR) is None
-  assert agreement.equal_pairs(ratings_UR) is None

@@ -70,7 +70,11 @@ def test_jobs_wait_for_the_jobs_they_need(folder, at_once):
 
 def test_a_finished_job_does_not_run_again(folder):
   first = job("first", folder.says("first"))
+  folder.perform(first, at_once=2)
+  before = folder.ledger.file.read_text()
   folder.perform(first)
+  assert folder.ledger.file.read_text() == before
+  assert folder.ledger.at_once == 2
   folder.perform(first, job("second", folder.says("second")))
   assert folder.said() == ["first", "second"]
   # With another command, or if its results are gone.
@@ -167,6 +171,7 @@ def test_a_job_that_fails_says_why_and_stops_the_others(folder):
   wait = (
     "import pathlib, time\n"
     f"while not pathlib.Path({str(folder.trace)!r}).exists(): time.sleep(0.1)\n"
+    "time.sleep(0.5)\n"
     "raise SystemExit('error: no such file')"
   )
   with pytest.raises(runner.FailedError) as caught:
@@ -175,13 +180,7 @@ def test_a_job_that_fails_says_why_and_stops_the_others(folder):
   assert "error: no such file" in str(caught.value)
   assert "bad.log" in str(caught.value)
   assert folder.said() == ["started", "saved"]
-
-
-def test_the_time_of_a_failed_job_counts(folder):
-  script = "import time; time.sleep(1.2); raise SystemExit(1)"
-  with pytest.raises(runner.FailedError):
-    folder.perform(job("bad", script))
-  assert jobs_lib.Ledger(folder.path).seconds >= 1.2
+  assert jobs_lib.Ledger(folder.path).seconds >= 0.5  # The time counts.
 
 
 def test_the_time_before_a_kill_counts(folder, monkeypatch):
@@ -198,15 +197,6 @@ def test_the_time_before_a_kill_counts(folder, monkeypatch):
   folder.perform(job("long", "import time; time.sleep(1.5)"))
   assert 0 < during[1] < 0.5
   assert during[-1] >= 1.5
-
-
-def test_jobs_at_once_are_those_of_the_last_command_that_started_one(folder):
-  first = job("first", folder.says("first"))
-  folder.perform(first, at_once=2)
-  before = folder.ledger.file.read_text()
-  folder.perform(first)
-  assert folder.ledger.at_once == 2
-  assert folder.ledger.file.read_text() == before
 
 
 def test_sigterm_stops_the_jobs_and_the_command_resumes(folder):

@@ -174,10 +174,8 @@ def test_the_metric_of_a_claim_or_figure_is_that_of_its_references(load):
   content = changed("claims 1 metric", "dev")
   content["figures"][1]["metric"] = "kl"
   suite = load(content)
-  assert [side.metric for side in suite.claims[1].sides] == [
-    "majority@4",
-    "dev",
-  ]
+  above, below = suite.claims[1].sides
+  assert (above.metric, below.metric) == ("majority@4", "dev")
   assert suite.figures[1].points["ReFT"][0].metric == "kl"
   assert suite.claims[0].above.metric == "test"
 
@@ -199,13 +197,10 @@ def test_the_nearest_run_lends_its_models(suite, run, base, warmup):
   assert lenders == {base, warmup} - {None}
 
 
-@pytest.mark.parametrize(
-  "own", [{"model.path": "a/b"}, {"model": {"path": "a/b"}}]
-)
+@pytest.mark.parametrize("own", ["{model.path: a/b}", "{model: {path: a/b}}"])
 def test_a_run_with_its_own_base_model_is_lent_none(load, own):
-  suite = load(changed("runs own", {"stages": ["reft"], **own}))
-  assert not suite.lent("own")
-  model = suite.config("own", 7).model
+  content = changed("runs own", yaml.safe_load(own) | {"stages": ["reft"]})
+  model = load(content).config("own", 7).model
   assert (model.path, model.warmup) == ("a/b", None)
 
 
@@ -287,44 +282,32 @@ def test_overrides_are_checked_too(suite):
     checking.check(suite)
 
 
-def test_a_number_is_text_where_text_is_shown(load):
+def test_a_number_is_text_and_a_key_without_a_value_counts_as_absent(load):
   content = changed("about", 7)
-  content["runs"][16] = {"stages": ["warmup", "reft"]}
+  content["runs"][16] = {"stages": ["warmup", "reft"], "model": None}
   content["runs"]["after"] = {"from": 16, "stages": ["sft"]}
-  content["tables"][0] |= {"title": 7, "note": 7}
-  content["tables"][0]["rows"][0]["label"] = 7
-  content["figures"][0]["title"] = content["figures"][1]["x"] = 7
-  content["claims"][0] |= {"text": 7, "paper": 7, "above": "16/reft"}
-  suite = load(content)
-  checking.check(suite)
-  (table,), (dev, kl), claim = suite.tables, suite.figures, suite.claims[0]
-  shown = [suite.about, table.title, table.note, table.rows[0].label]
-  shown += [dev.title, kl.x, claim.text, claim.paper]
-  assert shown == ["7"] * 8
-  assert claim.above.run == "16"
-  assert {lender for lender, _ in suite.lent("after").values()} == {
-    "16",
-    "main",
-  }
-
-
-def test_a_key_without_a_value_counts_as_absent(load):
-  content = changed("tables 0 note", None)
-  content["tables"][0]["rows"][0]["paper"] = {"GSM8K": None, "SVAMP": 1.0}
-  content["claims"][0]["by"] = None
   content["evaluations"].append(
     {"run": "long", "stages": ["warmup"], "reward_model": None}
     | {"settings": None}
   )
-  content["runs"]["kl_0"]["model"] = None
+  (table,), (dev, kl) = content["tables"], content["figures"]
+  table |= {"title": 7, "note": None}
+  table["rows"][0] |= {"label": 7, "paper": {"GSM8K": None, "SVAMP": 1.0}}
+  dev["title"] = kl["x"] = 7
+  content["claims"][0] |= {"text": 7, "paper": 7, "by": None}
+  content["claims"][0]["above"] = "16/reft"
   suite = load(content)
   checking.check(suite)
-  (table,) = suite.tables
+  (table,), (dev, kl), claim = suite.tables, suite.figures, suite.claims[0]
+  shown = [suite.about, table.title, table.rows[0].label, dev.title, kl.x]
+  assert [*shown, claim.text, claim.paper] == ["7"] * 7
   assert table.note == ""
   assert table.rows[0].paper == {"SVAMP": "1.0"}
-  assert suite.claims[0].by == 0
+  assert claim.by == 0
+  assert claim.above.run == "16"
   assert not suite.evaluations[1].reward_model
-  assert suite.config("kl_0", 7).model.path
+  assert suite.config("16", 7).model.path
+  assert suite.lent("after")["model.warmup"] == ("16", "warmup")
 
 
 def test_pictures_are_named_after_their_titles():
