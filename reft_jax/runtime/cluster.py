@@ -20,6 +20,9 @@ from reft_jax.runtime import xla_flags
 # How processes find each other where no launcher says so.
 COORDINATOR, COUNT, INDEX = "REFT_COORDINATOR", "REFT_PROCESSES", "REFT_PROCESS"
 _LAUNCHED = "the launcher must set this to a number; else use distributed=off."
+# jax's own detection would choose this process's devices.
+_UNDETECTED = {"cluster_detection_method": "deactivate"}
+
 # The variables that MPI sets: the number of processes and the rank of this one,
 # in all and on its node. The latter two may be missing.
 _OPEN_MPI = (
@@ -53,26 +56,16 @@ def detect(distributed: str) -> dict[str, Any] | None:
     return _detect()
   if not re.fullmatch(r"[^\s/]+:[1-9]\d*", address):
     raise UserError(f"{setting}={address} is not HOST:PORT")
+  at = {"coordinator_address": address} | _UNDETECTED
   mpi = _mpi()
   if mpi and not {COUNT, INDEX} & set(os.environ):
-    return _at(address) | mpi[0]
+    return at | mpi[0]
   remedy = (
     f"with {COORDINATOR} or distributed=HOST:PORT, set {COUNT} to the number "
     f"of processes and {INDEX} to the index of this one, from 0."
   )
-  identity = {
-    "num_processes": _number(COUNT, remedy=remedy),
-    "process_id": _number(INDEX, remedy=remedy),
-  }
-  return _at(address) | identity
-
-
-def _at(address: str) -> dict[str, Any]:
-  # jax's detection is off: it would choose this process's devices.
-  return {
-    "coordinator_address": address,
-    "cluster_detection_method": "deactivate",
-  }
+  count, index = (_number(name, remedy=remedy) for name in (COUNT, INDEX))
+  return at | {"num_processes": count, "process_id": index}
 
 
 def _detect() -> dict[str, Any] | None:
@@ -111,7 +104,7 @@ def _mpi_coordinator(which: dict[str, Any], one_node: bool) -> dict[str, Any]:
     # 61440 on, Linux does not use ports by itself.
     command = "\0".join([os.getcwd(), *sys.argv])
     port = 61440 + zlib.crc32(os.fsencode(command)) % 4096
-    return _at(f"127.0.0.1:{port}")
+    return {"coordinator_address": f"127.0.0.1:{port}"} | _UNDETECTED
   if importlib.util.find_spec("mpi4py"):
     return {"cluster_detection_method": "mpi4py"}
   raise UserError(

@@ -33,7 +33,7 @@ def make_mesh(
   """A mesh over all devices, or over those given.
 
   Args:
-    data: the size of this axis; -1, for one axis only, takes the rest.
+    data: the size of this axis; -1, for one of the axes, takes the rest.
     fsdp: the same.
     tensor: the same.
     devices: None means all devices of all processes.

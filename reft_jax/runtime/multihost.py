@@ -61,14 +61,10 @@ def initialize(distributed: str) -> None:
     logging.getLogger("reft_jax").setLevel(logging.ERROR)
 
 
-def is_initialized() -> bool:
-  """Whether `initialize` found a cluster, even one of this process alone."""
-  return jax.distributed.is_initialized()
-
-
 def is_multiprocess() -> bool:
   """Whether there are other processes."""
-  return is_initialized() and jax.process_count() > 1
+  # `process_count` starts jax, which `initialize` must precede.
+  return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_lead() -> bool:
@@ -94,7 +90,7 @@ def run(program: Callable[[], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-  if is_initialized():
+  if jax.distributed.is_initialized():
     jax.distributed.shutdown()
   return code
 

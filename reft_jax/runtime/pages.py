@@ -32,12 +32,8 @@ def render(template: str, data: Any) -> str:
   """
   text = json.dumps(data, allow_nan=False, separators=(",", ":"))
   packed = base64.b64encode(zlib.compress(text.encode())).decode()
-
-  def fill(mark: re.Match[str]) -> str:
-    name = mark[1]
-    return packed if name == "data" else _read(name)
-
-  return _MARK.sub(fill, _read(f"{template}.html"))
+  page = _read(f"{template}.html")
+  return _MARK.sub(lambda m: packed if m[1] == "data" else _read(m[1]), page)
 
 
 def _read(name: str) -> str:

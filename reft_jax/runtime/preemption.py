@@ -6,9 +6,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
+import jax
 from jax.experimental import multihost_utils
-
-from reft_jax.runtime import multihost
 
 
 class PreemptedError(Exception):
@@ -26,7 +25,7 @@ def stopping_on_sigterm() -> Iterator[None]:
   previous = None
   # Once processes are joined, jax listens to SIGTERM, so that they agree on the
   # step at which to stop. A handler here would replace jax's.
-  if not multihost.is_initialized():
+  if not jax.distributed.is_initialized():
     previous = signal.signal(signal.SIGTERM, lambda *_: _stop.set())
   try:
     yield
@@ -42,7 +41,7 @@ def stop_requested() -> bool:
   All processes must ask equally often, as once a step: they get the same
   answer to the same question.
   """
-  if multihost.is_initialized():
+  if jax.distributed.is_initialized():
     step = next(_sync_points)
     if multihost_utils.reached_preemption_sync_point(step):  # True only once.
       _stop.set()

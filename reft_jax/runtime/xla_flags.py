@@ -10,6 +10,7 @@ openxla/xla, which has the defaults; for TPUs benchmarks/xla_flags_library.py in
 AI-Hypercomputer/maxtext.
 """
 
+import contextlib
 import glob
 import hashlib
 import importlib.util
@@ -109,8 +110,7 @@ def use(wanted: str, say: Callable[[str], None]) -> None:
 
 def platform() -> str | None:
   """`cuda` or `tpu` if jax will run on it; does not start jax."""
-  asked = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
-  if asked:
+  if asked := os.environ.get("JAX_PLATFORMS", "").split(",")[0]:
     return {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(asked)
   if has_tpu():
     return "tpu"
@@ -142,23 +142,17 @@ def unknown(kind: str, flags: Sequence[str]) -> list[str]:
   Raises:
     TrialError: the process that tries them failed for another reason.
   """
-  versions = [
-    f"{name} {metadata.version(name)}"
-    for name in ("jaxlib", *(["libtpu"] if kind == "tpu" else _plugins()))
-  ]
+  names = ["jaxlib", *(["libtpu"] if kind == "tpu" else _plugins())]
+  versions = [f"{name} {metadata.version(name)}" for name in names]
   tried = {"versions": versions, "flags": list(flags)}
   key = hashlib.sha256(json.dumps(tried).encode()).hexdigest()[:16]
   file = pathlib.Path(CACHE).expanduser() / f"{kind}-{key}.json"
-  try:
-    return json.loads(file.read_text())["unknown"]
-  except (OSError, ValueError, KeyError):
-    pass
-  found = _tried(kind, flags)
-  try:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(file, json.dumps(tried | {"unknown": found}, indent=1))
-  except OSError:
-    pass  # The next start tries them again.
+  found = files.read_json(file).get("unknown")
+  if found is None:
+    found = _tried(kind, flags)
+    with contextlib.suppress(OSError):  # The next start tries them again.
+      file.parent.mkdir(parents=True, exist_ok=True)
+      files.replace(file, json.dumps(tried | {"unknown": found}, indent=1))
   return found
 
 

@@ -258,8 +258,6 @@ def refused(run_folder, tmp_path, capsys, monkeypatch):
     ("models/reft", ("--dtype", "float16"), "needs one of float32, bfloat16"),
     ("models/reft", ("--max-shard-gb", "0"), "a number above 0"),
     ("models/reft", ("--max-shard-gb", "nan"), "a number above 0"),
-    ("models/reft", ("--max-shard-gb", "x"), "--max-shard-gb needs a number"),
-    ("models/reft", ("--quantize",), "unknown argument '--quantize'"),
   ],
 )
 def test_arguments_that_make_no_sense(source, options, words, refused):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import types
 
 import huggingface_hub
@@ -218,41 +219,39 @@ def test_repositories_of_another_kind(remote, held, lacking):
 def answer(kind):
   """An error of the hub's client."""
   response = types.SimpleNamespace(headers={}, request=None)
-  return kind("said the hub\nin many lines", response=response)
+  error = getattr(hub_errors, kind)
+  return error("said the hub\nin many lines", response=response)
 
 
 @pytest.mark.parametrize(
   ("error", "words"),
   [
     (
-      answer(hub_errors.RepositoryNotFoundError),
-      ["neither a folder here nor a model", "private", "hf auth login"],
+      answer("RepositoryNotFoundError"),
+      "neither a folder here nor a model.*private.*hf auth login",
     ),
     (
-      answer(hub_errors.GatedRepoError),
-      [f"accept its licence at https://huggingface.co/{NAME}", "login"],
+      answer("GatedRepoError"),
+      f"accept its licence at https://huggingface.co/{NAME}.*login",
     ),
     (
-      answer(hub_errors.RevisionNotFoundError),
-      [f"huggingface.co/{NAME} has no revision v2"],
+      answer("RevisionNotFoundError"),
+      f"huggingface.co/{NAME} has no revision v2",
     ),
     (
       hub_errors.LocalEntryNotFoundError("not in the cache"),
-      ["cannot be reached", "HF_HUB_OFFLINE is set", f"hf download {NAME}"],
+      f"cannot be reached .HF_HUB_OFFLINE is set.*hf download {NAME}",
     ),
     (
       hub_errors.OfflineModeIsEnabled("offline"),
-      ["cannot be reached", "HF_HUB_OFFLINE is set"],
+      "cannot be reached .HF_HUB_OFFLINE is set",
     ),
     (
-      answer(hub_errors.HfHubHTTPError),
-      ["cannot be downloaded (HfHubHTTPError: said the hub)"],
+      answer("HfHubHTTPError"),
+      r"cannot be downloaded \(HfHubHTTPError: said the hub\)",
     ),
-    (
-      TimeoutError("slow"),
-      ["cannot be downloaded (TimeoutError: slow)"],
-    ),
-    (OSError(28, "No space left on device"), ["No space left on device"]),
+    (TimeoutError("slow"), r"cannot be downloaded \(TimeoutError: slow\)"),
+    (OSError(28, "No space left on device"), "No space left on device"),
   ],
 )
 def test_errors_of_the_hub(monkeypatch, error, words):
@@ -264,9 +263,8 @@ def test_errors_of_the_hub(monkeypatch, error, words):
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   said = message_of(f"{NAME}@v2", "model.path")
   assert said.startswith(f"model.path={NAME}@v2: ")
+  assert re.search(words, said)
   assert "\n" not in said
-  for word in words:
-    assert word in said
 
 
 def test_without_a_network(cache):

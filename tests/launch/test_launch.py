@@ -376,18 +376,16 @@ def test_tpu_on_demand_that_is_kept(machine):
   ("settings", "arguments", "message"),
   [
     ({"ZONE": ""}, [], "set ZONE"),
-    ({"STORAGE": ""}, [], "set STORAGE"),
-    ({"STORAGE": "/mnt/disk"}, [], "set STORAGE"),
     ({"STORAGE": "gs://bucket/folder"}, [], "the bucket alone"),
-    ({"STORAGE": "gs://"}, [], "set STORAGE"),
-    ({"STORAGE": "s3://bucket"}, [], "set STORAGE"),
-    ({"STORAGE": ":/share"}, [], "set STORAGE"),
-    ({}, ["output=/tmp/run"], "output=/tmp/run"),
+    *(
+      ({"STORAGE": storage}, [], "set STORAGE")
+      for storage in ("", "/mnt/disk", "gs://", "s3://bucket", ":/share")
+    ),
     ({}, ["--config", "smoke", "output=gs://bucket/run"], "output=gs://"),
-    ({}, ["output=~/run"], "output=~/run"),
-    ({}, ["output=../run"], "output=../run"),
-    ({}, ["output=runs/../../run"], "output=runs/../../run"),
-    ({}, ["output=runs/.."], "output=runs/.."),
+    *(
+      ({}, [f"output={path}"], f"output={path}")
+      for path in ("/tmp/run", "~/run", "../run", "runs/../../run", "runs/..")
+    ),
   ],
 )
 def test_tpu_refuses_what_would_be_lost(machine, settings, arguments, message):

@@ -3,9 +3,10 @@
 import os
 import signal
 
+import jax
 import pytest
 
-from reft_jax.runtime import multihost, preemption
+from reft_jax.runtime import preemption
 
 
 def test_sigterm_stops_a_run_once_it_has_saved():
@@ -29,7 +30,7 @@ def test_with_several_processes_jax_keeps_its_handler(monkeypatch):
     asked.append(step)
     return len(asked) == 2
 
-  monkeypatch.setattr(multihost, "is_initialized", lambda: True)
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(
     preemption.multihost_utils, "reached_preemption_sync_point", reached
   )
