@@ -9,6 +9,7 @@ import collections
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import random
@@ -66,14 +67,9 @@ def draw(
   right: bool,
   output: pathlib.Path,
 ) -> None:
-  """Writes a page with solutions, and its key; shows where they are.
+  """Writes a page with solutions of `sources`, and its key.
 
-  Args:
-    sources: RUN:STAGE, an evaluation's folder, or a file, for each source.
-    questions: the number of questions.
-    seed: decides the draw.
-    right: whether to draw only questions that all sources answered correctly.
-    output: the folder of the page and the key.
+  With `right`, questions are those that all sources answered correctly.
 
   Raises:
     UserError: the sources cannot be compared, have too few questions, or the
@@ -205,11 +201,6 @@ def read(
 ) -> None:
   """Shows and writes how each source was rated and how well raters agree.
 
-  Args:
-    key: the key of the page.
-    ratings: the file of each rater.
-    output: the folder of ratings.json and ratings.csv; None is that of the key.
-
   Raises:
     UserError: ratings are of another page, incomplete, or given twice.
   """
@@ -257,17 +248,16 @@ def _open_ratings(file: pathlib.Path, key: Key) -> tuple[str, Scores]:
   if strange:
     raise UserError(f"{file} rates {min(strange)}, which the page has not")
   missing = []
-  for name in key.solutions:
+  for name, criterion in itertools.product(key.solutions, CRITERIA):
     scores = given.get(name)
-    for criterion in CRITERIA:
-      score = scores.get(criterion) if isinstance(scores, dict) else None
-      if score is None:
-        missing.append(f"{criterion} of {name}")
-      elif isinstance(score, bool) or score not in SCALE:
-        raise UserError(
-          f"{file} gives {criterion} of {name} {score!r}; it must be one of"
-          f" {', '.join(f'{value:g}' for value in SCALE)}"
-        )
+    score = scores.get(criterion) if isinstance(scores, dict) else None
+    if score is None:
+      missing.append(f"{criterion} of {name}")
+    elif isinstance(score, bool) or score not in SCALE:
+      raise UserError(
+        f"{file} gives {criterion} of {name} {score!r}; it must be one of"
+        f" {', '.join(f'{value:g}' for value in SCALE)}"
+      )
   if missing:
     raise UserError(
       f"{file} lacks {len(missing)} of {len(key.solutions) * len(CRITERIA)}"

@@ -118,7 +118,10 @@ def _value(kind: Any, where: str, content: Any, metric: str = "test") -> Any:
   if kind == Mapping[str, suites.Run]:
     return _runs(where, content)
   if kind is suites.Reference:
-    return _reference(where, content, metric)
+    found = re.fullmatch(r"([^/:]+)/([^/:]+)(?::(.+))?", str(content))
+    if not found:
+      raise errors.UserError(f"{where}: {content!r} should be RUN/STAGE")
+    return suites.Reference(found[1], found[2], found[3] or metric)
   if kind == suites.Side:
     side = suites.Reference if isinstance(content, str) else float
     return _value(side, where, content, metric)
@@ -169,14 +172,6 @@ def _runs(where: str, content: Any) -> dict[str, suites.Run]:
       raise errors.UserError(f"{place}: stages is empty")
     runs[name] = suites.Run(name, tuple(stages), settings, source)
   return runs
-
-
-def _reference(where: str, content: Any, metric: str) -> suites.Reference:
-  """RUN/STAGE or RUN/STAGE:METRIC."""
-  found = re.fullmatch(r"([^/:]+)/([^/:]+)(?::(.+))?", str(content))
-  if not found:
-    raise errors.UserError(f"{where}: {content!r} should be RUN/STAGE")
-  return suites.Reference(found[1], found[2], found[3] or metric)
 
 
 def _settings(where: str, content: Any) -> dict[str, Any]:

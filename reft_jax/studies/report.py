@@ -28,12 +28,8 @@ def write(
 ) -> list[claims.Finding]:
   """Writes report.md, its pictures and results.json; returns the findings.
 
-  Args:
-    suite: the suite.
-    command: the command line that makes its numbers.
-    jobs: its jobs.
-    ledger: says which of them have results; those of other settings than the
-      suite's count as missing.
+  The numbers are those of jobs that have results, as the ledger says; `command`
+  is the command line that makes them.
   """
   reasons = {job.name: ledger.why(job) for job in jobs}
   done = {name for name, why in reasons.items() if why is None}
@@ -103,12 +99,8 @@ def markdown(
 ) -> str:
   """The report as Markdown.
 
-  Args:
-    suite: the suite.
-    account: how the numbers were made, as results.json has it.
-    found: the numbers.
-    findings: what they say of the suite's claims.
-    pictures: the title of each picture by its file.
+  `account` says how the numbers were made, as results.json does; `pictures` has
+  the title of each picture by its file.
   """
   parts = [
     f"# Reproduction: {suite.name}",

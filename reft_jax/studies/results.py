@@ -59,14 +59,10 @@ class Results:
   def curve(
     self, reference: suites.Reference, over: str
   ) -> dict[float, list[float]]:
-    """A metric along a stage: the values that were logged, by place.
+    """The values of all seeds along a stage, by place in ascending order.
 
-    Args:
-      reference: the stage, and the metric as metrics.jsonl names it.
-      over: what a place is, one of suites.OVER.
-
-    Returns:
-      At each place, in order, the values of all seeds that have one there.
+    The reference's metric is one of metrics.jsonl; `over`, one of suites.OVER,
+    says what a place is.
     """
     run, stage, metric = reference.run, reference.stage, reference.metric
     curve: dict[float, list[float]] = {}

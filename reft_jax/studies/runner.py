@@ -48,11 +48,8 @@ def run(
 ) -> None:
   """Runs the jobs of a suite that are not finished, and writes its report.
 
-  Args:
-    suite: the suite, checked.
-    command: the command line, for the report.
-    screen: where progress and verdicts are shown.
-    jobs: how many processes run at once; 0 writes only the report.
+  At most `jobs` processes run at once; with 0, the report alone is written.
+  `command` is the command line that it shows.
 
   Raises:
     FailedError: a job failed.

@@ -16,10 +16,7 @@ Rows = Mapping[str, Row]
 
 
 def find(source: str) -> pathlib.Path:
-  """The file of completions of a source.
-
-  Args:
-    source: RUN:STAGE, an evaluation's folder, or a file.
+  """The completions of RUN:STAGE, of an evaluation's folder, or of a file.
 
   Raises:
     UserError: there is no such file, or there are several.
@@ -98,10 +95,7 @@ def _flatten(row: Row, where: str) -> Row:
 
 
 def questions(rows: Mapping[str, Rows]) -> Rows:
-  """A row with the question for each uid.
-
-  Args:
-    rows: the rows of each source, from `completions`.
+  """A row with the question for each uid, from the `completions` of sources.
 
   Raises:
     UserError: no row has a question, or two sources have different ones.

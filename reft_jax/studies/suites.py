@@ -29,7 +29,6 @@ _SLACK = 1e-9
 Settings = Mapping[str, Any]
 # A number that is 0 or more.
 Margin = NewType("Margin", float)
-NO_MARGIN = Margin(0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +178,7 @@ class Above:
   above: Side
   below: Side
   text: str
-  by: Margin = NO_MARGIN
+  by: Margin = Margin(0.0)
   metric: str = "test"
   paper: str = ""
 
@@ -280,11 +279,7 @@ class Suite:
   def evaluation_config(
     self, evaluation: Evaluation, seed: int
   ) -> schema.Config:
-    """All settings of an evaluation of a run's models.
-
-    Raises:
-      UserError: an unknown setting, or a value of the wrong type.
-    """
+    """All settings of an evaluation; raises UserError as `config` does."""
     settings = self.run_settings(evaluation.run, seed)
     settings += self.evaluation_settings(evaluation, seed)
     config = loading.load([self.experiment], settings)
