@@ -8,8 +8,8 @@ from typing import Any, get_args
 from reft_jax import files
 from reft_jax.runtime import console as console_lib
 from reft_jax.runtime import plots
-from reft_jax.studies import claims, results, suites
 from reft_jax.studies import jobs as jobs_lib
+from reft_jax.studies import results, suites
 
 RULES = (
   "A claim is *reproduced* if it holds on every seed and the whole 95 %"
@@ -25,7 +25,7 @@ def write(
   command: str,
   jobs: Iterable[jobs_lib.Job],
   ledger: jobs_lib.Ledger,
-) -> list[claims.Finding]:
+) -> list[results.Finding]:
   """Writes report.md, its pictures and results.json; returns the findings.
 
   The numbers are those of jobs that have results, as the ledger says; `command`
@@ -34,14 +34,8 @@ def write(
   reasons = {job.name: ledger.why(job) for job in jobs}
   done = {name for name, why in reasons.items() if why is None}
   found = results.Results(suite, done)
-
-  def measured(side: suites.Side) -> claims.BySeed:
-    if isinstance(side, float):
-      return dict.fromkeys(suite.seeds, side)
-    return found.of(side)
-
   findings = [
-    claims.judge(claim, *map(measured, claim.sides), seeds=len(suite.seeds))
+    results.judge(claim, *map(found.of, claim.sides), seeds=len(suite.seeds))
     for claim in suite.claims
   ]
   account = {
@@ -55,7 +49,7 @@ def write(
   }
   text = markdown(suite, account, found, findings, _draw(suite, found))
   files.replace(suite.output / "report.md", text)
-  account["claims"] = [claims.to_json(each) for each in findings]
+  account["claims"] = [results.to_json(each) for each in findings]
   account["runs"] = found.numbers
   text = json.dumps(account, indent=2, allow_nan=False) + "\n"
   files.replace(suite.output / "results.json", text)
@@ -94,7 +88,7 @@ def markdown(
   suite: suites.Suite,
   account: Mapping[str, Any],
   found: results.Results,
-  findings: Sequence[claims.Finding],
+  findings: Sequence[results.Finding],
   pictures: Mapping[str, str],
 ) -> str:
   """The report as Markdown.
@@ -145,10 +139,10 @@ def _introduction(suite: suites.Suite, account: Mapping[str, Any]) -> str:
   return text
 
 
-def _verdicts(findings: Sequence[claims.Finding]) -> list[str]:
+def _verdicts(findings: Sequence[results.Finding]) -> list[str]:
   """A sentence for each claim, by verdict, then what the verdicts mean."""
   parts = []
-  for verdict in get_args(claims.Verdict):
+  for verdict in get_args(results.Verdict):
     lines = [sentence(each) for each in findings if each.verdict == verdict]
     if lines:
       head = verdict[0].upper() + verdict[1:]
@@ -156,7 +150,7 @@ def _verdicts(findings: Sequence[claims.Finding]) -> list[str]:
   return [*parts, RULES]
 
 
-def sentence(finding: claims.Finding) -> str:
+def sentence(finding: results.Finding) -> str:
   """A finding in words."""
   claim, found = finding.claim, finding.spread
   text = claim.text
@@ -171,7 +165,7 @@ def sentence(finding: claims.Finding) -> str:
   return f"{text}. Paper: {claim.paper}." if claim.paper else f"{text}."
 
 
-def _difference(claim: suites.Claim, found: claims.Spread) -> str:
+def _difference(claim: suites.Claim, found: results.Spread) -> str:
   """A mean difference with its deviation and interval."""
   sides = (side for side in claim.sides if not isinstance(side, float))
   share = {suites.metric(side.metric).kind for side in sides} == {"share"}
@@ -229,7 +223,7 @@ def cell(kind: str, values: Sequence[float]) -> str:
   if kind == "rate":
     some = [console_lib.number(v) if v < 1e-3 else f"{v:g}" for v in values]
     return ", ".join(some if len(set(some)) > 1 else some[:1])
-  found = claims.spread(values)
+  found = results.spread(values)
   mean, deviation = _shown(found.mean, kind), _shown(found.deviation, kind)
   return mean if found.seeds == 1 else f"{mean} ± {deviation}"
 

@@ -23,12 +23,8 @@ def make(
   (run / "config.yaml").write_text(
     loading.to_yaml(loading.load(["smoke"], ["sft.batch_size=16"]))
   )
-  environment = {
-    "cpus": 2,
-    "devices": ["cpu:0"],
-    "python": "3.12.1",
-    "packages": {"jax": "0.11"},
-  }
+  environment = {"cpus": 2, "devices": ["cpu:0"], "python": "3.12.1"}
+  environment["packages"] = {"jax": "0.11"}
   (run / "environment.json").write_text(json.dumps(environment))
   stage = {
     "test_accuracy": test,

@@ -4,11 +4,10 @@ import types
 
 import pytest
 
-from reft_jax.studies import claims, report, suites
+from reft_jax.studies import report, results, suites
 
 SFT = suites.Reference("main", "sft", "test")
 REFT = suites.Reference("main", "reft", "test")
-BETTER = suites.Above(REFT, SFT, "ReFT is better", paper="by 9 points")
 
 
 def seeds(*values) -> dict[int, float]:
@@ -16,40 +15,37 @@ def seeds(*values) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-  ("paper", "one", "other", "text"),
+  ("metric", "paper", "one", "other", "text"),
   [
     (
-      *("by 9 points", seeds(0.5, 0.6, 0.7), seeds(0.4, 0.4, 0.6)),
-      "ReFT is better: holds on 3 of 3 seeds, difference +13.3 ± 5.8 points"
-      " (95 % interval -1.0 to +27.7). Paper: by 9 points.",
+      *("test", "by 9 points", seeds(0.5, 0.6, 0.7), seeds(0.4, 0.4, 0.6)),
+      ": holds on 3 of 3 seeds, difference +13.3 ± 5.8 points (95 % interval"
+      " -1.0 to +27.7). Paper: by 9 points.",
     ),
     (
-      *("", seeds(0.5), seeds(0.4, 0.5)),
-      "ReFT is better: holds on 1 of 3 seeds, 2 not measured, difference +10.0"
-      " points.",
+      *("test", "", seeds(0.5), seeds(0.4, 0.5)),
+      ": holds on 1 of 3 seeds, 2 not measured, difference +10.0 points.",
     ),
-    ("", {}, {}, "ReFT is better."),
+    ("test", "", {}, {}, "."),
+    # Differences of numbers keep their digits.
+    (
+      *("reward", "", seeds(0.012, 0.01), seeds(0.0, 0.0)),
+      ": holds on 2 of 3 seeds, 1 not measured, difference +0.0110 ± 0.00141"
+      " (95 % interval -0.00171 to +0.0237).",
+    ),
   ],
 )
-def test_sentences(paper, one, other, text):
-  claim = suites.Above(REFT, SFT, "ReFT is better", paper=paper)
-  found = claims.judge(claim, one, other, seeds=3)
-  assert report.sentence(found) == text
+def test_sentences(metric, paper, one, other, text):
+  sides = (suites.Reference("main", s, metric) for s in ("reft", "sft"))
+  claim = suites.Above(*sides, "ReFT is better", paper=paper)
+  found = results.judge(claim, one, other, seeds=3)
+  assert report.sentence(found) == f"ReFT is better{text}"
 
 
 def test_one_seed_is_singular():
-  found = claims.judge(BETTER, seeds(0.5), seeds(0.4), seeds=1)
+  claim = suites.Above(REFT, SFT, "ReFT is better")
+  found = results.judge(claim, seeds(0.5), seeds(0.4), seeds=1)
   assert "on 1 of 1 seed, difference +10.0 points." in report.sentence(found)
-
-
-def test_differences_of_numbers_keep_their_digits():
-  one, other = (suites.Reference("main", s, "reward") for s in ("reft", "sft"))
-  claim = suites.Above(one, other, "More reward")
-  found = claims.judge(claim, seeds(0.012, 0.01), seeds(0.0, 0.0), seeds=2)
-  assert report.sentence(found) == (
-    "More reward: holds on 2 of 2 seeds, difference +0.0110 ± 0.00141 (95 %"
-    " interval -0.00171 to +0.0237)."
-  )
 
 
 @pytest.mark.parametrize(
