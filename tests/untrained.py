@@ -1,6 +1,7 @@
 """A run's folder as training leaves it, though its models know nothing."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from reft_jax.runtime import checkpoints
 
 
 def write(
-  folder: pathlib.Path, settings: tuple[str, ...]
+  folder: pathlib.Path, settings: Sequence[str]
 ) -> tuple[networks.Networks, dict[str, Any]]:
   """Writes a run's settings and models; returns its network and the models."""
   folder.mkdir()

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,20 +33,12 @@ from reft_jax.tasks.problem import Problem
 
 JUDGE = "evaluation.reward_model=models/reward_model"
 UNSAMPLED = ("evaluation.samples=0", "evaluation.at=null")
-SETTINGS = (
-  "data.dev_size=0",
-  "data.max_prompt_tokens=40",
-  "data.max_response_tokens=24",
-  "embedded.questions=4",
-  "embedded.test=9",
-  "base.width=16",
-  "base.layers=1",
-  "base.ffn=16",
-  "evaluation.batch_size=16",
-  "evaluation.samples=4",
-  "evaluation.at=[1,2,4]",
-  "evaluation.resamples=50",
-)
+SETTINGS = shlex.split("""
+  data.dev_size=0 data.max_prompt_tokens=40 data.max_response_tokens=24
+  embedded.questions=4 embedded.test=9 base.width=16 base.layers=1 base.ffn=16
+  evaluation.batch_size=16 evaluation.samples=4 evaluation.at=[1,2,4]
+  evaluation.resamples=50
+""")
 
 
 @pytest.fixture(scope="module")

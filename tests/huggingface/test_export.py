@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 import shutil
 
 import huggingface_hub
@@ -19,15 +20,10 @@ from reft_jax.models.hf import read as reader
 from reft_jax.tasks import prompts
 from reft_jax.tasks.problem import Problem
 
-SETTINGS = (
-  "data.dev_size=0",
-  "data.max_prompt_tokens=40",
-  "data.max_response_tokens=24",
-  "embedded.questions=4",
-  "base.width=16",
-  "base.layers=2",
-  "base.ffn=16",
-)
+SETTINGS = shlex.split("""
+  data.dev_size=0 data.max_prompt_tokens=40 data.max_response_tokens=24
+  embedded.questions=4 base.width=16 base.layers=2 base.ffn=16
+""")
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +273,7 @@ def test_weights_that_do_not_fit(refused, run_folder):
 
 
 def test_a_checkpoint_of_another_shape(refused, run_folder):
-  config = loading.load(["embedded"], (*SETTINGS, "base.width=32"))
+  config = loading.load(["embedded"], [*SETTINGS, "base.width=32"])
   (run_folder / "config.yaml").write_text(loading.to_yaml(config))
   said = refused("stages/reft/checkpoints")
   assert "no model of the shape that the settings of" in said

@@ -127,14 +127,12 @@ def test_half_a_snapshot_is_none(cache, files):
 @pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
 def test_all_shards_belong_to_a_snapshot(cache, kind):
   here = snapshot(cache)
-  fill(here, "config.json")
-  stem, _, ending = kind.partition(".")
-  shards = [f"{stem}-0000{n}-of-00002.{ending}" for n in (1, 2)]
-  index = {"weight_map": dict(zip("ab", shards, strict=True))}
+  one, two = kind.replace(".", "-1-of-2."), kind.replace(".", "-2-of-2.")
+  fill(here, "config.json", one)
+  index = {"weight_map": {"a": one, "b": two}}
   (here / f"{kind}.index.json").write_text(json.dumps(index))
-  fill(here, shards[0])
   assert hub.find(NAME) is None
-  fill(here, shards[1])
+  fill(here, two)
   assert hub.find(NAME) == here
 
 

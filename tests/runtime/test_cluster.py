@@ -127,6 +127,9 @@ def test_jax_finds_rank_0_on_several_nodes(detect, monkeypatch):
   assert found == expected | {"cluster_detection_method": "ompi"}
 
 
+PMI = mpirun(cluster._PMI, 0, 2)
+
+
 @pytest.mark.parametrize(
   ("environment", "distributed", "message"),
   [
@@ -138,17 +141,9 @@ def test_jax_finds_rank_0_on_several_nodes(detect, monkeypatch):
     ({"SLURM_STEP_NUM_TASKS": "two"}, "auto", "SLURM_STEP_NUM_TASKS='two': "),
     ({"OMPI_COMM_WORLD_SIZE": "-2"}, "auto", "OMPI_COMM_WORLD_SIZE='-2': "),
     ({"PMI_SIZE": "2"}, "auto", "PMI_RANK='': "),
-    (
-      mpirun(cluster._PMI, 0, 2) | {"MPI_LOCALRANKID": "x"},
-      "auto",
-      "MPI_LOCALRANKID='x': ",
-    ),
+    (PMI | {"MPI_LOCALRANKID": "x"}, "auto", "MPI_LOCALRANKID='x': "),
     # Half an identity, which MPI's would not complete.
-    (
-      {"REFT_PROCESS": "3"} | mpirun(cluster._PMI, 0, 2),
-      "node0:8476",
-      "REFT_PROCESSES='': ",
-    ),
+    ({"REFT_PROCESS": "3"} | PMI, "node0:8476", "REFT_PROCESSES='': "),
     ({"REFT_PROCESSES": "4"}, "node0:8476", "REFT_PROCESS='': "),
     # No HOST:PORT.
     *(

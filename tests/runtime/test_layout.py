@@ -1,6 +1,5 @@
 """How a model is laid out on devices, and that it changes no result."""
 
-import dataclasses
 import functools
 
 import chex
@@ -113,15 +112,12 @@ def test_all_devices_are_used_and_heads_are_split_alike(
 
 # Results ---------------------------------------------------------------------
 
-MODEL = dataclasses.replace(tiny.CONFIG, kv_heads=4)
 ROWS = 16
 
 
 def learner(gather: str, dtype="float32"):
   """A supervised update of two micro-batches, its optimizer, a batch."""
-  networks = dataclasses.replace(
-    tiny.make(compute_dtype=dtype), config=MODEL, gather=gather
-  )
+  networks = tiny.make(compute_dtype=dtype, gather=gather)
   optimizer = optim.build(schema.OptimizerConfig(learning_rate=1e-2), 10)
   update = supervised_lib.make_update(networks, optimizer, micro_batch=8)
   random = np.random.default_rng(0)

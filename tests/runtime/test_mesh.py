@@ -95,16 +95,26 @@ def test_rows_that_are_not_shared_alike_lie_on_every_device():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_parameters_keep_their_values_wherever_they_lie(policy, shape):
+def test_parameters_and_batches_keep_their_values(policy, shape):
   mesh = mesh_of(*shape)
   placed = mesh_lib.put(mesh, policy)
   chex.assert_trees_all_equal(jax.device_get(placed), policy)
-  shardings = mesh_lib.shardings(mesh, policy)
   jax.tree.map(
     lambda leaf, sharding: chex.assert_equal(leaf.sharding, sharding),
     placed,
-    shardings,
+    mesh_lib.shardings(mesh, policy),
   )
+  # Each device holds its rows of a batch.
+  rows = [([row, row + 1], [row + 2]) for row in range(14)]
+  host = batches.supervised(rows, batch=16, slots=8, pad_id=0)
+  placed = mesh_lib.put_batch(mesh, host)
+  chex.assert_trees_all_equal(jax.device_get(placed), host)
+  share = 16 // mesh_lib.num_batch_shards(mesh)
+  for leaf in jax.tree.leaves(placed):
+    assert leaf.sharding.spec == mesh_lib.BATCH == P(("data", "fsdp"))
+    for shard in leaf.addressable_shards:
+      assert shard.data.shape == (share, *leaf.shape[1:])
+      np.testing.assert_array_equal(shard.data, np.asarray(leaf)[shard.index])
 
 
 def test_letters_say_how_much_of_a_parameter_a_device_holds(policy):
@@ -119,18 +129,3 @@ def test_letters_say_how_much_of_a_parameter_a_device_holds(policy):
   assert held(block["attention"]["q_DNH"]) == {(2, 8 // 4, 4 // 2, 6)}
   assert held(block["mlp"]["down_FD"]) == {(2, 16 // 2, 8 // 4)}
   assert held(placed["trunk"]["norm_D"]) == {(8,)}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_each_device_holds_its_rows_of_a_batch(shape):
-  mesh = mesh_of(*shape)
-  rows = [([row, row + 1], [row + 2]) for row in range(14)]
-  host = batches.supervised(rows, batch=16, slots=8, pad_id=0)
-  placed = mesh_lib.put_batch(mesh, host)
-  chex.assert_trees_all_equal(jax.device_get(placed), host)
-  share = 16 // mesh_lib.num_batch_shards(mesh)
-  for leaf in jax.tree.leaves(placed):
-    assert leaf.sharding.spec == mesh_lib.BATCH == P(("data", "fsdp"))
-    for shard in leaf.addressable_shards:
-      assert shard.data.shape == (share, *leaf.shape[1:])
-      np.testing.assert_array_equal(shard.data, np.asarray(leaf)[shard.index])

@@ -21,12 +21,9 @@ rows_st = st.lists(
 )
 
 
-@contextlib.contextmanager
 def recorder(folder, tensorboard=False):
-  with contextlib.closing(
-    metrics.Recorder(folder, tensorboard=tensorboard)
-  ) as opened:
-    yield opened
+  opened = metrics.Recorder(folder, tensorboard=tensorboard)
+  return contextlib.closing(opened)
 
 
 def log(opened, rows):
@@ -36,17 +33,10 @@ def log(opened, rows):
 
 def expected(rows):
   return [
-    {
-      "stage": stage,
-      "step": step,
-      **{k: v if math.isfinite(v) else math.nan for k, v in values.items()},
-    }
+    {"stage": stage, "step": step}
+    | {k: v if math.isfinite(v) else math.nan for k, v in values.items()}
     for stage, step, values in rows
   ]
-
-
-def refuse(constant):
-  raise AssertionError(f"{constant} is not JSON")
 
 
 def same(left, right):
@@ -61,7 +51,7 @@ def test_reads_what_was_logged(tmp_path_factory, rows):
     log(opened, rows)
     assert same(metrics.read(folder), expected(rows))  # Before it is closed.
   for line in (folder / metrics.FILE).read_text().splitlines():
-    json.loads(line, parse_constant=refuse)
+    json.loads(line, parse_constant=pytest.fail)
 
 
 @settings(max_examples=30)
@@ -84,12 +74,8 @@ def test_rewind_forgets_one_stage_from_a_step_on(
 def test_a_crash_while_rewinding_loses_nothing(tmp_path, monkeypatch):
   with recorder(tmp_path) as opened:
     log(opened, [("reft", step, {"kl": 1.0}) for step in range(3)])
-
-    def crash(*_):
-      raise OSError("power cut")
-
-    monkeypatch.setattr(metrics.pathlib.Path, "replace", crash)
-    with pytest.raises(OSError, match="power cut"):
+    monkeypatch.setattr(metrics.pathlib.Path, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # A crash.
       opened.rewind("reft", 1)
   assert len(metrics.read(tmp_path)) == 3
 

@@ -6,6 +6,7 @@ The slow tests start two processes with four devices each on this machine.
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import socket
@@ -24,31 +25,15 @@ from reft_jax.models.hf import peft
 from reft_jax.runtime import cluster, metrics, multihost
 
 HERE = pathlib.Path(__file__).resolve().parent
-SETTINGS = [
-  "data.dev_size=8",
-  "embedded.questions=24",
-  "embedded.test=16",
-  "embedded.documents=64",
-  "base.width=16",
-  "base.ffn=24",
-  "base.steps=3",
-  "base.batch_size=16",
-  "warmup.epochs=1",
-  "warmup.batch_size=8",
-  "sft.epochs=1",
-  "sft.learning_rates=[1e-3]",
-  "sft.batch_size=8",
-  "reft.steps=6",
-  "reft.batch_size=16",
-  "reft.minibatch_size=8",
-  "reft.evaluate_every=6",
-  "reft.optimizer.learning_rate=1e-3",
-  "evaluation.batch_size=16",
-  "evaluation.majority_samples=0",
-  "logging.every=1",
-  "logging.tensorboard=false",
-  "checkpoint.every=1",
-]
+SETTINGS = shlex.split("""
+  data.dev_size=8 embedded.questions=24 embedded.test=16 embedded.documents=64
+  base.width=16 base.ffn=24 base.steps=3 base.batch_size=16 warmup.epochs=1
+  warmup.batch_size=8 sft.epochs=1 sft.learning_rates=[1e-3] sft.batch_size=8
+  reft.steps=6 reft.batch_size=16 reft.minibatch_size=8 reft.evaluate_every=6
+  reft.optimizer.learning_rate=1e-3 evaluation.batch_size=16
+  evaluation.majority_samples=0 logging.every=1 logging.tensorboard=false
+  checkpoint.every=1
+""")
 # Differences of rounding, below a thousandth of a nat.
 ROUNDING = {"sampler_gap", "old_logprob_gap"}
 
