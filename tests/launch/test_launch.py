@@ -119,6 +119,8 @@ class Machine:
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      # Started in the background, these tests would pass on an ignored SIGINT.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     if kill:
       deadline = time.monotonic() + 30
