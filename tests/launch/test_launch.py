@@ -113,14 +113,13 @@ class Machine:
     It gets the signal `kill` once a fake waits for one.
     """
     process = subprocess.Popen(
-      [str(LAUNCH / script), *arguments],
+      # Tests that run in the background would pass on an ignored SIGINT.
+      ["/usr/bin/env", "--default-signal=INT", LAUNCH / script, *arguments],
       cwd=self.folder,
       env=self.environment | variables,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
-      # Started in the background, these tests would pass on an ignored SIGINT.
-      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     if kill:
       deadline = time.monotonic() + 30
