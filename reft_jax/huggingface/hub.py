@@ -103,11 +103,9 @@ def _parts(name: str) -> tuple[str, str | None]:
 
 def _cached(repo: str, revision: str | None) -> pathlib.Path | None:
   """The complete snapshot in the hub's cache, if there is one."""
-  from huggingface_hub import errors as hub_errors
-
   try:
     found = _snapshot(repo, revision, local_files_only=True)
-  except (OSError, hub_errors.HFValidationError):  # Not there, or a bad name.
+  except (OSError, ValueError):  # Not there, or a name that the hub refuses.
     return None
   return None if _missing_file(found) else found
 

@@ -586,13 +586,8 @@ def test_a_judge_that_reads_other_tokens(refused, run_folder):
 def test_samples_of_another_kind(refused, run_folder):
   model = "models/reft"
   assert evaluate.main([model]) == 0
-  for change, word in (
-    ("evaluation.temperature=0.5", "temperature: 1.0 -> 0.5"),
-    ("evaluation.samples=5", "samples: 4 -> 5"),
-    ("seed=1", "questions: "),
-  ):
-    said = refused(model, change)
-    assert word in said
-    assert "holds completions of another kind" in said
+  said = refused(model, "evaluation.temperature=0.5")
+  assert "holds completions of another kind" in said
+  assert "temperature: 1.0 -> 0.5" in said
   shutil.copy("models/warmup/model.safetensors", "models/reft")
   assert "(model: " in refused(model)
