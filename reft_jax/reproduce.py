@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
 def read_suite(command: cli.Command) -> suites.Suite:
   """The suite that a command line names, with its seeds and settings."""
   suite = reading.load(command.paths[0])
-  output, overrides = f"runs/suite-{suite.name}", []
+  output, overrides = "", []
   for setting in command.overrides:
     if setting.startswith("output="):
       output = setting.removeprefix("output=")
@@ -88,7 +88,7 @@ def read_suite(command: cli.Command) -> suites.Suite:
   return dataclasses.replace(
     suite,
     seeds=command.options["seeds"] or suite.seeds,
-    output=files.expand_user(output),
+    output=files.expand_user(output or f"runs/suite-{suite.name}"),
     overrides=tuple(overrides),
   )
 

@@ -96,11 +96,8 @@ def markdown(
   `account` says how the numbers were made, as results.json does; `pictures` has
   the title of each picture by its file.
   """
-  parts = [
-    f"# Reproduction: {suite.name}",
-    suite.about,
-    _introduction(suite, account),
-  ]
+  parts = [f"# Reproduction: {suite.name}", suite.about]
+  parts += [_introduction(suite, account)]
   if findings:
     parts += ["## What reproduced and what did not", *_verdicts(findings)]
   for table in suite.tables:
@@ -246,15 +243,12 @@ def _every_seed(suite: suites.Suite, found: results.Results) -> str:
     for table in suite.tables
     for row in table.rows
   )
-  rows = []
+  seeds, rows = suite.seeds, []
   for model in models:
     values = found.of(model)
-    cells = [
-      cell("share", [values[seed]] if seed in values else [])
-      for seed in suite.seeds
-    ]
+    cells = [cell("share", [values[s]] if s in values else []) for s in seeds]
     rows.append([f"{model.run}/{model.stage}", *cells])
-  return grid(["test", *(f"seed {seed}" for seed in suite.seeds)], rows)
+  return grid(["test", *(f"seed {seed}" for seed in seeds)], rows)
 
 
 def _runs(suite: suites.Suite) -> str:

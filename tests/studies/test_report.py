@@ -75,7 +75,7 @@ def test_a_table_beside_the_papers_figures():
   rows = (
     suites.Row("SFT", SFT, {"GSM8K": "41.0"}),
     suites.Row("ReFT", REFT, {"GSM8K": "46.8", "SVAMP": "-"}),
-    suites.Row("None", suites.Reference("main", "base", "test")),
+    suites.Row("p(x|y)\nover all", suites.Reference("main", "base", "test")),
   )
   table = suites.Table("", ("test", "learning_rate", "kl"), rows)
   text = report.grid(*report.rows_of(table, found))
@@ -86,10 +86,5 @@ def test_a_table_beside_the_papers_figures():
     # A mean over fewer seeds than its neighbours says so.
     "| SFT | 20.0 ± 10.0 | 1e-4, 1e-4, 3e-4 | 1e-4 (of 1) | 1 | 41.0 |  |",
     "| ReFT | 85.0 ± 5.0 | - | - | 3 | 46.8 | - |",
-    "| None | - | - | - | 0 |  |  |",
+    r"| p(x\|y) over all | - | - | - | 0 |  |  |",
   ]
-
-
-def test_a_label_breaks_no_table():
-  text = report.grid(["", "test"], [["p(x|y)\nover all", "1"]])
-  assert text.splitlines()[2] == r"| p(x\|y) over all | 1 |"

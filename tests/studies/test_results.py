@@ -66,9 +66,8 @@ def test_runs_that_are_not_done_are_not_read(tmp_path):
 
 
 def test_the_machine(found):
-  assert (
-    found.machine() == "2 CPU cores, devices cpu:0, Python 3.12.1, jax 0.11"
-  )
+  machine = "2 CPU cores, devices cpu:0, Python 3.12.1, jax 0.11"
+  assert found.machine() == machine
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from reft_jax.runtime import console as console_lib
 from reft_jax.studies import jobs as jobs_lib
 from reft_jax.studies import reading, runner
 
+NAP = "import time; time.sleep(0.3)\n"
+
 
 def job(name, script="", needs=(), finished=True, **others) -> jobs_lib.Job:
   return jobs_lib.Job(
@@ -53,10 +55,9 @@ def folder(tmp_path) -> Folder:
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_jobs_wait_for_the_jobs_they_need(folder, at_once):
-  nap = "import time; time.sleep(0.3)\n"
   folder.perform(
-    job("main", nap + folder.says("main")),
-    job("one", nap + folder.says("one"), {"main"}),
+    job("main", NAP + folder.says("main")),
+    job("one", NAP + folder.says("one"), {"main"}),
     job("two", folder.says("two"), {"main", "one"}),
     job("other", folder.says("other")),
     at_once=at_once,
@@ -85,9 +86,8 @@ def test_a_finished_job_does_not_run_again(folder):
 
 def test_a_job_waits_for_one_that_runs_again(folder):
   folder.perform(job("main", folder.says("main")))
-  nap = "import time; time.sleep(0.3)\n"
   folder.perform(
-    job("main", nap + folder.says("again")),
+    job("main", NAP + folder.says("again")),
     job("one", folder.says("one"), {"main"}),
     at_once=2,
   )
